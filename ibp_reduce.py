@@ -1,0 +1,2383 @@
+#!/usr/bin/env python3
+"""Reduce Feynman integrals to master integrals by integration-by-parts identities.
+
+    python ibp_reduce.py --local 8                             # I[3,2,1,3,2,2,-6] of trianglebox to its 16 masters
+    python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --output r.pkl
+    python ibp_reduce.py --family doublebox --integral 1,1,1,1,1,1,1,-2,-2
+    python ibp_reduce.py --integrals targets.txt --prime 2147483647
+    python ibp_reduce.py --list-families
+    python ibp_reduce.py --benchmark
+
+How a reduction goes (the sections below, in this order):
+    Errors                  one root, one line for the user
+    Constants               limits, the neighbourhoods that a search tries
+    Families                definition, built-in families, JSON files
+    Identities              IBP and LI operators derived from the propagators, then put at a numerical point
+    Sectors and weights     bit masks, zero sectors, the order of integrals as one int64
+    Rules: discovery        local elimination around one integral finds the rows that reduce it
+    Rules: replay           the same rows reduce all other integrals of the sector, many at a time
+    One sector              waves of one-step results, coefficients carried down to the subsectors
+    Masters                 which integrals nothing reduces; corners; a preferred basis
+    Store                   rules, identities and one-step results on disk, shared by programs
+    Controller              sectors from the top down, over an executor
+    Results                 pickle, summary
+    Benchmark               the published integrals against the published figures
+    Command line
+
+Glossary: L loop momenta k, E independent external momenta p, n propagators; an integral is its tuple of n indices; sector = bit mask of
+the positive ones; t = number of positive indices, r = their sum, s = minus the sum of the others, dots = r - t; corner = positive indices
+1, others 0; seed = the indices an identity is applied to; row = (operator, seed - target), one identity; prime p: all arithmetic is in the
+integers modulo p, below 2**31 so that products fit an int64.
+References: Chetyrkin, Tkachov, Nucl. Phys. B192 (1981) 159 (IBP); Gehrmann, Remiddi, hep-ph/9912329 (LI); Laporta, hep-ph/0102033
+(ordered elimination); arXiv:2502.05121 (the default family and its 16 masters).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import io
+import json
+import os
+import pickle
+import re
+import shelve
+import sqlite3
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from fractions import Fraction
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from condor_worker import ExecutorError, InlineExecutor, LocalExecutor
+
+__version__ = "0.1.0"
+
+Index = tuple[int, ...]
+Expression = dict[Index, int]
+
+# =====================================================================================================================
+# Errors
+# =====================================================================================================================
+
+
+class ReductionError(Exception):
+    """Root of what this program refuses or cannot do; its text is one line: what, where, what to do."""
+
+
+class InputError(ReductionError):
+    """The user's input is wrong (exit code 2)."""
+
+
+# =====================================================================================================================
+# Constants
+# =====================================================================================================================
+
+MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
+GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
+KEY_BITS = 62
+BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
+REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
+TARGETS_PER_PASS = 32  # columns of coefficients carried at once
+SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
+CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Seeds around a target: |delta_i| <= reach, sum |delta_i| <= norm, and the ranges of the changes of r and of s."""
+
+    reach: int
+    dr: tuple[int, int]
+    ds: tuple[int, int]
+    norm: int
+
+
+# Tried in this order until one of them reduces the integral. The first four suffice for almost all; the wider ones serve integrals
+# close to masters with numerators. An integral that the last one does not reduce either is unreduced.
+NEIGHBOURHOODS = (
+    Neighbourhood(1, (-1, -1), (-1, 0), 2),
+    Neighbourhood(1, (-1, -1), (-1, 1), 3),
+    Neighbourhood(1, (-2, 0), (-1, 1), 2),
+    Neighbourhood(1, (-2, 0), (-1, 1), 3),
+    Neighbourhood(2, (-2, 0), (-2, 1), 4),
+    Neighbourhood(2, (-2, 1), (-2, 2), 4),
+)
+
+# =====================================================================================================================
+# Families
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Family:
+    """Definition of an integral family; everything else about it is computed.
+
+    propagators: (momentum, squared mass) pairs; a momentum such as 'k1+p1' is squared, a product such as '2*k1*p1' (a linear propagator)
+    is taken as it stands, and the squared mass is subtracted. The last `isps` of them are irreducible scalar products.
+    kinematics: a value for each scalar product of external momenta, in terms of the invariants.
+    point: the invariants and their default values. paper_masters: a published basis, if there is one.
+    """
+
+    name: str
+    loop_momenta: tuple[str, ...]
+    external_momenta: tuple[str, ...]
+    propagators: tuple[tuple[str, str], ...]
+    isps: int
+    kinematics: tuple[tuple[str, str], ...]
+    point: tuple[tuple[str, str], ...]
+    d: str = "41"
+    paper_masters: tuple[Index, ...] = ()
+
+    @property
+    def n(self) -> int:
+        return len(self.propagators)
+
+    @property
+    def lines(self) -> int:
+        """Number of propagators that may have a positive index."""
+        return self.n - self.isps
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return ("d", *(name for name, _ in self.point))
+
+    @cached_property
+    def identifier(self) -> str:
+        """Hash of what the identities depend on: the key of this family in a store, whatever the family is called."""
+        parts = (self.loop_momenta, self.external_momenta, self.propagators, self.isps, self.kinematics, self.symbols)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
+
+
+def _family(name: str, loops: str, externals: str, propagators: str, isps: int, kinematics: dict, point: str, masters: str = "") -> Family:
+    """A built-in family from compact text: 'k1+p1 : m' is a propagator with squared mass m."""
+    split = [text.partition(":") for text in propagators.split(",")]
+    return Family(
+        name,
+        tuple(loops.split()),
+        tuple(externals.split()),
+        tuple((momentum.strip(), mass.strip() or "0") for momentum, _, mass in split),
+        isps,
+        tuple(kinematics.items()),
+        tuple(tuple(item.split("=")) for item in point.split()),
+        paper_masters=tuple(tuple(map(int, item.split(","))) for item in masters.split()),
+    )
+
+
+def _massless_box(m: str = "") -> dict[str, str]:
+    """Four legs, the first three massless, p4^2 = m: s = (p1+p2)^2, t = (p2+p3)^2."""
+    squares = {f"p{i}*p{i}": "0" for i in (1, 2, 3)}
+    return squares | {"p1*p2": "s/2", "p2*p3": "t/2", "p1*p3": f"({m or '0'}-s-t)/2"}
+
+
+_PENTAGON = {f"p{i}*p{i}": "0" for i in (1, 2, 3, 4)} | {
+    "p1*p2": "s12/2",
+    "p2*p3": "s23/2",
+    "p3*p4": "s34/2",
+    "p1*p3": "(s45-s12-s23)/2",
+    "p2*p4": "(s51-s23-s34)/2",
+    "p1*p4": "(s23-s51-s45)/2",
+}
+_DOUBLEBOX = "k1, k1+p1, k1+p1+p2, k1+k2, k2, k2-p1-p2, k2-p1-p2-p3, k1+p1+p2+p3, k2-p1"
+
+BUILT_IN_FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        _family(
+            "trianglebox",
+            "k1 k2",
+            "p1 p3",
+            "k1, k2, k1+k2, k1+p1, k2+p3, k2-p1, k1+p3",
+            1,
+            {"p1*p1": "m1", "p3*p3": "m3", "p1*p3": "(m2-m1-m3)/2"},
+            "m1=1 m2=31 m3=47",
+            "0,1,1,1,0,0,0 1,0,1,0,1,0,0 0,0,1,1,1,0,0 1,0,1,0,0,1,0 1,1,0,1,1,0,0 1,0,1,1,1,0,0 1,-1,1,1,1,0,0 0,1,1,1,1,0,0 "
+            "-1,1,1,1,1,0,0 1,1,0,1,0,1,0 1,0,1,0,1,1,0 1,-1,1,0,1,1,0 1,0,0,1,1,1,0 1,1,1,1,1,0,0 1,1,0,1,1,1,0 1,0,1,1,1,1,0",
+        ),
+        _family("doublebox", "k1 k2", "p1 p2 p3", _DOUBLEBOX, 2, _massless_box(), "s=3 t=7"),
+        _family("doublebox-1m", "k1 k2", "p1 p2 p3", _DOUBLEBOX, 2, _massless_box("m"), "s=3 t=7 m=11"),
+        _family(
+            "nonplanar-doublebox",
+            "k1 k2",
+            "p1 p2 p3",
+            "k1, k1+p1, k1+p1+p2, k2, k2+p3, k1-k2+p1+p2, k1-k2-p3, k2+p1, k1+p3",
+            2,
+            _massless_box(),
+            "s=3 t=7",
+        ),
+        _family("sunrise", "k1 k2", "p", "k1:m, k2:m, k1+k2+p:m, k1+p, k2+p", 2, {"p*p": "s"}, "s=7 m=3"),
+        _family(
+            "pentabox",
+            "k1 k2",
+            "p1 p2 p3 p4",
+            "k1, k1+p1, k1+p1+p2, k1+p1+p2+p3, k2, k2+p1+p2+p3+p4, k2+p1+p2+p3, k1-k2, k1+p1+p2+p3+p4, k2+p1, k2+p1+p2",
+            3,
+            _PENTAGON,
+            "s12=3 s23=7 s34=11 s45=13 s51=17",
+        ),
+        _family("ladder3", "k1 k2 k3", "p", "k1, k2, k3, k1+p, k2+p, k3+p, k1-k2, k2-k3, k1-k3", 1, {"p*p": "s"}, "s=5"),
+        _family(
+            "banana3", "k1 k2 k3", "p", "k1:m, k2:m, k3:m, k1+k2+k3+p:m, k1+k2, k1+k3, k2+k3, k1+p, k2+p", 5, {"p*p": "s"}, "s=7 m=3"
+        ),
+        _family("box", "k1", "p1 p2 p3", "k1, k1+p1, k1+p1+p2, k1+p1+p2+p3", 0, _massless_box(), "s=3 t=7"),
+        _family("bubble", "k1", "p", "k1:m, k1+p:m", 0, {"p*p": "s"}, "s=7 m=3"),
+    )
+}
+
+_FAMILY_KEYS = {
+    "name": str,
+    "loop_momenta": list,
+    "external_momenta": list,
+    "propagators": list,
+    "isps": int,
+    "kinematics": dict,
+    "invariants": dict,
+}
+
+
+def load_family(text: str) -> Family:
+    """The built-in family of this name, or the one defined in this JSON file.
+
+    The file holds one object: name, loop_momenta ["k1"], external_momenta ["p1", "p2"], propagators ["k1", ["k1+p1", "m"], …] (momentum or
+    [momentum, squared mass], ISPs last), isps (how many), kinematics {"p1*p1": "0", "p1*p2": "s/2"}, invariants {"s": 3} with their
+    default values, and optionally d. Raises InputError.
+    """
+    if text in BUILT_IN_FAMILIES:
+        return BUILT_IN_FAMILIES[text]
+    path = Path(text)
+    if not path.is_file():
+        raise InputError(f"unknown family {text!r}: neither a file nor one of {', '.join(BUILT_IN_FAMILIES)}")
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"family file {path}: not readable as JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise InputError(f"family file {path}: expected one JSON object with the keys {', '.join(_FAMILY_KEYS)}")
+    for key, kind in _FAMILY_KEYS.items():
+        if not isinstance(data.get(key), kind) or isinstance(data.get(key), bool):
+            raise InputError(f"family file {path}: key {key!r} is missing or not a {kind.__name__}")
+    unknown = set(data) - set(_FAMILY_KEYS) - {"d"}
+    if unknown:
+        raise InputError(f"family file {path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d")
+    propagators = [entry if isinstance(entry, list) else [entry, "0"] for entry in data["propagators"]]
+    if any(len(entry) != 2 for entry in propagators):
+        raise InputError(f"family file {path}: a propagator is 'momentum' or ['momentum', 'squared mass']")
+    family = Family(
+        data["name"],
+        tuple(map(str, data["loop_momenta"])),
+        tuple(map(str, data["external_momenta"])),
+        tuple((str(momentum), str(mass)) for momentum, mass in propagators),
+        data["isps"],
+        tuple((str(pair), str(value)) for pair, value in data["kinematics"].items()),
+        tuple((str(name), str(value)) for name, value in data["invariants"].items()),
+        d=str(data.get("d", 41)),
+    )
+    _check_family(family, f"family file {path}")
+    return family
+
+
+def _check_family(family: Family, where: str) -> None:
+    """Raises InputError where names clash or counts cannot be right (linear dependence is found by derive_identities)."""
+    loops, externals = len(family.loop_momenta), len(family.external_momenta)
+    names = [*family.loop_momenta, *family.external_momenta, *family.symbols]
+    bad = [name for name in names if not name.isidentifier()] + [name for name in names if names.count(name) > 1]
+    if bad:
+        raise InputError(f"{where}: {bad[0]!r} is not a name, or is used twice among momenta and invariants ('d' is taken)")
+    needed = loops * (loops + 1) // 2 + loops * externals
+    if loops < 1 or family.n != needed:
+        raise InputError(
+            f"{where}: {family.n} propagators, but {loops} loop and {externals} independent external momenta need exactly {needed} "
+            "(add irreducible scalar products at the end, counted in 'isps')"
+        )
+    if not 0 <= family.isps < family.n or family.n > 60:
+        raise InputError(f"{where}: isps = {family.isps} with {family.n} propagators; 0 <= isps < propagators <= 60 is needed")
+
+
+_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+    ast.Pow: lambda a, b: a**b,
+}
+
+
+def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
+    """Value of an arithmetic expression (+ - * / ** and parentheses) over whatever ring the names' values and Fractions live in."""
+
+    def visit(node: ast.AST) -> Any:
+        match node:
+            case ast.Expression(body=body):
+                return visit(body)
+            case ast.Constant(value=int(value)) if not isinstance(value, bool):
+                return names.get("1", Fraction(1)) * value
+            case ast.Name(id=name):
+                if name not in names:
+                    known = ", ".join(key for key in names if key != "1")
+                    raise InputError(f"{where}: undefined symbol {name!r} in {text!r}; known: {known or 'none'}")
+                return names[name]
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -visit(operand)
+            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
+                return visit(operand)
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16:
+                return visit(left) ** power
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS and not isinstance(op, ast.Pow):
+                return _OPERATORS[type(op)](visit(left), visit(right))
+        raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols")
+
+    try:
+        return visit(ast.parse(text.strip(), mode="eval"))
+    except (SyntaxError, ValueError, RecursionError):
+        raise InputError(f"{where}: {text!r} is not an arithmetic expression") from None
+    except ZeroDivisionError:
+        raise InputError(f"{where}: division by zero in {text!r}") from None
+
+
+# =====================================================================================================================
+# Identities
+# =====================================================================================================================
+
+Polynomial = tuple[tuple[tuple[int, ...], int], ...]  # ((exponents of the symbols, integer coefficient), …)
+Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
+Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
+
+
+def derive_identities(family: Family) -> tuple[Operator, ...]:
+    """IBP operators d/dk_i . q for every loop momentum k_i and every q of loop and external momenta, then the LI operators.
+
+    Applied to a seed a, an operator is the equation 0 = sum over its terms of (sum_i c_i a_i + c_0) I[a + shift]. Exact in d and the
+    invariants. Raises InputError for propagators that are not a basis of the scalar products, or undefined symbols.
+    """
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+    from sympy.polys.rings import ring
+
+    where = f"family {family.name}"
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
+    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
+    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
+    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
+    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
+    externals = _external_products(family, invariants, functions, where)
+    in_propagators = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
+    loops, n = len(family.loop_momenta), family.n
+
+    def add_derivative(terms: dict, factor: Any, momentum: int, vector: Any) -> None:
+        """terms += factor * (vector . d/d momentum) applied to the integrand: -a_b (vector . dD_b/d momentum) / D_b for each b."""
+        for b, propagator in enumerate(propagators):
+            product = vector * propagator.diff(momenta[momentum])
+            if not product:
+                continue
+            *linear, constant = in_propagators(product)
+            for c, value in enumerate([*linear, constant]):
+                if value:
+                    shift = tuple((i == b) - (i == c) for i in range(n))
+                    row = terms.setdefault(shift, {})
+                    row[b + 1] = row.get(b + 1, functions.zero) - factor * value
+
+    operators = []
+    for i in range(loops):
+        for j, vector in enumerate(momenta):
+            terms: dict = {(0,) * n: {0: invariants["d"]}} if i == j else {}
+            add_derivative(terms, functions.one, i, vector)
+            operators.append(terms)
+    count = len(family.external_momenta)
+    for i in range(count):
+        for j in range(i + 1, count):
+            terms = {}
+            for e in range(count):
+                add_derivative(terms, externals[e, j], loops + e, momenta[loops + i])
+                add_derivative(terms, -externals[e, i], loops + e, momenta[loops + j])
+            operators.append(terms)
+    return tuple(_freeze_operator(terms) for terms in operators)
+
+
+def _propagator(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
+    """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is."""
+    try:
+        value = momenta_ring(evaluate(text, invariants | vectors | {"1": momenta_ring.one}, where))
+    except (TypeError, ValueError, ArithmeticError):
+        raise InputError(f"{where}: propagator {text!r} is not polynomial in the momenta") from None
+    degrees = {sum(monomial) for monomial in value.monoms()} if value else set()
+    if degrees not in ({1}, {2}):
+        raise InputError(f"{where}: propagator {text!r} is neither a momentum nor a product of two (squared masses go beside it)")
+    return value**2 if degrees == {1} else value
+
+
+def _external_products(family: Family, invariants: dict, functions: Any, where: str) -> dict[tuple[int, int], Any]:
+    """Scalar products (i, j) of external momenta as functions of the invariants."""
+    names = list(family.external_momenta)
+    products: dict[tuple[int, int], Any] = {}
+    for pair, value in family.kinematics:
+        factors = [part.strip() for part in pair.replace("**2", "^2").split("*")]
+        factors = [factors[0][:-2]] * 2 if len(factors) == 1 and factors[0].endswith("^2") else factors
+        if len(factors) != 2 or any(name not in names for name in factors):
+            raise InputError(f"{where}: kinematic rule {pair!r} is not a product of two of the external momenta {', '.join(names)}")
+        i, j = sorted(map(names.index, factors))
+        if (i, j) in products:
+            raise InputError(f"{where}: two kinematic rules for {names[i]}*{names[j]}")
+        products[i, j] = products[j, i] = functions(evaluate(value, invariants, where))
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[i:], i):
+            if (i, j) not in products:
+                raise InputError(f"{where}: no kinematic rule for {a}*{b}")
+    return products
+
+
+def _scalar_products_to_propagators(
+    family: Family, propagators: list, masses: list, externals: dict, functions: Any, where: str
+) -> Callable[[Any], list]:
+    """The map from a quadratic form in the momenta to its n + 1 coefficients of D_1 … D_n and 1."""
+    from sympy.polys.matrices import DomainMatrix
+    from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
+
+    loops, n = len(family.loop_momenta), family.n
+    total = loops + len(family.external_momenta)
+    column = {pair: number for number, pair in enumerate((i, j) for i in range(loops) for j in range(i, total))}
+
+    def split(form: Any) -> list:
+        """Coefficients of the scalar products with a loop momentum, then the constant part."""
+        row = [functions.zero] * (n + 1)
+        for monomial, value in form.terms():
+            i, j = (k for k, power in enumerate(monomial) for _ in range(power))
+            if i < loops:
+                row[column[i, j]] += value
+            else:
+                row[n] += value * externals[i - loops, j - loops]
+        return row
+
+    rows = [split(form) for form in propagators]
+    try:
+        inverse = DomainMatrix([row[:n] for row in rows], (n, n), functions.to_domain()).inv().to_list()
+    except DMNonInvertibleMatrixError:
+        raise InputError(f"{where}: the propagators are linearly dependent; they must span all {n} scalar products with loop momenta") from None
+    constants = [row[n] - mass for row, mass in zip(rows, masses)]
+
+    def convert(form: Any) -> list:
+        row = split(form)
+        linear = [sum((row[k] * inverse[k][b] for k in range(n) if row[k]), functions.zero) for b in range(n)]
+        return [*linear, row[n] - sum((linear[b] * constants[b] for b in range(n)), functions.zero)]
+
+    return convert
+
+
+def _freeze_operator(terms: dict) -> Operator:
+    """Builtin types only, so that an operator can be stored and sent: integer polynomials over the symbols."""
+    frozen = []
+    for shift, row in sorted(terms.items()):
+        coefficients = []
+        for i, value in sorted(row.items()):
+            if value:
+                numerator, denominator = value.numer.clear_denoms(), value.denom.clear_denoms()
+                scaled_numerator = numerator[1].mul_ground(denominator[0])
+                scaled_denominator = denominator[1].mul_ground(numerator[0])
+                coefficients.append((i, _freeze_polynomial(scaled_numerator), _freeze_polynomial(scaled_denominator)))
+        if coefficients:
+            frozen.append((shift, tuple(coefficients)))
+    return tuple(frozen)
+
+
+def _freeze_polynomial(polynomial: Any) -> Polynomial:
+    return tuple((tuple(map(int, monomial)), int(value)) for monomial, value in sorted(polynomial.terms()))
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the identities are evaluated: d and the invariants as rational numbers, and the prime."""
+
+    d: Fraction
+    invariants: tuple[tuple[str, Fraction], ...]
+    prime: int
+
+    def residues(self) -> tuple[int, ...]:
+        """d and the invariants modulo the prime, in the order of Family.symbols. Raises InputError on a zero denominator."""
+        values = []
+        for name, value in (("d", self.d), *self.invariants):
+            if value.denominator % self.prime == 0:
+                raise InputError(f"{name} = {value}: division by zero modulo {self.prime}; take another prime or point")
+            values.append(value.numerator * pow(value.denominator, -1, self.prime) % self.prime)
+        return tuple(values)
+
+
+def generic_point(family: Family) -> Point:
+    """A pseudo-random point modulo GENERIC_PRIME, the same for a family everywhere; what holds there holds at nearly every point."""
+
+    def draw(name: str) -> Fraction:
+        digest = hashlib.sha256(f"{family.identifier} {name}".encode()).digest()
+        return Fraction(1000 + int.from_bytes(digest[:8], "big") % (GENERIC_PRIME - 2000))
+
+    return Point(draw("d"), tuple((name, draw(name)) for name, _ in family.point), GENERIC_PRIME)
+
+
+@dataclass(frozen=True, eq=False)
+class Equations:
+    """All operators at one point, as arrays over their terms: operator [E], shift [E, n], coefficient [E, n+1] of (1, a) modulo prime."""
+
+    prime: int
+    count: int
+    operator: np.ndarray
+    shift: np.ndarray
+    coefficient: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return self.shift.shape[1]
+
+
+def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
+    """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
+    p, values = point.prime, point.residues()
+
+    @lru_cache(maxsize=None)
+    def polynomial(terms: Polynomial) -> int:
+        total = 0
+        for exponents, factor in terms:
+            for value, power in zip(values, exponents):
+                factor = factor * pow(value, power, p) % p
+            total += factor
+        return total % p
+
+    labels, shifts, rows = [], [], []
+    for number, terms in enumerate(operators):
+        for shift, coefficients in terms:
+            row = [0] * (len(shift) + 1)
+            for i, numerator, denominator in coefficients:
+                below = polynomial(denominator)
+                if below == 0:
+                    shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
+                    raise InputError(f"the point {shown} makes an identity degenerate: division by zero modulo {p}; take another point or prime")
+                row[i] = polynomial(numerator) * pow(below, -1, p) % p
+            labels.append(number)
+            shifts.append(shift)
+            rows.append(row)
+    return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+
+# =====================================================================================================================
+# Sectors and weights
+# =====================================================================================================================
+
+
+def sector_of(indices: Sequence[int]) -> int:
+    """Bit mask of the positive indices, index 1 in bit 0."""
+    return sum(1 << i for i, a in enumerate(indices) if a > 0)
+
+
+def sector_order(bits: int) -> tuple[int, int]:
+    """Sort key of sectors: number of lines, then the bit mask."""
+    return bits.bit_count(), bits
+
+
+def corner(bits: int, n: int) -> Index:
+    return tuple(bits >> i & 1 for i in range(n))
+
+
+def r_and_s(indices: Sequence[int]) -> tuple[int, int]:
+    """r = sum of the positive indices, s = minus the sum of the others."""
+    return sum(a for a in indices if a > 0), -sum(a for a in indices if a < 0)
+
+
+def show(indices: Sequence[int]) -> str:
+    return f"I[{','.join(map(str, indices))}]"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How integrals of one run are packed into numbers whose order inside a sector is the weight (r, s, |a_n|, …, |a_1|).
+
+    Each digit has room for r_max or s_max. One positive and one other index follow from r and s and need no digit. The packing is linear
+    in the indices: key(a + shift) = key(a) + key(shift), so a row of a rule is one addition. Digits of 62 bits in all fit an int64; beyond,
+    keys are Python integers in object arrays (slow, but right).
+    """
+
+    n: int
+    r_max: int
+    s_max: int
+
+    @property
+    def radix(self) -> int:
+        """At least 16, so that differences of neighbouring columns keep their lexicographic order."""
+        return max(self.r_max, self.s_max, 15) + 1
+
+    @cached_property
+    def dtype(self) -> type:
+        return np.int64 if self.radix**self.n < 2**KEY_BITS else object
+
+
+def layout_for(targets: Iterable[Sequence[int]], n: int) -> Layout:
+    """Room for everything that can appear below these targets: r never grows, s grows by at most 2 where r falls by 1."""
+    pairs = [r_and_s(target) for target in targets]
+    r_max, s_max = max(r for r, _ in pairs), max(s for _, s in pairs)
+    roomy = Layout(n, r_max + 1, s_max + 2 * r_max)
+    tight = Layout(n, r_max + 1, max(s_max + r_max // 2, 15))
+    return tight if roomy.dtype is object and tight.dtype is not object else roomy
+
+
+class Sector:
+    """One sector in one layout: keys to indices and back.
+
+    positive: bool [n]; weights: [n], so that key = indices @ weights - origin; the corner has key 0.
+    """
+
+    def __init__(self, layout: Layout, bits: int):
+        self.layout, self.bits, self.n = layout, bits, layout.n
+        self.positive = np.array([bits >> i & 1 for i in range(self.n)], bool)
+        inside, outside = np.flatnonzero(self.positive).tolist(), np.flatnonzero(~self.positive).tolist()
+        self.implied = [group[0] for group in (inside, outside) if group]
+        place, digits = 1, []
+        for i in range(self.n):
+            if i not in self.implied:
+                digits.append((i, place))
+                place *= layout.radix
+        self.s_place, self.r_place = place, place * layout.radix
+        self.digits = digits[::-1]
+        own = dict(digits)
+        self.weights = np.array(
+            [own.get(i, 0) + self.r_place if self.positive[i] else -own.get(i, 0) - self.s_place for i in range(self.n)], layout.dtype
+        )
+        self.origin = self.weights[self.positive].sum()
+
+    def encode(self, indices: np.ndarray) -> np.ndarray:
+        """Keys [N] of indices [N, n], all in this sector."""
+        return indices.astype(self.layout.dtype) @ self.weights - self.origin
+
+    def decode(self, keys: np.ndarray) -> np.ndarray:
+        """Indices [N, n] as int64 of keys [N]."""
+        r, rest = keys // self.r_place, keys % self.r_place
+        s, rest = rest // self.s_place, rest % self.s_place
+        indices = np.zeros((len(keys), self.n), np.int64)
+        for i, place in self.digits:
+            indices[:, i] = (rest // place).astype(np.int64)
+            rest = rest % place
+        for i in self.implied:
+            indices[:, i] = (r if self.positive[i] else s).astype(np.int64) - indices[:, self.positive == self.positive[i]].sum(1)
+        return np.where(self.positive, indices + 1, -indices)
+
+    def contains(self, indices: np.ndarray) -> np.ndarray:
+        """Bool [...] for indices [..., n]."""
+        return ((indices > 0) == self.positive).all(-1)
+
+
+def sectors_of(indices: np.ndarray) -> np.ndarray:
+    """Bit masks int64 [N] of indices [N, n]."""
+    packed = np.packbits(indices > 0, axis=1, bitorder="little")
+    return packed.astype(np.int64) @ (np.int64(1) << 8 * np.arange(packed.shape[1], dtype=np.int64))
+
+
+def find_nonzero_sectors(equations: Equations, lines: int) -> tuple[int, ...]:
+    """All sectors whose integrals do not vanish, lightest first.
+
+    From the bottom up: a sector is zero (scaleless) if all its immediate subsectors are zero and the identities at its corner, without
+    subsector terms, combine to corner = 0.
+    """
+    nonzero: set[int] = set()
+    for bits in sorted(range(1, 1 << lines), key=sector_order):
+        below = (bits & ~(1 << i) for i in range(lines) if bits >> i & 1)
+        if any(b in nonzero for b in below) or not _corner_vanishes(equations, bits):
+            nonzero.add(bits)
+    return tuple(sorted(nonzero, key=sector_order))
+
+
+def _corner_vanishes(equations: Equations, bits: int) -> bool:
+    p, n = equations.prime, equations.n
+    seed = np.array(corner(bits, n))
+    values = (equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ seed) % p
+    rows: list[dict[Index, int]] = [{} for _ in range(equations.count)]
+    for operator, shift, value in zip(equations.operator.tolist(), equations.shift, values.tolist()):
+        term = tuple((seed + shift).tolist())
+        if value and sector_of(term) == bits:
+            rows[operator][term] = value
+    target = tuple(seed.tolist())
+    return any(target in row for row in row_echelon(rows, p, keep=target) if len(row) == 1)
+
+
+def row_echelon(rows: Iterable[dict], p: int, keep: Any = None) -> list[dict]:
+    """Gaussian elimination of sparse rows modulo p: what is left when every key but `keep` has been used as a pivot where possible."""
+    pivots: dict[Any, dict] = {}
+    left = []
+    for row in rows:
+        row = dict(row)
+        while True:
+            key = next((k for k in row if k in pivots), None)
+            if key is None:
+                break
+            _subtract(row, pivots[key], row[key], p)
+        key = next((k for k in row if k != keep), None)
+        if key is None:
+            left.append(row)
+            continue
+        inverse = pow(row[key], -1, p)
+        row = {k: value * inverse % p for k, value in row.items()}
+        for other in pivots.values():
+            if key in other:
+                _subtract(other, row, other[key], p)
+        pivots[key] = row
+    return left
+
+
+def _subtract(row: dict, other: dict, factor: int, p: int) -> None:
+    """row -= factor * other, modulo p, without zeros."""
+    for key, value in other.items():
+        new = (row.get(key, 0) - factor * value) % p
+        if new:
+            row[key] = new
+        else:
+            row.pop(key, None)
+
+
+# =====================================================================================================================
+# Rules: discovery
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rows that reduce one integral by one step, and with it most others of the sector.
+
+    rows: (operator, seed - target) in the order of elimination; pivots: for every row but the last, the column (integral - target) that is
+    eliminated with it. Independent of target, prime and point; whether a rule reduces a given integral is checked each time.
+    """
+
+    rows: tuple[tuple[int, Index], ...]
+    pivots: tuple[Index, ...]
+
+
+@lru_cache(maxsize=64)
+def _ball(n: int, reach: int, norm: int) -> np.ndarray:
+    """All integer vectors [B, n] with |x_i| <= reach and sum |x_i| <= norm, shortest first."""
+    vectors, left = np.zeros((1, 0), np.int8), np.array([norm])
+    for _ in range(n):
+        kept = [(v, left >= abs(v)) for v in range(-reach, reach + 1)]
+        vectors = np.concatenate([np.column_stack([vectors[mask], np.full(mask.sum(), v, np.int8)]) for v, mask in kept])
+        left = np.concatenate([left[mask] - abs(v) for v, mask in kept])
+    return vectors[np.argsort(-left, kind="stable")].astype(np.int64)
+
+
+class SearchSpace:
+    """All rows of a neighbourhood, for any target of a sector: which columns they have, relative to the target, down to the target itself.
+
+    seeds [S, n] relative to the target; entry e of row `row[e]` (= seed * operators + operator) is term `term[e]` of the identities and
+    stands in column `column[e]`; columns [C, n] heaviest first, the target last.
+    """
+
+    def __init__(self, sector: Sector, equations: Equations, neighbourhood: Neighbourhood):
+        ball = _ball(sector.n, neighbourhood.reach, neighbourhood.norm)
+        dr, ds = ball[:, sector.positive].sum(1), -ball[:, ~sector.positive].sum(1)
+        (r0, r1), (s0, s1) = neighbourhood.dr, neighbourhood.ds
+        self.seeds = ball[(r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)]
+        self.operators = equations.count
+        keys = (self.seeds @ sector.weights)[:, None] + (equations.shift @ sector.weights)[None]
+        self.seed, self.term = np.nonzero(keys >= 0)
+        self.row = self.seed * equations.count + equations.operator[self.term]
+        distinct, first, self.column = np.unique(-keys[self.seed, self.term], return_index=True, return_inverse=True)
+        self.columns = self.seeds[self.seed[first]] + equations.shift[self.term[first]]
+        self.complete = len(distinct) > 0 and distinct[-1] == 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.seeds) * self.operators
+
+    def system(self, sector: Sector, equations: Equations, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and values of the entries at one target [n]: seeds inside the sector, terms inside the sector and not zero.
+
+        A row with a column that no other row has cannot take part in a combination; such rows are removed until none is left.
+        """
+        inside = sector.contains(target + self.seeds)[self.seed] & sector.contains(target + self.columns)[self.column]
+        row, column = self.row[inside], self.column[inside]
+        seeds = np.column_stack([np.ones(len(self.seeds)), target + self.seeds])
+        values = np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)[self.term[inside], self.seed[inside]] % equations.prime
+        keep = values != 0
+        while not keep.all():
+            row, column, values = row[keep], column[keep], values[keep]
+            count = np.bincount(column, minlength=len(self.columns))
+            count[-1] = 2
+            lonely = np.zeros(self.rows, bool)
+            lonely[row[count[column] == 1]] = True
+            keep = ~lonely[row]
+        return row, column, values
+
+
+class RuleFinder:
+    """Searches a sector for rules; the search spaces are built once and serve every target."""
+
+    def __init__(self, sector: Sector, structure: Equations):
+        self.sector, self.structure = sector, structure
+        self._spaces: dict[Neighbourhood, SearchSpace] = {}
+
+    def spaces(self) -> Iterator[SearchSpace]:
+        for neighbourhood in NEIGHBOURHOODS:
+            if neighbourhood not in self._spaces:
+                self._spaces[neighbourhood] = SearchSpace(self.sector, self.structure, neighbourhood)
+            space = self._spaces[neighbourhood]
+            if space.rows <= SEARCH_ROWS:
+                yield space
+
+    def find(self, target: np.ndarray, equations: Equations) -> Rule | None:
+        """A rule that reduces the integral with these indices [n] at the point of the equations, or None within the stated limits."""
+        for space in self.spaces():
+            if not space.complete:
+                continue
+            row, column, value = space.system(self.sector, equations, target)
+            if not (column == len(space.columns) - 1).any():
+                continue
+            matrix: dict[int, dict[int, int]] = {}
+            for r, c, v in zip(row.tolist(), column.tolist(), value.tolist()):
+                matrix.setdefault(r, {})[c] = v
+            combinations = eliminate_heavier(matrix, len(space.columns) - 1, equations.prime)
+            if combinations:
+                best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
+                return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime)
+        return None
+
+    def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> int:
+        """Key of the heaviest integral that a combination expresses the target through, relative to it: the lighter, the fewer follow."""
+        total: dict[int, int] = {}
+        for r, factor in rows.items():
+            term = equations.operator == r % space.operators
+            seed = target + space.seeds[r // space.operators]
+            values = (equations.coefficient[term, 0] + equations.coefficient[term, 1:] @ seed) % equations.prime
+            inside = self.sector.contains(seed + equations.shift[term])
+            distance = (seed - target + equations.shift[term][inside]) @ self.sector.weights
+            for key, value in zip(distance.tolist(), values[inside].tolist()):
+                total[key] = (total.get(key, 0) + factor * value) % equations.prime
+        lighter = [key for key, value in total.items() if value and key < 0]
+        return max(lighter) if lighter else -(2**KEY_BITS)
+
+    def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int) -> Rule:
+        """Put the rows of a combination into an order of elimination, one pivot for each but the last."""
+        target = len(space.columns) - 1
+        left = {r: {c: v for c, v in row.items() if c != target} for r, row in matrix.items()}
+        order, pivots = [], []
+        while len(left) > 1:
+            r = min((r for r in left if left[r]), key=lambda r: (len(left[r]), r))
+            pivot_row = left.pop(r)
+            c = min(pivot_row)
+            inverse = pow(pivot_row[c], -1, p)
+            for row in left.values():
+                if c in row:
+                    _subtract(row, pivot_row, row[c] * inverse % p, p)
+            order.append(r)
+            pivots.append(c)
+        order += left
+        seeds, columns = space.seeds.tolist(), space.columns.tolist()
+        return Rule(
+            tuple((r % space.operators, tuple(seeds[r // space.operators])) for r in order), tuple(tuple(columns[c]) for c in pivots)
+        )
+
+
+def eliminate_heavier(matrix: dict[int, dict[int, int]], target: int, p: int) -> list[dict[int, int]]:
+    """Combinations {row: factor} without columns heavier than the target (columns ascend towards it) but with the target: the shortest ones.
+
+    Columns are eliminated heaviest first with the row that came from the fewest, which keeps the combinations short.
+    """
+    rows = {r: dict(row) for r, row in matrix.items()}
+    origins: dict[int, dict[int, int]] = {r: {r: 1} for r in rows}
+    having: dict[int, set[int]] = {}
+    for r, row in rows.items():
+        for c in row:
+            having.setdefault(c, set()).add(r)
+    having.pop(target, None)
+    for c in sorted(having):
+        users = having.pop(c)
+        if not users:
+            continue
+        pivot = min(users, key=lambda r: (len(origins[r]), len(rows[r]), r))
+        pivot_row, pivot_origin = rows.pop(pivot), origins.pop(pivot)
+        for k in pivot_row:
+            if k in having:
+                having[k].discard(pivot)
+        inverse = pow(pivot_row.pop(c), -1, p)
+        users.discard(pivot)
+        for r in sorted(users):
+            row = rows[r]
+            factor = row.pop(c) * inverse % p
+            for k, value in pivot_row.items():
+                new = (row.get(k, 0) - factor * value) % p
+                if new:
+                    row[k] = new
+                    if k != target:
+                        having[k].add(r)
+                elif k in row:
+                    del row[k]
+                    if k != target:
+                        having[k].discard(r)
+            _subtract(origins[r], pivot_origin, factor, p)
+    found = [origins[r] for r, row in rows.items() if target in row]
+    shortest = min(map(len, found), default=0)
+    return [origin for origin in found if len(origin) == shortest][:CANDIDATES]
+
+
+# =====================================================================================================================
+# Rules: replay
+# =====================================================================================================================
+
+
+class CompiledRule:
+    """A rule at one point, ready for many targets of its sector.
+
+    Column j stands `offset[j]` from the target; columns are heaviest first, the target is column `heavier`. Entry e of the rows, a linear
+    form `form[:, e]` in (1, target), belongs to row `row[e]`; entries are sorted by column, column j begins at `start[j]`.
+    """
+
+    def __init__(self, sector: Sector, equations: Equations, rule: Rule):
+        first = np.searchsorted(equations.operator, np.arange(equations.count + 1))
+        terms = [np.arange(first[operator], first[operator + 1]) for operator, _ in rule.rows]
+        term = np.concatenate(terms)
+        row = np.repeat(np.arange(len(terms)), [len(part) for part in terms])
+        seeds = np.array([seed for _, seed in rule.rows], np.int64)
+        offset = equations.shift[term] + seeds[row]
+        form = equations.coefficient[term].copy()
+        form[:, 0] = (form[:, 0] + (form[:, 1:] * seeds[row]).sum(1)) % equations.prime
+        distance = offset @ sector.weights
+        order = np.argsort(-distance, kind="stable")
+        distance = distance[order]
+        self.start = np.flatnonzero(np.concatenate([[True], distance[1:] != distance[:-1]]))
+        self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
+        self.distance, self.offset = distance[self.start], offset[order][self.start]
+        self.heavier = int((self.distance > 0).sum())
+        self.rows = len(terms)
+        # the seeds stay inside the sector while the target is inside this box
+        self.low = np.where(sector.positive, 1 - seeds.min(0), -127).astype(np.int8)
+        self.high = np.where(sector.positive, 127, -seeds.max(0)).astype(np.int8)
+        self.valid = self.heavier < len(self.distance) and self.distance[self.heavier] == 0 and len(rule.pivots) == self.rows - 1
+        pivots = {key: number for number, key in enumerate(np.array(rule.pivots, np.int64).reshape(-1, sector.n) @ sector.weights)}
+        column_pivot = np.array([pivots.get(key, -1) for key in self.distance])
+        entry_pivot = np.repeat(column_pivot, np.diff([*self.start, len(order)]))
+        self.pivot_entry = np.flatnonzero(entry_pivot >= 0)
+        self.pivot_place = (entry_pivot[self.pivot_entry], self.row[self.pivot_entry])
+
+    def replay(self, targets: np.ndarray, p: int) -> np.ndarray:
+        """Coefficients [N, C] of the combined rows at targets (1, indices) as floats [N, n+1]: sum over columns of coefficient * I = 0."""
+        values = np.rint(targets @ self.form).astype(np.int64) % p
+        if self.rows > 1:
+            matrix = np.zeros((len(targets), self.rows - 1, self.rows), np.int64)
+            matrix[:, self.pivot_place[0], self.pivot_place[1]] = values[:, self.pivot_entry]
+            values = values * null_vector(matrix, p)[:, self.row] % p
+            values = np.add.reduceat(values, self.start, axis=1) % p
+        return values
+
+
+def null_vector(matrix: np.ndarray, p: int) -> np.ndarray:
+    """x [N, m+1] with matrix [N, m, m+1] @ x = 0 modulo p, without divisions; pivots on the diagonal, zero pivots give a useless x.
+
+    Overwrites the matrix. A useless x is harmless: the row combined with it is still a true equation, and is rejected if it does not reduce.
+    """
+    size = matrix.shape[1]
+    for c in range(size - 1):
+        below = matrix[:, c + 1 :, c + 1 :] * matrix[:, c, c, None, None] - matrix[:, c + 1 :, c, None] * matrix[:, c, None, c + 1 :]
+        matrix[:, c + 1 :, c + 1 :] = below % p
+    x = np.zeros((len(matrix), size + 1), np.int64)
+    x[:, size] = 1
+    for c in range(size - 1, -1, -1):
+        x[:, c] = -(matrix[:, c, c + 1 :] * x[:, c + 1 :] % p).sum(1) % p
+        x[:, c + 1 :] = x[:, c + 1 :] * matrix[:, c, c, None] % p
+    return x
+
+
+def invert(values: np.ndarray, p: int) -> np.ndarray:
+    """Inverses modulo the prime p of non-zero residues [N], by Fermat's little theorem."""
+    power, result, base = p - 2, np.ones_like(values), values
+    while power:
+        if power & 1:
+            result = result * base % p
+        base, power = base * base % p, power >> 1
+    return result
+
+# =====================================================================================================================
+# One sector
+# =====================================================================================================================
+
+
+@dataclass(frozen=True, eq=False)
+class SectorTask:
+    """Everything needed to reduce a linear combination of integrals of one sector; a pure function of it, so any process may do it.
+
+    keys [N], coefficients [N, K] for K targets. masters: integrals of this sector to stop at. steps: one-step results known already.
+    """
+
+    layout: Layout
+    bits: int
+    nonzero: tuple[int, ...]
+    equations: Equations
+    generic: Equations
+    rules: tuple[Rule, ...]
+    masters: tuple[Index, ...]
+    steps: dict[Index, Expression]
+    keys: np.ndarray
+    coefficients: np.ndarray
+
+
+@dataclass(eq=False)
+class SectorResult:
+    """What a sector task found: coefficients [K] of masters and of what nothing reduced, and [M, K] of integrals of subsectors."""
+
+    bits: int
+    masters: dict[Index, list[int]] = field(default_factory=dict)
+    unreduced: dict[Index, list[int]] = field(default_factory=dict)
+    below: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    new_rules: list[Rule] = field(default_factory=list)
+    new_steps: dict[Index, Expression] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    process: tuple[int, int] = (0, 0)  # process id, its peak memory in kB
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """One-step results as a table: I[source] = sum of value * I[sector, key] over its lines; source is a key of the sector at work."""
+
+    source: np.ndarray
+    sector: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+
+    @staticmethod
+    def join(parts: Sequence[Terms]) -> Terms:
+        return Terms(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Terms)))
+
+
+def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys, ascending, and the sums modulo p of their lines of values [N, K]; lines that are all zero are left out."""
+    if len(keys) == 0:
+        return keys, values
+    order = np.argsort(keys, kind="stable")
+    keys = keys[order]
+    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    if values.shape[1] == 1:
+        sums = np.add.reduceat(values[order, 0], start)[:, None] % p
+    else:
+        sums = np.add.reduceat(values[order], start, axis=0) % p
+    some = sums.any(1)
+    return keys[start][some], sums[some]
+
+
+def reduce_sector(task: SectorTask) -> SectorResult:
+    """Carry the coefficients of a task's integrals to masters and subsectors; the arithmetic is exact modulo the prime."""
+    return _SectorReduction(task).run()
+
+
+class _SectorReduction:
+    """The state of one sector at work.
+
+    The heaviest integrals, a block, are closed under one-step reduction inside their range of keys; then their coefficients are carried down
+    in order, and what arrives below the range waits for its block. So an integral whose coefficient cancels is mostly never reduced.
+    """
+
+    def __init__(self, task: SectorTask):
+        self.task = task
+        self.p = task.equations.prime
+        self.sector = Sector(task.layout, task.bits)
+        self.finder = RuleFinder(self.sector, task.generic)
+        self.nonzero = np.array(sorted(task.nonzero), np.int64)
+        self.subsectors: dict[int, Sector] = {}
+        self.result = SectorResult(task.bits)
+        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays", "rules"), 0)
+        self.masters = {self._key(master): master for master in task.masters}
+        self.known = {self._key(step): step for step in task.steps}
+        self.unreduced: dict[int, Index] = {}
+        self.stops = np.array(sorted(self.masters), task.layout.dtype)
+        self.rules: list[CompiledRule] = []
+        self.below: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        for rule in task.rules:
+            self._compile(rule)
+
+    def _key(self, indices: Index) -> int:
+        return self.sector.encode(np.array([indices]))[0]
+
+    def _compile(self, rule: Rule) -> CompiledRule | None:
+        compiled = CompiledRule(self.sector, self.task.equations, rule)
+        if not compiled.valid:
+            return None
+        self.rules.append(compiled)
+        return compiled
+
+    def run(self) -> SectorResult:
+        keys, coefficients = sum_by_key(self.task.keys, self.task.coefficients, self.p)
+        while len(keys):
+            keys, coefficients = self._set_masters_aside(keys, coefficients)
+            cut = max(len(keys) - BLOCK, 0)
+            if len(keys):
+                closed, terms = self._close(keys[cut:])
+                keys, coefficients = self._carry(closed, terms, keys, coefficients, cut)
+        self.result.below = {bits: sum_by_key(*map(np.concatenate, zip(*parts)), self.p) for bits, parts in self.below.items()}
+        self.result.counts = self.counts
+        self.result.process = (os.getpid(), peak_memory_kb())
+        return self.result
+
+    def _set_masters_aside(self, keys: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        stop = np.isin(keys, self.stops)
+        for key, line in zip(keys[stop], coefficients[stop].tolist()):
+            store = self.result.unreduced if key in self.unreduced else self.result.masters
+            indices = self.unreduced.get(key) or self.masters[key]
+            store[indices] = [(a + b) % self.p for a, b in zip(line, store.get(indices, [0] * len(line)))]
+        return keys[~stop], coefficients[~stop]
+
+    def _close(self, keys: np.ndarray) -> tuple[np.ndarray, Terms]:
+        """All integrals at or above keys[0] that the reduction of these leads to, ascending, and their one-step results."""
+        lowest, closed, wave, parts = keys[0], keys, keys, []
+        while len(wave):
+            terms = self._reduce_wave(wave)
+            parts.append(terms)
+            inside = (terms.sector == self.task.bits) & (terms.key >= lowest)
+            new = np.unique(terms.key[inside])
+            new = new[~np.isin(new, self.stops)]
+            place = np.searchsorted(closed, new)
+            wave = new[closed[np.minimum(place, len(closed) - 1)] != new]
+            closed = np.sort(np.concatenate([closed, wave]), kind="stable")
+        self.counts["integrals"] += len(closed)
+        return closed, Terms.join(parts)
+
+    def _carry(self, closed: np.ndarray, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]:
+        """Carry coefficients through a closed block; returns what waits below it, and notes what fell into subsectors."""
+        p, bits = self.p, self.task.bits
+        block = np.zeros((len(closed), coefficients.shape[1]), np.int64)
+        block[np.searchsorted(closed, keys[cut:])] = coefficients[cut:]
+        source = np.searchsorted(closed, terms.source)
+        own = terms.sector == bits
+        inner = own & (terms.key >= closed[0]) & ~np.isin(terms.key, self.stops)
+        propagate(block, source[inner], np.searchsorted(closed, terms.key[inner]), terms.value[inner], p)
+        outer = ~inner & block.any(1)[source]
+        carried = block[source[outer]] * terms.value[outer, None] % p
+        key, sector = terms.key[outer], terms.sector[outer]
+        for b in np.unique(sector).tolist():
+            if b != bits:
+                there = sector == b
+                self.below.setdefault(b, []).append(sum_by_key(key[there], carried[there], p))
+        stays = sector == bits
+        for position in np.flatnonzero(np.isin(closed, self.stops)):  # found irreducible while the block was closed
+            self._set_masters_aside(closed[position : position + 1], block[position : position + 1])
+        return sum_by_key(np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p)
+
+    # one step -----------------------------------------------------------------------------------------------------
+
+    def _reduce_wave(self, keys: np.ndarray) -> Terms:
+        """One-step results of these integrals by known steps, by the rules in turn, and by new rules for what is left."""
+        indices = self.sector.decode(keys)
+        targets = np.column_stack([np.ones(len(keys)), indices])
+        narrow = indices.astype(np.int8)
+        waiting = ~np.isin(keys, np.array(list(self.known), keys.dtype)) if self.known else np.ones(len(keys), bool)
+        parts = [self._known_steps(keys[~waiting])] if not waiting.all() else []
+        table = _WaveTable(keys, narrow)
+        for rule in self.rules:
+            chosen = np.flatnonzero(waiting)
+            if not len(chosen):
+                break
+            chosen = chosen[((narrow[chosen] >= rule.low) & (narrow[chosen] <= rule.high)).all(1)]
+            waiting[self._apply(rule, chosen, targets, table)] = False
+        while waiting.any():
+            self._discover(np.flatnonzero(waiting), indices, targets, table, waiting)
+        parts.append(table.terms(self))
+        self.counts["references"] += sum(len(part.value) for part in parts)
+        return Terms.join(parts)
+
+    def _apply(self, rule: CompiledRule, chosen: np.ndarray, targets: np.ndarray, table: _WaveTable) -> np.ndarray:
+        """Replay a rule on the chosen integrals of a wave; returns those that it reduced."""
+        done = []
+        size = max(REPLAY_ELEMENTS // rule.form.shape[1], 1)
+        for begin in range(0, len(chosen), size):
+            part = chosen[begin : begin + size]
+            values = rule.replay(targets[part], self.p)
+            good = values[:, rule.heavier] != 0
+            row, column = np.nonzero(values[:, : rule.heavier])
+            if len(row):  # a heavier column may stay only where it has left the sector
+                inside = self.sector.contains(table.indices[part[row]] + rule.offset[column])
+                good[row[inside]] = False
+            table.add(rule, part[good], values[good])
+            done.append(part[good])
+            self.counts["tries"] += len(part)
+            self.counts["replays"] += 1
+        return np.concatenate(done) if done else chosen
+
+    def _discover(self, left: np.ndarray, indices: np.ndarray, targets: np.ndarray, table: _WaveTable, waiting: np.ndarray) -> None:
+        """Find a rule for the heaviest waiting integral and replay it on all; where there is none, the integral is listed as unreduced.
+
+        A rule found at the generic point holds nearly everywhere; an integral for which it fails here by accident is searched for here.
+        """
+        target = left[-1]
+        for equations in dict.fromkeys((self.task.generic, self.task.equations)):
+            rule = self.finder.find(indices[target], equations)
+            compiled = rule and self._compile(rule)
+            if not compiled:
+                continue
+            inside = ((table.indices[left] >= compiled.low) & (table.indices[left] <= compiled.high)).all(1)
+            reduced = self._apply(compiled, left[inside], targets, table)
+            waiting[reduced] = False
+            if len(reduced):
+                self.result.new_rules.append(rule)
+                self.counts["rules"] += 1
+            else:
+                self.rules.remove(compiled)
+            if not waiting[target]:
+                self._note_step(compiled, tuple(indices[target].tolist()))
+                return
+            left = left[waiting[left]]
+        key = table.keys[target]
+        self.unreduced[key] = tuple(indices[target].tolist())
+        self.stops = np.sort(np.append(self.stops, key))
+        waiting[target] = False
+
+    def _note_step(self, rule: CompiledRule, target: Index) -> None:
+        """Keep the one-step result of an integral that cost a search."""
+        values = rule.replay(np.array([[1.0, *target]]), self.p)[0]
+        factor = -pow(int(values[rule.heavier]), -1, self.p)
+        step: Expression = {}
+        for column in np.flatnonzero(values):
+            term = tuple((np.array(target) + rule.offset[column]).tolist())
+            if column != rule.heavier and sector_of(term) in self.task.nonzero:
+                step[term] = int(values[column]) * factor % self.p
+        self.result.new_steps[target] = step
+
+    def _known_steps(self, keys: np.ndarray) -> Terms:
+        lines = [(key, term, value) for key in keys for term, value in self.task.steps[self.known[key]].items()]
+        terms = np.array([term for _, term, _ in lines], np.int64).reshape(-1, self.sector.n)
+        source = np.array([key for key, _, _ in lines], keys.dtype)
+        sectors = sectors_of(terms)
+        return Terms(source, sectors, self.encode_all(terms, sectors), np.array([value for *_, value in lines], np.int64))
+
+    def encode_all(self, indices: np.ndarray, sectors: np.ndarray) -> np.ndarray:
+        """Keys of indices [M, n] that lie in the given sectors [M]."""
+        keys = np.zeros(len(indices), self.task.layout.dtype)
+        for bits in np.unique(sectors).tolist():
+            if bits not in self.subsectors:
+                self.subsectors[bits] = Sector(self.task.layout, bits)
+            there = sectors == bits
+            keys[there] = self.subsectors[bits].encode(indices[there])
+        return keys
+
+
+class _WaveTable:
+    """Collects what rules say about the integrals of one wave, and turns it into terms once for all rules."""
+
+    def __init__(self, keys: np.ndarray, indices: np.ndarray):
+        self.keys, self.indices = keys, indices
+        self.pivot = np.ones(len(keys), np.int64)
+        self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self.rules: list[CompiledRule] = []
+        self.columns = 0
+
+    def add(self, rule: CompiledRule, members: np.ndarray, values: np.ndarray) -> None:
+        """values [N, C] of the rule at these members [N] of the wave, all of them reduced by it."""
+        if not len(members):
+            return
+        self.pivot[members] = values[:, rule.heavier]
+        values[:, rule.heavier] = 0
+        row, column = np.nonzero(values)
+        self.parts.append((members[row], column + self.columns, values[row, column]))
+        self.rules.append(rule)
+        self.columns += len(rule.distance)
+
+    def terms(self, work: _SectorReduction) -> Terms:
+        dtype, bits, p = self.keys.dtype, work.task.bits, work.p
+        if not self.parts:
+            return Terms(*(np.zeros(0, kind) for kind in (dtype, np.int64, dtype, np.int64)))
+        member, column, value = (np.concatenate(group) for group in zip(*self.parts))
+        offset = np.concatenate([rule.offset for rule in self.rules]).astype(np.int8)
+        source = self.keys[member]
+        key = source + np.concatenate([rule.distance for rule in self.rules])[column]
+        sector = np.full(len(key), bits, np.int64)
+        may_fall = np.flatnonzero((offset[:, work.sector.positive] < 0).any(1)[column])
+        indices = self.indices[member[may_fall]] + offset[column[may_fall]]
+        sector[may_fall] = sectors_of(indices)
+        fallen = sector[may_fall] != bits
+        key[may_fall[fallen]] = work.encode_all(indices[fallen], sector[may_fall[fallen]])
+        keep = np.isin(sector, work.nonzero)
+        value = value[keep] * (p - invert(self.pivot, p))[member[keep]] % p
+        return Terms(source[keep], sector[keep], key[keep], value)
+
+
+def propagate(block: np.ndarray, source: np.ndarray, target: np.ndarray, value: np.ndarray, p: int) -> None:
+    """Add to block [N, K], in place, what flows along the edges: block[target] += value * block[source], sources complete first.
+
+    The edges have no cycle (targets are lighter than sources); those whose source waits for nothing go first.
+    """
+    count = len(block)
+    order = np.argsort(source, kind="stable")
+    source, target, value = source[order], target[order], value[order]
+    first = np.searchsorted(source, np.arange(count + 1))
+    waits = np.bincount(target, minlength=count)
+    ready = np.flatnonzero(waits == 0)
+    while len(ready):
+        length = first[ready + 1] - first[ready]
+        total = int(length.sum())
+        edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(total)
+        flow = block[source[edge]] * value[edge, None] % p
+        hit, arrived = np.unique(target[edge], return_counts=True)
+        by_target = np.argsort(target[edge], kind="stable")
+        if total:
+            starts = np.cumsum(arrived) - arrived
+            block[hit] = (block[hit] + np.add.reduceat(flow[by_target], starts, axis=0)) % p
+        waits[hit] -= arrived
+        ready = hit[waits[hit] == 0]
+
+
+def peak_memory_kb() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+# =====================================================================================================================
+# Masters
+# =====================================================================================================================
+
+
+def integrals_near_corner(bits: int, n: int, dots: int, s: int) -> list[Index]:
+    """All integrals of a sector with at most so many dots and at most this s."""
+
+    def spread(places: list[int], total: int) -> list[dict[int, int]]:
+        if not places:
+            return [{}]
+        return [{places[0]: a} | rest for a in range(total + 1) for rest in spread(places[1:], total - a)]
+
+    inside = [i for i in range(n) if bits >> i & 1]
+    outside = [i for i in range(n) if not bits >> i & 1]
+    return [
+        tuple(1 + up[i] if i in up else -down[i] for i in range(n)) for up in spread(inside, dots) for down in spread(outside, s)
+    ]
+
+
+def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> tuple[tuple[Index, ...], tuple[Rule, ...]]:
+    """The masters of one sector, and the rules found on the way.
+
+    All integrals near the corner are reduced at the generic point without masters; what nothing reduces is a master. The region grows
+    until no master touches its border.
+    """
+    dots, s = 1, 1
+    rules: tuple[Rule, ...] = ()
+    while True:
+        region = integrals_near_corner(bits, generic.n, dots, s)
+        layout = layout_for(region, generic.n)
+        keys = Sector(layout, bits).encode(np.array(region))
+        coefficients = np.random.default_rng(bits).integers(1, generic.prime, (len(keys), 1))  # so that nothing cancels by structure
+        result = reduce_sector(SectorTask(layout, bits, nonzero, generic, generic, rules, (), {}, keys, coefficients))
+        rules += tuple(result.new_rules)
+        masters = tuple(sorted(result.unreduced, key=weight))
+        at_border = [(r_and_s(master)[0] - bits.bit_count() >= dots, r_and_s(master)[1] >= s) for master in masters]
+        if not any(map(any, at_border)):
+            return masters, rules
+        dots += any(many_dots for many_dots, _ in at_border)
+        s += any(high_s for _, high_s in at_border)
+
+
+def weight(indices: Sequence[int]) -> tuple:
+    """The total order of all integrals of a family: (t, sector, r, s, |a_n|, …, |a_1|)."""
+    return (*sector_order(sector_of(indices)), *r_and_s(indices), *(abs(a) for a in reversed(indices)))
+
+
+def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index], p: int) -> dict[Index, Expression]:
+    """Rewrite reductions to standard masters in terms of preferred integrals.
+
+    `reductions` holds the preferred integrals too. The standard masters that the preferred ones do not replace stay. Raises InputError
+    where the preferred integrals are linearly dependent modulo p.
+    """
+    rows = []
+    for number, integral in enumerate(preferred):
+        row: dict[Any, int] = {master: value for master, value in reductions[integral].items()}
+        row[("preferred", number)] = p - 1
+        rows.append(row)
+    solved: dict[Index, dict] = {}
+    for number, row in enumerate(rows):
+        for master, replacement in solved.items():
+            if master in row:
+                _subtract(row, {master: p - 1} | replacement, p - row[master], p)
+        left = [key for key in row if key[0] != "preferred"]
+        if not left:
+            raise InputError(
+                f"preferred master {show(preferred[number])} depends linearly on the ones before it (or is zero); leave one of them out"
+            )
+        pivot = max(left, key=weight)
+        inverse = -pow(row.pop(pivot), -1, p)
+        replacement = {key: value * inverse % p for key, value in row.items()}
+        for other in solved.values():
+            if pivot in other:
+                _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
+        solved[pivot] = replacement
+    return {target: _in_new_basis(expression, solved, preferred, p) for target, expression in reductions.items()}
+
+
+def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: Sequence[Index], p: int) -> Expression:
+    row: dict[Any, int] = dict(expression)
+    for master in list(expression):
+        if master in solved:
+            _subtract(row, {master: p - 1} | solved[master], p - row[master], p)
+    total: Expression = {}
+    for key, value in row.items():
+        integral = preferred[key[1]] if key[0] == "preferred" else key
+        total[integral] = (total.get(integral, 0) + value) % p
+    return {integral: value for integral, value in total.items() if value}
+
+# =====================================================================================================================
+# Store
+# =====================================================================================================================
+
+STORE_FORMAT = {"program": "ibp_reduce", "format": 1}
+LOCK_TIMEOUT_S = 60.0
+
+
+class BuiltinUnpickler(pickle.Unpickler):
+    """Reads pickles of builtin types and nothing else: a pickle that names any class or function is refused before it can run."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}; only builtin types are accepted")
+
+
+def load_builtins(data: bytes) -> Any:
+    """Raises pickle.UnpicklingError and what damaged pickles raise otherwise."""
+    return BuiltinUnpickler(io.BytesIO(data)).load()
+
+
+class _StoreDamaged(Exception):
+    """What a store's file says of itself when it cannot be used."""
+
+
+@dataclass
+class SectorKnowledge:
+    """What is known about one sector of a family, at any point: its masters (None: not yet searched) and rules."""
+
+    masters: tuple[Index, ...] | None = None
+    rules: tuple[Rule, ...] = ()
+
+
+@dataclass
+class Knowledge:
+    """What a store holds about one family. steps: one-step results at one point, by sector."""
+
+    operators: tuple[Operator, ...] | None = None
+    nonzero: tuple[int, ...] | None = None
+    sectors: dict[int, SectorKnowledge] = field(default_factory=dict)
+    steps: dict[int, dict[Index, Expression]] = field(default_factory=dict)
+
+    def update(self, other: Knowledge) -> None:
+        """Take over what the other one knows: nothing is lost, rules that are there already are not repeated."""
+        self.operators = self.operators or other.operators
+        self.nonzero = self.nonzero or other.nonzero
+        for bits, theirs in other.sectors.items():
+            mine = self.sectors.setdefault(bits, SectorKnowledge())
+            mine.masters = theirs.masters if mine.masters is None else mine.masters
+            mine.rules = tuple(dict.fromkeys(mine.rules + theirs.rules))
+        for bits, steps in other.steps.items():
+            self.steps[bits] = self.steps.get(bits, {}) | steps
+
+    def __bool__(self) -> bool:
+        return bool(self.operators or self.nonzero or self.sectors or any(self.steps.values()))
+
+
+class Store:
+    """A shelf on disk that programs share: identities, masters and rules of families, one-step results at points.
+
+    The file is an SQLite database with the table of the standard library's dbm.sqlite3, one format on every platform: SQLite is part of
+    Python, its files do not depend on the machine, and its rollback journal keeps them whole through a kill (the other dbm backends differ
+    between machines or lose their index). Each access holds a file lock, so that it is safe where SQLite's own locks are weak (NFS). Every
+    value carries a checksum; a file that is damaged or not ours is renamed, said in one line, and started anew.
+    """
+
+    def __init__(self, path: str | Path, read_only: bool = False, write_only: bool = False, say: Callable[[str], None] = lambda line: None):
+        self.path, self.read_only, self.write_only, self.say = Path(path), read_only, write_only, say
+
+    def load(self, family: Family, point: Point | None = None) -> Knowledge:
+        """What is known of a family, with the one-step results at one point if that is given."""
+        if self.write_only or not self.path.exists():
+            return Knowledge()
+        with self._locked():
+            return self._use(lambda shelf: self._load(shelf, family, point)) or Knowledge()
+
+    def merge(self, family: Family, point: Point, new: Knowledge) -> None:
+        """Add what was found; what other programs wrote meanwhile stays."""
+        if new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                self._use(lambda shelf: self._merge(shelf, family, point, new))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock beside the file; a soft lock where the file system has no native ones."""
+        if self.read_only:
+            yield
+            return
+        import filelock
+
+        lock: Any = filelock.FileLock(f"{self.path}.lock", timeout=LOCK_TIMEOUT_S)
+        try:
+            try:
+                lock.acquire()
+            except (filelock.Timeout, PermissionError):
+                raise
+            except (NotImplementedError, OSError):
+                lock = filelock.SoftFileLock(f"{self.path}.softlock", timeout=LOCK_TIMEOUT_S)
+                lock.acquire()
+        except filelock.Timeout:
+            raise ReductionError(f"store {self.path}: locked by another program for {LOCK_TIMEOUT_S:.0f} s; try again, or give another --store") from None
+        except OSError as error:
+            raise ReductionError(f"store {self.path}: cannot be locked ({error.strerror}); give another --store") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _use(self, action: Callable[[RuleShelf], Any]) -> Any:
+        """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
+        for attempt in (1, 2):
+            try:
+                with RuleShelf(self.path, self.read_only) as shelf:
+                    return action(shelf)
+            except (_StoreDamaged, sqlite3.DatabaseError) as error:
+                not_its_fault = isinstance(error, sqlite3.OperationalError) and "no such column" not in str(error)
+                if attempt == 2 or not_its_fault:
+                    raise ReductionError(f"store {self.path}: {error}; give another --store") from None
+                if self.read_only:
+                    self.say(f"{self.path}: not a sound rule store ({error}); going on without it")
+                    return None
+                self._set_aside(str(error))
+
+    def _set_aside(self, reason: str) -> None:
+        for number in range(1, 10_000):
+            aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
+            if not aside.exists():
+                break
+        for suffix in ("", "-journal"):
+            part = Path(f"{self.path}{suffix}")
+            if part.exists():
+                os.replace(part, f"{aside}{suffix}")
+        self.say(f"store {self.path}: {reason}; set aside as {aside.name} and started anew")
+
+    def _load(self, shelf: Any, family: Family, point: Point | None) -> Knowledge:
+        name = family.identifier
+        knowledge = Knowledge(*_get(shelf, f"{name}/identities", _check_identities, family, default=(None, None)))
+        prefix = f"{name}/sector/"
+        for key in shelf.keys_from(prefix):
+            bits = int(key.removeprefix(prefix))
+            knowledge.sectors[bits] = _get(shelf, key, _unpack_sector, family)
+        if point:
+            prefix = f"{name}/steps/{_point_name(point)}/"
+            for key in shelf.keys_from(prefix):
+                knowledge.steps[int(key.removeprefix(prefix))] = _get(shelf, key, _check_steps, family)
+        return knowledge
+
+    def _merge(self, shelf: Any, family: Family, point: Point, new: Knowledge) -> None:
+        knowledge = self._load(shelf, family, point)
+        knowledge.update(new)
+        name = family.identifier
+        if new.operators or new.nonzero:
+            _put(shelf, f"{name}/identities", (knowledge.operators, knowledge.nonzero))
+        for bits in new.sectors:
+            _put(shelf, f"{name}/sector/{bits}", _pack_sector(knowledge.sectors[bits], family.n))
+        for bits in new.steps:
+            _put(shelf, f"{name}/steps/{_point_name(point)}/{bits}", knowledge.steps[bits])
+
+
+def _point_name(point: Point) -> str:
+    return hashlib.sha256(repr((point.prime, point.residues())).encode()).hexdigest()[:16]
+
+
+class _Table(MutableMapping):
+    """bytes -> bytes in the table Dict of an SQLite file, inside one transaction; the layout of the standard library's dbm.sqlite3."""
+
+    def __init__(self, path: Path, read_only: bool):
+        mode = "ro&immutable=1" if read_only else "rwc"
+        self.sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+        try:
+            tables = {name for (name,) in self.sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+            if tables - {"Dict"}:
+                raise _StoreDamaged("not a store of this program")
+            if not read_only:
+                self.sql.execute("BEGIN IMMEDIATE")
+                self.sql.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+        except Exception:
+            self.sql.close()
+            raise
+
+    def __getitem__(self, key: bytes) -> bytes:
+        row = self.sql.execute("SELECT value FROM Dict WHERE key = CAST(? AS BLOB)", (key,)).fetchone()
+        if row is None:
+            raise KeyError(key)
+        return row[0]
+
+    def __setitem__(self, key: bytes, value: bytes) -> None:
+        self.sql.execute("REPLACE INTO Dict (key, value) VALUES (CAST(? AS BLOB), CAST(? AS BLOB))", (key, value))
+
+    def __delitem__(self, key: bytes) -> None:
+        if not self.sql.execute("DELETE FROM Dict WHERE key = CAST(? AS BLOB)", (key,)).rowcount:
+            raise KeyError(key)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter([key for (key,) in self.sql.execute("SELECT key FROM Dict ORDER BY key")])
+
+    def __len__(self) -> int:
+        return self.sql.execute("SELECT COUNT(*) FROM Dict").fetchone()[0]
+
+
+class RuleShelf(shelve.Shelf):
+    """A shelf that reads builtin types only, as a context manager: commits at the end, rolls back on an exception."""
+
+    def __init__(self, path: Path, read_only: bool):
+        self.table, self.read_only = _Table(path, read_only), read_only
+        super().__init__(self.table, protocol=4)
+
+    def __getitem__(self, key: str) -> Any:
+        return load_builtins(self.table[key.encode()])
+
+    def keys_from(self, prefix: str) -> list[str]:
+        return [key for key in self if key.startswith(prefix)]
+
+    def __enter__(self) -> RuleShelf:
+        try:
+            if not self.read_only and len(self.table) == 0:
+                self["format"] = STORE_FORMAT
+            if self.get("format") != STORE_FORMAT:
+                raise _StoreDamaged("not a store of this program")
+        except pickle.UnpicklingError as error:
+            self.table.sql.close()
+            raise _StoreDamaged(str(error)) from None
+        except Exception:
+            self.table.sql.close()
+            raise
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        try:
+            if kind is None and not self.read_only:
+                self.table.sql.execute("COMMIT")
+        finally:
+            self.table.sql.close()  # rolls back what was not committed
+
+    def close(self) -> None:  # Shelf.__del__ calls this; the transaction has ended in __exit__
+        self.table.sql.close()
+
+
+def _put(shelf: Any, key: str, value: Any) -> None:
+    data = zlib.compress(pickle.dumps(value, protocol=4))
+    shelf[key] = (hashlib.sha256(data).digest()[:16], data)
+
+
+def _get(shelf: Any, key: str, check: Callable[[Any, Family], Any], family: Family, default: Any = None) -> Any:
+    """A checked value of the shelf. Raises _StoreDamaged where it is not what was written."""
+    if key not in shelf:
+        return default
+    try:
+        digest, data = shelf[key]
+        if hashlib.sha256(data).digest()[:16] != digest:
+            raise ValueError("wrong checksum")
+        return check(load_builtins(zlib.decompress(data)), family)
+    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, zlib.error) as error:
+        raise _StoreDamaged(f"damaged entry {key} ({error})") from None
+
+
+def _check_identities(value: Any, family: Family) -> tuple:
+    operators, nonzero = value
+    if any(len(shift) != family.n for operator in operators or () for shift, _ in operator):
+        raise ValueError("identities of another family")
+    return operators, nonzero
+
+
+def _check_steps(value: Any, family: Family) -> dict[Index, Expression]:
+    if any(len(term) != family.n for target, step in value.items() for term in (target, *step)):
+        raise ValueError("steps of another family")
+    return value
+
+
+def _pack_sector(knowledge: SectorKnowledge, n: int) -> dict[str, Any]:
+    """Rules as one table of int8: operator, seed - target, pivot column - target (zeros in the last row of a rule)."""
+    rows = [
+        (operator, *seed, *pivot)
+        for rule in knowledge.rules
+        for (operator, seed), pivot in zip(rule.rows, (*rule.pivots, (0,) * n))
+    ]
+    lengths = np.array([len(rule.rows) for rule in knowledge.rules], "<i4")
+    return {"masters": knowledge.masters, "lengths": lengths.tobytes(), "rows": np.array(rows, np.int8).tobytes()}
+
+
+def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
+    n = family.n
+    lengths = np.frombuffer(value["lengths"], "<i4")
+    table = np.frombuffer(value["rows"], np.int8).reshape(-1, 2 * n + 1).tolist()
+    if len(table) != lengths.sum() or (lengths < 1).any():
+        raise ValueError("rules of another shape")
+    if value["masters"] is not None and any(len(master) != n for master in value["masters"]):
+        raise ValueError("masters of another family")
+    rules, begin = [], 0
+    for length in lengths.tolist():
+        part = table[begin : begin + length]
+        begin += length
+        rules.append(Rule(tuple((row[0], tuple(row[1 : n + 1])) for row in part), tuple(tuple(row[n + 1 :]) for row in part[:-1])))
+    return SectorKnowledge(value["masters"], tuple(rules))
+
+# =====================================================================================================================
+# Controller
+# =====================================================================================================================
+
+FLUSH_INTERVAL_S = 10.0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to reduce: integrals of a family at a point, to which masters."""
+
+    family: Family
+    point: Point
+    targets: tuple[Index, ...]
+    paper_masters_only: bool = False
+    preferred_masters: tuple[Index, ...] = ()
+
+
+@dataclass
+class Outcome:
+    """reductions: every target through masters (and through unreduced integrals, where some are left)."""
+
+    reductions: dict[Index, Expression]
+    masters: list[Index]
+    unreduced: list[Index]
+    statistics: dict[str, int]
+    seconds: float
+    peak_memory_kb: int
+
+
+class Controller:
+    """Runs a problem: sectors from the top down, each as a task once all sectors above it are done.
+
+    executor: where tasks run; shelves: stores to learn from, the last of which also receives what is found.
+    """
+
+    def __init__(self, problem: Problem, executor: Executor, shelves: Sequence[Store], progress: Progress):
+        self.problem, self.executor, self.shelves, self.progress = problem, executor, shelves, progress
+        self.family, self.point = problem.family, problem.point
+        self.knowledge, self.new = Knowledge(), Knowledge()
+        self.statistics = dict.fromkeys(("integrals", "references", "tries", "replays", "rules", "sectors", "tasks"), 0)
+        self.memory: dict[int, int] = {}
+        self.flushed = time.monotonic()
+
+    def run(self) -> Outcome:
+        """Raises ReductionError where the problem cannot be set up; what was learned is stored in any case."""
+        started = time.perf_counter()
+        try:
+            self._prepare()
+            wanted = tuple(dict.fromkeys(self.problem.targets + self.problem.preferred_masters))
+            self.masters = self._find_masters(wanted)
+            reductions: dict[Index, Expression] = {}
+            self.layout = layout_for(wanted, self.family.n)
+            for begin in range(0, len(wanted), TARGETS_PER_PASS):
+                reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
+        finally:
+            self._flush()
+        known = {master for masters in self.masters.values() for master in masters}
+        unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
+        basis = sorted(known, key=weight)
+        if self.problem.preferred_masters and not unreduced:
+            reductions = change_basis(reductions, self.problem.preferred_masters, self.point.prime)
+            used = {term for expression in reductions.values() for term in expression}
+            basis = sorted(used | set(self.problem.preferred_masters), key=weight)
+        self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
+        self.memory[os.getpid()] = peak_memory_kb()
+        return Outcome(
+            {target: reductions[target] for target in self.problem.targets},
+            basis,
+            unreduced,
+            self.statistics,
+            time.perf_counter() - started,
+            sum(self.memory.values()),
+        )
+
+    def _prepare(self) -> None:
+        """Identities and non-zero sectors, from a store or derived."""
+        for shelf in self.shelves:
+            self.knowledge.update(shelf.load(self.family, self.point))
+        if self.knowledge.operators is None:
+            self.knowledge.operators = self.new.operators = derive_identities(self.family)
+        self.equations = evaluate_identities(self.knowledge.operators, self.point)
+        self.generic = evaluate_identities(self.knowledge.operators, generic_point(self.family))
+        if self.knowledge.nonzero is None:
+            self.knowledge.nonzero = self.new.nonzero = find_nonzero_sectors(self.generic, self.family.lines)
+
+    def _sectors_below(self, targets: Iterable[Index]) -> list[int]:
+        tops = {sector_of(target) for target in targets}
+        return [bits for bits in self.knowledge.nonzero if any(bits & top == bits for top in tops)]
+
+    def _find_masters(self, targets: Sequence[Index]) -> dict[int, tuple[Index, ...]]:
+        """The integrals to stop at, by sector: published or found; without paper_masters_only also corners of sectors without any."""
+        below = self._sectors_below(targets)
+        if self.family.paper_masters:
+            masters = {bits: tuple(m for m in self.family.paper_masters if sector_of(m) == bits) for bits in below}
+            if not self.problem.paper_masters_only:
+                masters = {bits: found or (corner(bits, self.family.n),) for bits, found in masters.items()}
+            return masters
+        missing = [bits for bits in below if self._sector(bits).masters is None]
+        nonzero = self.knowledge.nonzero
+        running = {self.executor.submit(find_masters, nonzero, self.generic, bits): bits for bits in reversed(missing)}
+        self.progress.start("masters", len(running))
+        while running:
+            for future in self._finished(running):
+                bits = running.pop(future)
+                found, rules = future.result()
+                self._learn(bits, SectorKnowledge(found, rules))
+                self.progress.advance(self.statistics)
+        return {bits: self._sector(bits).masters or () for bits in below}
+
+    def _finished(self, running: Iterable[Future]) -> set[Future]:
+        """Wait until a task is done."""
+        while not (done := wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done):
+            self.progress.tick()
+        return done
+
+    def _sector(self, bits: int) -> SectorKnowledge:
+        return self.knowledge.sectors.get(bits) or SectorKnowledge()
+
+    def _learn(self, bits: int, found: SectorKnowledge, steps: dict[Index, Expression] | None = None) -> None:
+        learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps else {})
+        self.knowledge.update(learned)
+        self.new.update(learned)
+        if time.monotonic() - self.flushed > FLUSH_INTERVAL_S:
+            self._flush()
+
+    def _flush(self) -> None:
+        new, self.new = self.new, Knowledge()
+        if self.shelves:
+            self.shelves[-1].merge(self.family, self.point, new)
+        self.flushed = time.monotonic()
+
+    def _reduce(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
+        """Carry the coefficients of up to TARGETS_PER_PASS integrals, one column each, from the top sectors to the masters."""
+        pending = self._start(targets)
+        expressions: list[Expression] = [{} for _ in targets]
+        running: dict[Future, int] = {}
+        self.progress.start("sectors", len(self._sectors_below(targets)))
+        while pending or running:
+            for bits in sorted(pending, key=sector_order, reverse=True):
+                if not any(other != bits and other & bits == bits for other in (*pending, *running.values())):
+                    running[self._submit(bits, pending.pop(bits))] = bits
+            for future in self._finished(running):
+                del running[future]
+                self._take(future.result(), pending, expressions)
+        return dict(zip(targets, expressions))
+
+    def _start(self, targets: tuple[Index, ...]) -> dict[int, list]:
+        """Unit coefficients at the targets, by sector; integrals of zero sectors are zero."""
+        pending: dict[int, list] = {}
+        for column, target in enumerate(targets):
+            bits = sector_of(target)
+            if bits in self.knowledge.nonzero:
+                coefficients = np.zeros((1, len(targets)), np.int64)
+                coefficients[0, column] = 1
+                pending.setdefault(bits, []).append((Sector(self.layout, bits).encode(np.array([target])), coefficients))
+        return pending
+
+    def _submit(self, bits: int, parts: list) -> Future:
+        keys, coefficients = (np.concatenate(group) for group in zip(*parts))
+        known = self._sector(bits)
+        steps = self.knowledge.steps.get(bits, {})
+        task = SectorTask(
+            self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known.rules, self.masters[bits], steps, keys, coefficients
+        )
+        self.statistics["tasks"] += 1
+        return self.executor.submit(reduce_sector, task)
+
+    def _take(self, result: SectorResult, pending: dict[int, list], expressions: list[Expression]) -> None:
+        for bits, part in result.below.items():
+            pending.setdefault(bits, []).append(part)
+        for integral, line in (result.masters | result.unreduced).items():
+            for expression, value in zip(expressions, line):
+                if value:
+                    expression[integral] = value
+        if result.new_rules or result.new_steps:
+            self._learn(result.bits, SectorKnowledge(rules=tuple(result.new_rules)), result.new_steps)
+        for name, count in result.counts.items():
+            self.statistics[name] += count
+        self.statistics["sectors"] += 1
+        process, memory = result.process
+        self.memory[process] = max(memory, self.memory.get(process, 0))
+        self.progress.advance(self.statistics)
+
+
+class Progress:
+    """A tqdm bar on a terminal, nothing elsewhere."""
+
+    def __init__(self, quiet: bool = False):
+        self.active = not quiet and sys.stderr.isatty()
+        self.bar: Any = None
+
+    def start(self, what: str, total: int) -> None:
+        self.close()
+        if self.active and total:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=what, unit="", leave=False, dynamic_ncols=True)
+
+    def advance(self, counts: dict[str, int]) -> None:
+        if self.bar is not None:
+            hits = max(counts["references"] - counts["integrals"], 0)
+            self.bar.set_postfix_str(f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules", refresh=False)
+            self.bar.update(1)
+
+    def tick(self) -> None:
+        """Keep the clock of the bar going while a task takes long."""
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+# =====================================================================================================================
+# Results
+# =====================================================================================================================
+
+
+def result_record(problem: Problem, outcome: Outcome) -> dict[str, Any]:
+    """What the pickle holds: builtin types only, coefficients modulo the prime in 0 … prime - 1, zeros left out."""
+    point = problem.point
+    record: dict[str, Any] = {
+        "format": 1,
+        "success": not outcome.unreduced,
+        "family": problem.family.name,
+        "prime": point.prime,
+        "d": plain_number(point.d),
+        "kinematics": {name: plain_number(value) for name, value in point.invariants},
+        "reductions": outcome.reductions,
+        "masters": outcome.masters,
+        "unreduced": outcome.unreduced,
+        "steps": outcome.statistics["integrals"],
+        "time": outcome.seconds,
+        "peak_memory_kb": outcome.peak_memory_kb,
+        "statistics": outcome.statistics,
+        "version": __version__,
+    }
+    if len(problem.targets) == 1:
+        (target,) = problem.targets
+        record |= {"original_integral": target, "final_expr": outcome.reductions[target]}
+    return record
+
+
+def plain_number(value: Fraction) -> int | str:
+    return int(value) if value.denominator == 1 else str(value)
+
+
+def write_pickle(record: dict[str, Any], path: Path) -> None:
+    """Atomically: a reader sees the old file or the new one. Raises ReductionError."""
+    import tempfile
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                pickle.dump(record, file, protocol=4)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise ReductionError(f"output {path}: {error.strerror or error}; give another --output") from None
+
+
+def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
+    """What a person wants to see at the end."""
+    point, counts = problem.point, outcome.statistics
+    at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", point.d), *point.invariants))
+    lines = [f"{problem.family.name} at {at} modulo {point.prime}"]
+    if len(problem.targets) == 1:
+        (target,) = problem.targets
+        expression = outcome.reductions[target]
+        lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
+        width = max((len(show(term)) for term in expression), default=0)
+        lines += [f"  {show(term):{width}}  {expression[term]}" for term in sorted(expression, key=weight, reverse=True)]
+    else:
+        terms = {term for expression in outcome.reductions.values() for term in expression}
+        lines.append(f"{len(problem.targets)} integrals through {len(terms)} integrals")
+    if outcome.unreduced:
+        lines.append(f"NOT REDUCED ({len(outcome.unreduced)}): {' '.join(map(show, outcome.unreduced))}")
+    lines.append(
+        f"{counts['integrals']:,} integrals reduced in {counts['sectors']} sectors; {counts['hits']:,} cache hits; "
+        f"{counts['rules']:,} new rules; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
+    )
+    lines.append(f"written to {output}")
+    return "\n".join(lines)
+
+# =====================================================================================================================
+# Benchmark
+# =====================================================================================================================
+
+DATA = Path(__file__).resolve().parent / "data"
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One published integral: our whole process beside the published figures."""
+
+    integral: str
+    r: int
+    s: int
+    dots: int
+    seconds: float
+    peak_mb: float
+    kira_seconds: float
+    kira_peak_mb: float
+    sailir_seconds: float
+    kira_ratio: float
+    kira_memory_ratio: float
+    sailir_ratio: float
+
+
+def run_benchmark(options: Options) -> int:
+    """Reduce the published integrals, each in a fresh process, then all in one; table, CSV and plot beside the output."""
+    import csv
+    import subprocess
+    import tempfile
+
+    source = DATA / "benchmark_published.csv"
+    if not source.is_file():
+        raise InputError(f"{source}: the published figures are missing; --benchmark needs data/ beside ibp_reduce.py")
+    with source.open(newline="") as file:
+        published = list(csv.DictReader(file))
+    if options.benchmark:
+        step = max(len(published) // options.benchmark, 1)
+        published = published[::step][: options.benchmark]
+    rows = []
+    print(f"{'integral':18}{'r':>3}{'s':>3}{'dots':>5}{'s here':>9}{'MB':>6}{'Kira s':>9}{'MB':>8}{'SAILIR s':>10}{'Kira/here':>11}{'SAILIR/here':>13}")
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def measure(arguments: list[str]) -> tuple[dict, float]:
+            output = Path(scratch) / "result.pkl"
+            command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--paper-masters-only"]
+            started = time.perf_counter()
+            run = subprocess.run([*command, "--work-dir", scratch, "--output", str(output)], capture_output=True, text=True)
+            seconds = time.perf_counter() - started
+            if run.returncode:
+                raise ReductionError(f"benchmark: {' '.join(arguments)} failed: {run.stderr.strip() or run.stdout.strip()}")
+            return load_builtins(output.read_bytes()), seconds
+
+        for line in published:
+            result, seconds = measure([f"--integral={line['integral']}"])
+            _check_benchmark(result)
+            row = _benchmark_row(line, seconds, result["peak_memory_kb"] / 1024)
+            rows.append(row)
+            print(_benchmark_text(row), flush=True)
+        targets = Path(scratch) / "targets.txt"
+        targets.write_text("\n".join(line["integral"] for line in published))
+        result, seconds = measure(["--integrals", str(targets)])
+        _check_benchmark(result)
+    kira, sailir = (sum(getattr(row, name) for row in rows) for name in ("kira_seconds", "sailir_seconds"))
+    print(f"{len(rows)} in separate processes: {sum(row.seconds for row in rows):.1f} s here, {kira:,.0f} s Kira, {sailir:,.0f} s SAILIR (farm)")
+    print(f"{len(rows)} in one process: {seconds:.1f} s, {result['peak_memory_kb'] / 1024:.0f} MB; every one ends on the 16 masters")
+    _write_benchmark(rows, Path(options.output))
+    return 0
+
+
+def _check_benchmark(result: dict) -> None:
+    masters = set(BUILT_IN_FAMILIES["trianglebox"].paper_masters)
+    for target, expression in result["reductions"].items():
+        if not expression or not set(expression) <= masters or result["unreduced"]:
+            raise ReductionError(f"benchmark: {show(target)} does not end on the 16 masters")
+
+
+def _benchmark_row(line: dict[str, str], seconds: float, peak_mb: float) -> BenchmarkRow:
+    kira_s, kira_mb, sailir_s = (float(line[name]) for name in ("kira_seconds", "kira_peak_mb", "sailir_seconds"))
+    return BenchmarkRow(
+        line["integral"],
+        int(line["r"]),
+        int(line["s"]),
+        int(line["dots"]),
+        round(seconds, 3),
+        round(peak_mb, 1),
+        kira_s,
+        kira_mb,
+        sailir_s,
+        round(kira_s / seconds, 1),
+        round(kira_mb / peak_mb, 1),
+        round(sailir_s / seconds, 1),
+    )
+
+
+def _benchmark_text(row: BenchmarkRow) -> str:
+    return (
+        f"{row.integral:18}{row.r:3}{row.s:3}{row.dots:5}{row.seconds:9.2f}{row.peak_mb:6.0f}{row.kira_seconds:9.1f}{row.kira_peak_mb:8.0f}"
+        f"{row.sailir_seconds:10.1f}{row.kira_ratio:11.1f}{row.sailir_ratio:13.1f}"
+    )
+
+
+def _write_benchmark(rows: list[BenchmarkRow], output: Path) -> None:
+    """CSV, and a plot where matplotlib is installed, named after the output."""
+    import csv
+
+    table = output.with_name("benchmark.csv")
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with table.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow([f.name for f in fields(BenchmarkRow)])
+        writer.writerows([getattr(row, f.name) for f in fields(BenchmarkRow)] for row in rows)
+    print(f"written to {table}")
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print("no plot: matplotlib is not installed (pip install matplotlib)")
+        return
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for label, name, marker in (("SAILIR (HTCondor farm)", "sailir_seconds", "s"), ("Kira (1 core)", "kira_seconds", "o"), ("here (1 core)", "seconds", "D")):
+        axes.semilogy(range(len(rows)), [getattr(row, name) for row in rows], marker, label=label)
+    axes.set_xticks(range(len(rows)), [row.integral for row in rows], rotation=60, ha="right", fontsize=8)
+    axes.set_ylabel("seconds, whole process")
+    axes.set_title("trianglebox integrals to 16 masters, modulo 1009")
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    figure.savefig(table.with_suffix(".png"), dpi=120)
+    print(f"written to {table.with_suffix('.png')}")
+
+
+# =====================================================================================================================
+# Command line
+# =====================================================================================================================
+
+SEED_INTEGRAL = "3,2,1,3,2,2,-6"
+
+
+def _option(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class Options:
+    """Every option, its default and what it does; the command line is made from this."""
+
+    integral: str | None = _option(None, f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)", metavar="A1,A2,…")
+    integrals: str | None = _option(None, "file of integrals to reduce in one run, one a line: indices, or NAME[indices]", metavar="FILE")
+    output: str = _option("results/reduction.pkl", "pickle with the result", metavar="FILE")
+    work_dir: str = _option("ibp_work", "directory for the store and logs", metavar="DIR")
+    local: int = _option(1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N")
+    family: str = _option("trianglebox", "a built-in family or a JSON file", metavar="NAME|FILE")
+    list_families: bool = _option(False, "show the built-in families and stop")
+    d: str = _option("", "dimension, an integer or a fraction (default: the family's, 41)")
+    kinematics: str = _option("", "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,…")
+    prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
+    paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
+    masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
+    straggler_timeout: float = _option(1800, "seconds after which a task is killed, with --local N > 1")
+    store: str | None = _option(None, "rule store shared by runs (default: store.shelf in the work directory)", metavar="FILE")
+    cold: bool = _option(False, "ignore the rules in data/ and in the store, find all anew")
+    dry_run: bool = _option(False, "say what would be done, and stop")
+    benchmark: int | None = _option(None, "reduce the published integrals (or only N of them) and compare", nargs="?", const=0, metavar="N")
+    quiet: bool = _option(False, "no progress bar, no summary")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ibp_reduce.py",
+        description="Reduce Feynman integrals to master integrals by integration-by-parts identities, exactly modulo a prime.",
+        epilog="exit codes: 0 done; 1 not everything reduced; 2 wrong usage; 130 interrupted",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    kinds = {"int": int, "float": float, "int | None": int}
+    for option in fields(Options):
+        names = dict.fromkeys((f"--{option.name.replace('_', '-')}", f"--{option.name}"))
+        more = dict(option.metadata)
+        if option.type == "bool":
+            parser.add_argument(*names, action="store_true", **more)
+        else:
+            parser.add_argument(*names, default=option.default, type=kinds.get(option.type, str), **more)
+    return parser
+
+
+def parse_options(argv: Sequence[str]) -> Options:
+    """Raises SystemExit(2) for usage errors."""
+    joined: list[str] = []
+    for word in argv:  # '--integral -1,2,3': argparse takes a leading minus for an option
+        if joined and joined[-1] == "--integral" and re.match(r"-\d", word):
+            joined[-1] = f"--integral={word}"
+        else:
+            joined.append(word)
+    return Options(**vars(make_parser().parse_args(joined)))
+
+
+def parse_integral(text: str, family: Family, where: str) -> Index:
+    """Indices from '1,1,0,-2' or 'name[1,1,0,-2]'. Raises InputError."""
+    match = re.fullmatch(r"\s*(?:([A-Za-z_][\w-]*)\s*)?(\[)?([^\[\]]*)(\])?\s*", text)
+    if not match or bool(match[2]) != bool(match[4]) or (match[1] and not match[2]):
+        raise InputError(f"{where}: {text.strip()!r} is not a list of indices such as 1,1,0,-2 or {family.name}[1,1,0,-2]")
+    name, body = match[1], match[3]
+    if name not in (None, "I", family.name):
+        raise InputError(f"{where}: {text.strip()!r} is of family {name!r}, this run reduces {family.name}; give --family")
+    try:
+        indices = tuple(int(part) for part in body.split(","))
+    except ValueError:
+        raise InputError(f"{where}: {body!r} has an index that is not an integer; expected {family.n} integers") from None
+    if len(indices) != family.n:
+        raise InputError(f"{where}: {show(indices)} has {len(indices)} indices; {family.name} has {family.n}")
+    for i in range(family.lines, family.n):
+        if indices[i] > 0:
+            raise InputError(f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive")
+    if max(map(abs, indices)) > 100:
+        raise InputError(f"{where}: {show(indices)} has an index beyond ±100")
+    return indices
+
+
+def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
+    """Integrals of a file, one a line, '#' starts a comment; doubles are dropped. Raises InputError."""
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{what} {path}: not readable ({error})") from None
+    texts = [(number, line.partition("#")[0].strip().rstrip(",")) for number, line in enumerate(lines, 1)]
+    found = [parse_integral(text, family, f"{what} {path}, line {number}") for number, text in texts if text]
+    if not found:
+        raise InputError(f"{what} {path}: no integrals in it")
+    return tuple(dict.fromkeys(found))
+
+
+def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> Point:
+    """The point of a run. Raises InputError for unknown invariants, unreadable numbers and unusable primes."""
+    values = dict(family.point)
+    for item in filter(None, options.kinematics.split(",")):
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or name not in values:
+            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE with NAME one of {', '.join(values) or '(none)'}")
+        values[name] = value
+    prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
+    if not 2 < prime <= MAX_PRIME or any(prime % q == 0 for q in range(2, int(prime**0.5) + 1)):
+        raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
+    if prime <= largest:
+        raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
+
+    def number(text: str, name: str) -> Fraction:
+        try:
+            return Fraction(text)
+        except (ValueError, ZeroDivisionError):
+            raise InputError(f"{name} = {text!r}: expected an integer or a fraction such as 7/2") from None
+
+    point = Point(number(options.d or family.d, "d"), tuple((name, number(value, name)) for name, value in values.items()), prime)
+    point.residues()
+    return point
+
+
+def make_problem(options: Options) -> Problem:
+    """Raises InputError."""
+    if options.integral and options.integrals:
+        raise InputError("--integral and --integrals contradict each other: give one of them")
+    if options.local < 1:
+        raise InputError(f"--local {options.local}: expected at least 1 process")
+    if not options.straggler_timeout > 0:
+        raise InputError(f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0")
+    family = load_family(options.family)
+    default = not options.integral and not options.integrals
+    if default and family.name != "trianglebox":
+        raise InputError(f"--family {family.name} needs --integral or --integrals: there is no default integral for it")
+    if options.integrals:
+        targets = read_integrals(options.integrals, family, "--integrals")
+    else:
+        targets = (parse_integral(options.integral or SEED_INTEGRAL, family, "--integral"),)
+    preferred = read_integrals(options.masters, family, "--masters") if options.masters else ()
+    point = parse_point(options, family, targets + preferred)
+    return Problem(family, point, targets, options.paper_masters_only or default, preferred)
+
+
+def check_writable(path: Path, what: str, is_directory: bool) -> None:
+    """Raises InputError where a file or directory could not be written; creates nothing."""
+    if path.exists() and path.is_dir() != is_directory:
+        raise InputError(f"{what} {path}: is {'not ' if is_directory else ''}a directory")
+    place = path if is_directory else path.parent
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{what} {path}: {place} is not a directory that can be written")
+
+
+def list_families() -> str:
+    lines = [f"{'name':22}{'loops':>6}{'legs':>6}{'lines':>6}{'ISPs':>6}  invariants (default point)    propagators"]
+    for family in BUILT_IN_FAMILIES.values():
+        point = " ".join(f"{name}={value}" for name, value in family.point)
+        propagators = ", ".join(text if mass == "0" else f"{text} [{mass}]" for text, mass in family.propagators)
+        legs = len(family.external_momenta) + 1
+        lines.append(f"{family.name:22}{len(family.loop_momenta):6}{legs:6}{family.lines:6}{family.isps:6}  {point:29} {propagators}")
+    return "\n".join(lines)
+
+
+def plan(problem: Problem, shelves: Sequence[Store]) -> str:
+    """What a dry run says."""
+    knowledge = Knowledge()
+    for shelf in shelves:
+        knowledge.update(shelf.load(problem.family))
+    family = problem.family
+    sectors = f"{len(knowledge.nonzero)} non-zero sectors" if knowledge.nonzero else "sectors not known yet"
+    masters = sum(len(sector.masters or ()) for sector in knowledge.sectors.values()) or len(family.paper_masters)
+    return "\n".join(
+        [
+            f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
+            f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
+            f"to reduce modulo {problem.point.prime}: {' '.join(map(show, problem.targets[:20]))}{' …' if len(problem.targets) > 20 else ''}",
+            f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
+        ]
+    )
+
+
+def run_reduction(options: Options) -> int:
+    problem = make_problem(options)
+    output, work = Path(options.output), Path(options.work_dir)
+    path = Path(options.store) if options.store else work / "store.shelf"
+    check_writable(output, "--output", is_directory=False)
+    check_writable(work, "--work-dir", is_directory=True)
+    check_writable(path, "--store", is_directory=False)
+
+    def say(line: str) -> None:
+        print(f"ibp_reduce: {line}", file=sys.stderr)
+
+    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
+    if options.dry_run:
+        print(plan(problem, shelves))
+        return 0
+    if options.cold:
+        shelves = [Store(path, say=say, write_only=True)]
+    progress = Progress(options.quiet)
+    executor = InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout, log_dir=work / "log")
+    try:
+        with executor:
+            executor.warm_up()
+            outcome = Controller(problem, executor, shelves, progress).run()
+    finally:
+        progress.close()
+    write_pickle(result_record(problem, outcome), output)
+    if not options.quiet:
+        print(summary(problem, outcome, output))
+    if outcome.unreduced:
+        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point, or wider searches, may do it")
+    return 1 if outcome.unreduced else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    options = parse_options(arguments)
+    try:
+        if options.list_families:
+            print(list_families())
+            return 0
+        if options.benchmark is not None:
+            if options.integral or options.integrals:
+                raise InputError("--benchmark and --integral(s) contradict each other: the benchmark has its own integrals")
+            return run_benchmark(options)
+        return run_reduction(options)
+    except InputError as error:
+        print(f"ibp_reduce: {error}", file=sys.stderr)
+        return 2
+    except (ReductionError, ExecutorError) as error:
+        print(f"ibp_reduce: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        import shlex
+
+        print(f"ibp_reduce: interrupted; the rules found so far are stored, go on with: {shlex.join([sys.argv[0], *arguments])}", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
