@@ -131,12 +131,12 @@ def dump(value, what):
 
 
 def dump_error(error):
-    text = ''.join(traceback.format_exception(type(error), error, error.__traceback__))
+    summary = traceback.TracebackException.from_exception(error)  # survives an exception whose __str__ fails
     try:
         pickled = dump(error, 'the exception')
     except NotPicklable:
         pickled = None  # a RemoteError takes its place, from the other fields
-    return dump(('error', pickled, type(error).__qualname__, str(error), text), 'the outcome')
+    return dump(('error', pickled, type(error).__qualname__, str(summary), ''.join(summary.format())), 'the outcome')
 
 
 def load_outcome(outcome):
@@ -210,8 +210,8 @@ class LocalExecutor(Executor):
     def __init__(self, processes, timeout_s=None, retries=1, log_dir=None):
         """Starts nothing yet. Raises ValueError, and OSError if log_dir cannot be made."""
         if processes < 1 or retries < 0 or not (timeout_s is None or 0 < timeout_s < LONGEST_TIMEOUT_S):
-            raise ValueError(f'processes={processes}, timeout_s={timeout_s}, retries={retries}: give at least 1 process, '
-                             f'a limit of 0 to {LONGEST_TIMEOUT_S:g} s (or None) and at least 0 retries')
+            raise ValueError(f'processes={processes}, timeout_s={timeout_s}, retries={retries}: give at least 1 '
+                             f'process, a limit of 0 to {LONGEST_TIMEOUT_S:g} s (or None) and at least 0 retries')
         self.processes, self.timeout_s, self.retries = processes, timeout_s, retries
         self.log_dir = None if log_dir is None else Path(log_dir).absolute()
         if self.log_dir is not None:

@@ -52,7 +52,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from fractions import Fraction
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +84,12 @@ class InputError(ReductionError):
 
 MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
 GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
+MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
 REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
 TARGETS_PER_PASS = 32  # columns of coefficients carried at once
+MASTER_REGION = 8  # masters are looked for up to this number of dots plus s
 SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
 
@@ -405,9 +407,11 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
 
 def _propagator(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
     """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is."""
+    from sympy.polys.polyerrors import BasePolynomialError
+
     try:
         value = momenta_ring(evaluate(text, invariants | vectors | {"1": momenta_ring.one}, where))
-    except (TypeError, ValueError, ArithmeticError):
+    except (TypeError, ValueError, ArithmeticError, BasePolynomialError):
         raise InputError(f"{where}: propagator {text!r} is not polynomial in the momenta") from None
     degrees = {sum(monomial) for monomial in value.monoms()} if value else set()
     if degrees not in ({1}, {2}):
@@ -539,7 +543,7 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
     """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
     p, values = point.prime, point.residues()
 
-    @lru_cache(maxsize=None)
+    @cache
     def polynomial(terms: Polynomial) -> int:
         total = 0
         for exponents, factor in terms:
@@ -615,7 +619,7 @@ class Layout:
 
 
 def layout_for(targets: Iterable[Sequence[int]], n: int) -> Layout:
-    """Room for everything that can appear below these targets: r never grows, s grows by at most 2 where r falls by 1."""
+    """Room for what can appear below these targets: s grows where r falls. That it suffices is checked as integrals appear."""
     pairs = [r_and_s(target) for target in targets]
     r_max, s_max = max(r for r, _ in pairs), max(s for _, s in pairs)
     roomy = Layout(n, r_max + 1, s_max + 2 * r_max)
@@ -763,6 +767,14 @@ def _ball(n: int, reach: int, norm: int) -> np.ndarray:
     return vectors[np.argsort(-left, kind="stable")].astype(np.int64)
 
 
+def seeds_around(neighbourhood: Neighbourhood, sector: Sector) -> np.ndarray:
+    """Seeds [S, n] of a neighbourhood relative to a target of this sector."""
+    ball = _ball(sector.n, neighbourhood.reach, neighbourhood.norm)
+    dr, ds = ball[:, sector.positive].sum(1), -ball[:, ~sector.positive].sum(1)
+    (r0, r1), (s0, s1) = neighbourhood.dr, neighbourhood.ds
+    return ball[(r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)]
+
+
 class SearchSpace:
     """All rows of a neighbourhood, for any target of a sector: which columns they have, relative to the target, down to the target itself.
 
@@ -770,12 +782,8 @@ class SearchSpace:
     stands in column `column[e]`; columns [C, n] heaviest first, the target last.
     """
 
-    def __init__(self, sector: Sector, equations: Equations, neighbourhood: Neighbourhood):
-        ball = _ball(sector.n, neighbourhood.reach, neighbourhood.norm)
-        dr, ds = ball[:, sector.positive].sum(1), -ball[:, ~sector.positive].sum(1)
-        (r0, r1), (s0, s1) = neighbourhood.dr, neighbourhood.ds
-        self.seeds = ball[(r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)]
-        self.operators = equations.count
+    def __init__(self, sector: Sector, equations: Equations, seeds: np.ndarray):
+        self.seeds, self.operators = seeds, equations.count
         keys = (self.seeds @ sector.weights)[:, None] + (equations.shift @ sector.weights)[None]
         self.seed, self.term = np.nonzero(keys >= 0)
         self.row = self.seed * equations.count + equations.operator[self.term]
@@ -812,21 +820,21 @@ class RuleFinder:
 
     def __init__(self, sector: Sector, structure: Equations):
         self.sector, self.structure = sector, structure
-        self._spaces: dict[Neighbourhood, SearchSpace] = {}
+        self._spaces: dict[Neighbourhood, SearchSpace | None] = {}
 
     def spaces(self) -> Iterator[SearchSpace]:
         for neighbourhood in NEIGHBOURHOODS:
             if neighbourhood not in self._spaces:
-                self._spaces[neighbourhood] = SearchSpace(self.sector, self.structure, neighbourhood)
+                seeds = seeds_around(neighbourhood, self.sector)
+                fits = len(seeds) * self.structure.count <= SEARCH_ROWS
+                self._spaces[neighbourhood] = SearchSpace(self.sector, self.structure, seeds) if fits else None
             space = self._spaces[neighbourhood]
-            if space.rows <= SEARCH_ROWS:
+            if space is not None and space.complete:
                 yield space
 
     def find(self, target: np.ndarray, equations: Equations) -> Rule | None:
         """A rule that reduces the integral with these indices [n] at the point of the equations, or None within the stated limits."""
         for space in self.spaces():
-            if not space.complete:
-                continue
             row, column, value = space.system(self.sector, equations, target)
             if not (column == len(space.columns) - 1).any():
                 continue
@@ -941,14 +949,14 @@ class CompiledRule:
         distance = offset @ sector.weights
         order = np.argsort(-distance, kind="stable")
         distance = distance[order]
-        self.start = np.flatnonzero(np.concatenate([[True], distance[1:] != distance[:-1]]))
+        self.start = run_starts(distance)
         self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
         self.distance, self.offset = distance[self.start], offset[order][self.start]
         self.heavier = int((self.distance > 0).sum())
         self.rows = len(terms)
         # the seeds stay inside the sector while the target is inside this box
-        self.low = np.where(sector.positive, 1 - seeds.min(0), -127).astype(np.int8)
-        self.high = np.where(sector.positive, 127, -seeds.max(0)).astype(np.int8)
+        self.low = np.where(sector.positive, 1 - seeds.min(0), -MAX_INDEX).astype(np.int16)
+        self.high = np.where(sector.positive, MAX_INDEX, -seeds.max(0)).astype(np.int16)
         self.valid = self.heavier < len(self.distance) and self.distance[self.heavier] == 0 and len(rule.pivots) == self.rows - 1
         pivots = {key: number for number, key in enumerate(np.array(rule.pivots, np.int64).reshape(-1, sector.n) @ sector.weights)}
         column_pivot = np.array([pivots.get(key, -1) for key in self.distance])
@@ -1045,13 +1053,25 @@ class Terms:
         return Terms(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Terms)))
 
 
+def run_starts(values: np.ndarray) -> np.ndarray:
+    """Where runs of equal values begin in a sorted array."""
+    return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]]))
+
+
+def is_member(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Bool [N]: which values stand in the sorted table."""
+    if len(table) == 0:
+        return np.zeros(len(values), bool)
+    return table[np.minimum(np.searchsorted(table, values), len(table) - 1)] == values
+
+
 def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
     """Distinct keys, ascending, and the sums modulo p of their lines of values [N, K]; lines that are all zero are left out."""
     if len(keys) == 0:
         return keys, values
     order = np.argsort(keys, kind="stable")
     keys = keys[order]
-    start = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+    start = run_starts(keys)
     if values.shape[1] == 1:
         sums = np.add.reduceat(values[order, 0], start)[:, None] % p
     else:
@@ -1114,7 +1134,7 @@ class _SectorReduction:
         return self.result
 
     def _set_masters_aside(self, keys: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        stop = np.isin(keys, self.stops)
+        stop = is_member(keys, self.stops)
         for key, line in zip(keys[stop], coefficients[stop].tolist()):
             store = self.result.unreduced if key in self.unreduced else self.result.masters
             indices = self.unreduced.get(key) or self.masters[key]
@@ -1129,9 +1149,7 @@ class _SectorReduction:
             parts.append(terms)
             inside = (terms.sector == self.task.bits) & (terms.key >= lowest)
             new = np.unique(terms.key[inside])
-            new = new[~np.isin(new, self.stops)]
-            place = np.searchsorted(closed, new)
-            wave = new[closed[np.minimum(place, len(closed) - 1)] != new]
+            wave = new[~is_member(new, self.stops) & ~is_member(new, closed)]
             closed = np.sort(np.concatenate([closed, wave]), kind="stable")
         self.counts["integrals"] += len(closed)
         return closed, Terms.join(parts)
@@ -1143,7 +1161,7 @@ class _SectorReduction:
         block[np.searchsorted(closed, keys[cut:])] = coefficients[cut:]
         source = np.searchsorted(closed, terms.source)
         own = terms.sector == bits
-        inner = own & (terms.key >= closed[0]) & ~np.isin(terms.key, self.stops)
+        inner = own & (terms.key >= closed[0]) & ~is_member(terms.key, self.stops)
         propagate(block, source[inner], np.searchsorted(closed, terms.key[inner]), terms.value[inner], p)
         outer = ~inner & block.any(1)[source]
         carried = block[source[outer]] * terms.value[outer, None] % p
@@ -1153,7 +1171,7 @@ class _SectorReduction:
                 there = sector == b
                 self.below.setdefault(b, []).append(sum_by_key(key[there], carried[there], p))
         stays = sector == bits
-        for position in np.flatnonzero(np.isin(closed, self.stops)):  # found irreducible while the block was closed
+        for position in np.flatnonzero(is_member(closed, self.stops)):  # found irreducible while the block was closed
             self._set_masters_aside(closed[position : position + 1], block[position : position + 1])
         return sum_by_key(np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p)
 
@@ -1163,8 +1181,8 @@ class _SectorReduction:
         """One-step results of these integrals by known steps, by the rules in turn, and by new rules for what is left."""
         indices = self.sector.decode(keys)
         targets = np.column_stack([np.ones(len(keys)), indices])
-        narrow = indices.astype(np.int8)
-        waiting = ~np.isin(keys, np.array(list(self.known), keys.dtype)) if self.known else np.ones(len(keys), bool)
+        narrow = indices.astype(np.int16)
+        waiting = ~is_member(keys, np.array(sorted(self.known), keys.dtype))
         parts = [self._known_steps(keys[~waiting])] if not waiting.all() else []
         table = _WaveTable(keys, narrow)
         for rule in self.rules:
@@ -1279,8 +1297,9 @@ class _WaveTable:
         dtype, bits, p = self.keys.dtype, work.task.bits, work.p
         if not self.parts:
             return Terms(*(np.zeros(0, kind) for kind in (dtype, np.int64, dtype, np.int64)))
+        self._check_room(work.sector)
         member, column, value = (np.concatenate(group) for group in zip(*self.parts))
-        offset = np.concatenate([rule.offset for rule in self.rules]).astype(np.int8)
+        offset = np.concatenate([rule.offset for rule in self.rules]).astype(np.int16)
         source = self.keys[member]
         key = source + np.concatenate([rule.distance for rule in self.rules])[column]
         sector = np.full(len(key), bits, np.int64)
@@ -1288,10 +1307,25 @@ class _WaveTable:
         indices = self.indices[member[may_fall]] + offset[column[may_fall]]
         sector[may_fall] = sectors_of(indices)
         fallen = sector[may_fall] != bits
-        key[may_fall[fallen]] = work.encode_all(indices[fallen], sector[may_fall[fallen]])
-        keep = np.isin(sector, work.nonzero)
+        may_fall, indices = may_fall[fallen], indices[fallen]
+        key[may_fall] = work.encode_all(indices, sector[may_fall])
+        keep = np.ones(len(key), bool)
+        keep[may_fall] = is_member(sector[may_fall], work.nonzero)
         value = value[keep] * (p - invert(self.pivot, p))[member[keep]] % p
         return Terms(source[keep], sector[keep], key[keep], value)
+
+
+    def _check_room(self, sector: Sector) -> None:
+        """Raises ReductionError where a term could have an index, r or s beyond the digits of the layout."""
+        up = max(int(np.maximum(rule.offset, 0).sum(1).max()) for rule in self.rules)
+        down = max(int(-np.minimum(rule.offset, 0).sum(1).min()) for rule in self.rules)
+        largest_r = int(self.indices[:, sector.positive].sum(1).max()) + up
+        largest_s = int(-self.indices[:, ~sector.positive].sum(1).min()) + down
+        if max(largest_r, largest_s) >= sector.layout.radix:
+            raise ReductionError(
+                f"sector {sector.bits}: integrals with r = {largest_r}, s = {largest_s} outgrow the {sector.layout.radix - 1} that was "
+                f"reserved for {sector.n} indices; reduce targets with smaller indices"
+            )
 
 
 def propagate(block: np.ndarray, source: np.ndarray, target: np.ndarray, value: np.ndarray, p: int) -> None:
@@ -1310,12 +1344,13 @@ def propagate(block: np.ndarray, source: np.ndarray, target: np.ndarray, value: 
         total = int(length.sum())
         edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(total)
         flow = block[source[edge]] * value[edge, None] % p
-        hit, arrived = np.unique(target[edge], return_counts=True)
         by_target = np.argsort(target[edge], kind="stable")
+        reached = target[edge][by_target]
+        start = run_starts(reached)
+        hit = reached[start]
         if total:
-            starts = np.cumsum(arrived) - arrived
-            block[hit] = (block[hit] + np.add.reduceat(flow[by_target], starts, axis=0)) % p
-        waits[hit] -= arrived
+            block[hit] = (block[hit] + np.add.reduceat(flow[by_target], start, axis=0)) % p
+        waits[hit] -= np.diff(start, append=total)
         ready = hit[waits[hit] == 0]
 
 
@@ -1365,6 +1400,8 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> tup
         at_border = [(r_and_s(master)[0] - bits.bit_count() >= dots, r_and_s(master)[1] >= s) for master in masters]
         if not any(map(any, at_border)):
             return masters, rules
+        if dots + s > MASTER_REGION:
+            raise ReductionError(f"sector {bits}: {len(masters)} integrals up to {dots} dots and s = {s} are not reducible, and there seem to be more")
         dots += any(many_dots for many_dots, _ in at_border)
         s += any(high_s for _, high_s in at_border)
 
@@ -1382,7 +1419,7 @@ def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index]
     """
     rows = []
     for number, integral in enumerate(preferred):
-        row: dict[Any, int] = {master: value for master, value in reductions[integral].items()}
+        row: dict[Any, int] = dict(reductions[integral])
         row[("preferred", number)] = p - 1
         rows.append(row)
     solved: dict[Index, dict] = {}
@@ -1716,6 +1753,7 @@ def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
 # =====================================================================================================================
 
 FLUSH_INTERVAL_S = 10.0
+SMALL_TASK = 2000  # a sector with rules and at most so many coefficients is reduced sooner than sent to another process
 
 
 @dataclass(frozen=True)
@@ -1750,6 +1788,7 @@ class Controller:
     def __init__(self, problem: Problem, executor: Executor, shelves: Sequence[Store], progress: Progress):
         self.problem, self.executor, self.shelves, self.progress = problem, executor, shelves, progress
         self.family, self.point = problem.family, problem.point
+        self.here = InlineExecutor()
         self.knowledge, self.new = Knowledge(), Knowledge()
         self.statistics = dict.fromkeys(("integrals", "references", "tries", "replays", "rules", "sectors", "tasks"), 0)
         self.memory: dict[int, int] = {}
@@ -1790,6 +1829,8 @@ class Controller:
         """Identities and non-zero sectors, from a store or derived."""
         for shelf in self.shelves:
             self.knowledge.update(shelf.load(self.family, self.point))
+        if not all(self._sector(sector_of(target)).rules for target in self.problem.targets):
+            self.executor.warm_up()  # there will be searches: let processes start while the identities are derived
         if self.knowledge.operators is None:
             self.knowledge.operators = self.new.operators = derive_identities(self.family)
         self.equations = evaluate_identities(self.knowledge.operators, self.point)
@@ -1877,7 +1918,8 @@ class Controller:
             self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known.rules, self.masters[bits], steps, keys, coefficients
         )
         self.statistics["tasks"] += 1
-        return self.executor.submit(reduce_sector, task)
+        small = known.rules and keys.size * coefficients.shape[1] <= SMALL_TASK
+        return (self.here if small else self.executor).submit(reduce_sector, task)
 
     def _take(self, result: SectorResult, pending: dict[int, list], expressions: list[Expression]) -> None:
         for bits, part in result.below.items():
@@ -2140,6 +2182,7 @@ def _write_benchmark(rows: list[BenchmarkRow], output: Path) -> None:
 # =====================================================================================================================
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
+LARGEST_TARGET_INDEX = 100
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -2217,8 +2260,8 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
     for i in range(family.lines, family.n):
         if indices[i] > 0:
             raise InputError(f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive")
-    if max(map(abs, indices)) > 100:
-        raise InputError(f"{where}: {show(indices)} has an index beyond ±100")
+    if max(map(abs, indices)) > LARGEST_TARGET_INDEX:
+        raise InputError(f"{where}: {show(indices)} has an index beyond ±{LARGEST_TARGET_INDEX}")
     return indices
 
 
@@ -2341,7 +2384,6 @@ def run_reduction(options: Options) -> int:
     executor = InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout, log_dir=work / "log")
     try:
         with executor:
-            executor.warm_up()
             outcome = Controller(problem, executor, shelves, progress).run()
     finally:
         progress.close()
