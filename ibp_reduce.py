@@ -50,7 +50,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -58,7 +58,7 @@ from typing import Any
 
 import numpy as np
 
-from condor_worker import ExecutorError, InlineExecutor, LocalExecutor
+from condor_worker import LONGEST_TIMEOUT_S, ExecutorError, InlineExecutor, LocalExecutor
 
 __version__ = "0.1.0"
 
@@ -150,6 +150,12 @@ class Family:
         return self.n - self.isps
 
     @property
+    def operators(self) -> int:
+        """Number of IBP and LI operators."""
+        loops, externals = len(self.loop_momenta), len(self.external_momenta)
+        return loops * (loops + externals) + externals * (externals - 1) // 2
+
+    @property
     def symbols(self) -> tuple[str, ...]:
         return ("d", *(name for name, _ in self.point))
 
@@ -235,6 +241,14 @@ BUILT_IN_FAMILIES: dict[str, Family] = {
     )
 }
 
+def parse_number(text: str, name: str) -> Fraction:
+    """An integer or a fraction such as -7/2. Raises InputError."""
+    match = re.fullmatch(r"\s*([+-]?[0-9]{1,300})(?:/([0-9]{1,300}))?\s*", text)
+    if not match or (match[2] and int(match[2]) == 0):
+        raise InputError(f"{name} = {text!r}: expected an integer or a fraction such as -7/2")
+    return Fraction(int(match[1]), int(match[2] or 1))
+
+
 _FAMILY_KEYS = {
     "name": str,
     "loop_momenta": list,
@@ -256,11 +270,11 @@ def load_family(text: str) -> Family:
     if text in BUILT_IN_FAMILIES:
         return BUILT_IN_FAMILIES[text]
     path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"unknown family {text!r}: neither a file nor one of {', '.join(BUILT_IN_FAMILIES)}")
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"family file {path}: not readable as JSON ({error})") from None
     if not isinstance(data, dict):
         raise InputError(f"family file {path}: expected one JSON object with the keys {', '.join(_FAMILY_KEYS)}")
@@ -287,8 +301,20 @@ def load_family(text: str) -> Family:
     return family
 
 
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    double = next((key for key in keys if keys.count(key) > 1), None)
+    if double is not None:
+        raise ValueError(f"key {double!r} is there twice")
+    return dict(pairs)
+
+
 def _check_family(family: Family, where: str) -> None:
     """Raises InputError where names clash or counts cannot be right (linear dependence is found by derive_identities)."""
+    if not re.fullmatch(r"[A-Za-z][\w-]*", family.name, re.ASCII):
+        raise InputError(f"{where}: name {family.name!r} is not made of letters, digits, '-' and '_' with a letter first")
+    for name, value in (("d", family.d), *family.point):
+        parse_number(value, f"{where}: {name}")
     loops, externals = len(family.loop_momenta), len(family.external_momenta)
     names = [*family.loop_momenta, *family.external_momenta, *family.symbols]
     bad = [name for name in names if not name.isidentifier()] + [name for name in names if names.count(name) > 1]
@@ -304,6 +330,7 @@ def _check_family(family: Family, where: str) -> None:
         raise InputError(f"{where}: isps = {family.isps} with {family.n} propagators; 0 <= isps < propagators <= 60 is needed")
 
 
+LONGEST_EXPRESSION = 5000
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: lambda a, b: a + b,
     ast.Sub: lambda a, b: a - b,
@@ -313,8 +340,14 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 }
 
 
+def _has_power(node: ast.AST) -> bool:
+    return any(isinstance(part, ast.Pow) for part in ast.walk(node))
+
+
 def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
     """Value of an arithmetic expression (+ - * / ** and parentheses) over whatever ring the names' values and Fractions live in."""
+    if len(text) > LONGEST_EXPRESSION:
+        raise InputError(f"{where}: an expression of {len(text)} characters; at most {LONGEST_EXPRESSION} are taken")
 
     def visit(node: ast.AST) -> Any:
         match node:
@@ -331,15 +364,15 @@ def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
                 return -visit(operand)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return visit(operand)
-            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16:
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16 and not _has_power(left):
                 return visit(left) ** power
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS and not isinstance(op, ast.Pow):
                 return _OPERATORS[type(op)](visit(left), visit(right))
-        raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols")
+        raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols (powers up to 16, not nested)")
 
     try:
         return visit(ast.parse(text.strip(), mode="eval"))
-    except (SyntaxError, ValueError, RecursionError):
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise InputError(f"{where}: {text!r} is not an arithmetic expression") from None
     except ZeroDivisionError:
         raise InputError(f"{where}: division by zero in {text!r}") from None
@@ -613,6 +646,9 @@ class Layout:
         """At least 16, so that differences of neighbouring columns keep their lexicographic order."""
         return max(self.r_max, self.s_max, 15) + 1
 
+    def has_room_for(self, integrals: Iterable[Sequence[int]]) -> bool:
+        return all(max(r_and_s(integral)) < self.radix for integral in integrals)
+
     @cached_property
     def dtype(self) -> type:
         return np.int64 if self.radix**self.n < 2**KEY_BITS else object
@@ -749,11 +785,13 @@ class Rule:
     """The rows that reduce one integral by one step, and with it most others of the sector.
 
     rows: (operator, seed - target) in the order of elimination; pivots: for every row but the last, the column (integral - target) that is
-    eliminated with it. Independent of target, prime and point; whether a rule reduces a given integral is checked each time.
+    eliminated with it; level: which of the NEIGHBOURHOODS it comes from. Independent of target, prime and point; whether a rule reduces
+    a given integral is checked each time.
     """
 
     rows: tuple[tuple[int, Index], ...]
     pivots: tuple[Index, ...]
+    level: int
 
 
 @lru_cache(maxsize=64)
@@ -815,37 +853,44 @@ class SearchSpace:
         return row, column, values
 
 
+def border_pattern(indices: np.ndarray, positive: np.ndarray, level: int) -> list[bytes]:
+    """How far each integral [N, n] is from the border of its sector in each index, as far as the seeds of this level notice."""
+    distance = np.minimum(np.abs(indices) - positive, NEIGHBOURHOODS[level].reach + 1)
+    return [line.tobytes() for line in distance.astype(np.int8)]
+
+
 class RuleFinder:
     """Searches a sector for rules; the search spaces are built once and serve every target."""
 
     def __init__(self, sector: Sector, structure: Equations):
         self.sector, self.structure = sector, structure
-        self._spaces: dict[Neighbourhood, SearchSpace | None] = {}
+        self._spaces: dict[int, SearchSpace | None] = {}
 
-    def spaces(self) -> Iterator[SearchSpace]:
-        for neighbourhood in NEIGHBOURHOODS:
-            if neighbourhood not in self._spaces:
-                seeds = seeds_around(neighbourhood, self.sector)
-                fits = len(seeds) * self.structure.count <= SEARCH_ROWS
-                self._spaces[neighbourhood] = SearchSpace(self.sector, self.structure, seeds) if fits else None
-            space = self._spaces[neighbourhood]
-            if space is not None and space.complete:
-                yield space
+    def space(self, level: int) -> SearchSpace | None:
+        """The rows of a level; None where there are none that reach the target, or too many."""
+        if level not in self._spaces:
+            seeds = seeds_around(NEIGHBOURHOODS[level], self.sector)
+            space = SearchSpace(self.sector, self.structure, seeds) if 0 < len(seeds) * self.structure.count <= SEARCH_ROWS else None
+            self._spaces[level] = space if space and space.complete else None
+        return self._spaces[level]
 
-    def find(self, target: np.ndarray, equations: Equations) -> Rule | None:
-        """A rule that reduces the integral with these indices [n] at the point of the equations, or None within the stated limits."""
-        for space in self.spaces():
-            row, column, value = space.system(self.sector, equations, target)
-            if not (column == len(space.columns) - 1).any():
-                continue
-            matrix: dict[int, dict[int, int]] = {}
-            for r, c, v in zip(row.tolist(), column.tolist(), value.tolist()):
-                matrix.setdefault(r, {})[c] = v
-            combinations = eliminate_heavier(matrix, len(space.columns) - 1, equations.prime)
-            if combinations:
-                best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
-                return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime)
-        return None
+    def find(self, target: np.ndarray, level: int, equations: Equations) -> Rule | None:
+        """A rule of this level that reduces the integral with these indices [n] at the point of the equations, or None."""
+        space = self.space(level)
+        if space is None:
+            return None
+        row, column, value = space.system(self.sector, equations, target)
+        last = len(space.columns) - 1
+        if not (column == last).any():
+            return None
+        matrix: dict[int, dict[int, int]] = {}
+        for r, c, v in zip(row.tolist(), column.tolist(), value.tolist()):
+            matrix.setdefault(r, {})[c] = v
+        combinations = eliminate_heavier(matrix, last, equations.prime)
+        if not combinations:
+            return None
+        best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
+        return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime, level)
 
     def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> int:
         """Key of the heaviest integral that a combination expresses the target through, relative to it: the lighter, the fewer follow."""
@@ -861,7 +906,7 @@ class RuleFinder:
         lighter = [key for key, value in total.items() if value and key < 0]
         return max(lighter) if lighter else -(2**KEY_BITS)
 
-    def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int) -> Rule:
+    def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int, level: int) -> Rule:
         """Put the rows of a combination into an order of elimination, one pivot for each but the last."""
         target = len(space.columns) - 1
         left = {r: {c: v for c, v in row.items() if c != target} for r, row in matrix.items()}
@@ -879,7 +924,9 @@ class RuleFinder:
         order += left
         seeds, columns = space.seeds.tolist(), space.columns.tolist()
         return Rule(
-            tuple((r % space.operators, tuple(seeds[r // space.operators])) for r in order), tuple(tuple(columns[c]) for c in pivots)
+            tuple((r % space.operators, tuple(seeds[r // space.operators])) for r in order),
+            tuple(tuple(columns[c]) for c in pivots),
+            level,
         )
 
 
@@ -1006,11 +1053,31 @@ def invert(values: np.ndarray, p: int) -> np.ndarray:
 # =====================================================================================================================
 
 
+@dataclass
+class SectorKnowledge:
+    """What is known about one sector of a family, at any point: its masters (None: not yet searched), rules, and hopeless searches.
+
+    hopeless: (level, border pattern) of integrals that no rule of that level reduces.
+    """
+
+    masters: tuple[Index, ...] | None = None
+    rules: tuple[Rule, ...] = ()
+    hopeless: frozenset[tuple[int, bytes]] = frozenset()
+
+    def update(self, other: SectorKnowledge) -> None:
+        self.masters = other.masters if self.masters is None else self.masters
+        self.rules = tuple(dict.fromkeys(self.rules + other.rules))
+        self.hopeless |= other.hopeless
+
+    def __bool__(self) -> bool:
+        return bool(self.masters is not None or self.rules or self.hopeless)
+
+
 @dataclass(frozen=True, eq=False)
 class SectorTask:
     """Everything needed to reduce a linear combination of integrals of one sector; a pure function of it, so any process may do it.
 
-    keys [N], coefficients [N, K] for K targets. masters: integrals of this sector to stop at. steps: one-step results known already.
+    keys [N], coefficients [N, K] for K targets. stops: integrals of this sector to stop at. steps: one-step results known already.
     """
 
     layout: Layout
@@ -1018,8 +1085,8 @@ class SectorTask:
     nonzero: tuple[int, ...]
     equations: Equations
     generic: Equations
-    rules: tuple[Rule, ...]
-    masters: tuple[Index, ...]
+    known: SectorKnowledge
+    stops: tuple[Index, ...]
     steps: dict[Index, Expression]
     keys: np.ndarray
     coefficients: np.ndarray
@@ -1033,7 +1100,7 @@ class SectorResult:
     masters: dict[Index, list[int]] = field(default_factory=dict)
     unreduced: dict[Index, list[int]] = field(default_factory=dict)
     below: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    new_rules: list[Rule] = field(default_factory=list)
+    learned: SectorKnowledge = field(default_factory=lambda: SectorKnowledge())
     new_steps: dict[Index, Expression] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     process: tuple[int, int] = (0, 0)  # process id, its peak memory in kB
@@ -1100,24 +1167,34 @@ class _SectorReduction:
         self.nonzero = np.array(sorted(task.nonzero), np.int64)
         self.subsectors: dict[int, Sector] = {}
         self.result = SectorResult(task.bits)
-        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays", "rules"), 0)
-        self.masters = {self._key(master): master for master in task.masters}
-        self.known = {self._key(step): step for step in task.steps}
         self.unreduced: dict[int, Index] = {}
+        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays"), 0)
+        self.masters = {self._key(stop): stop for stop in task.stops}
+        self.known = {self._key(step): step for step in task.steps if task.layout.has_room_for((step, *task.steps[step]))}
         self.stops = np.array(sorted(self.masters), task.layout.dtype)
-        self.rules: list[CompiledRule] = []
+        self.rules = set(task.known.rules)
+        self.new_rules: list[Rule] = []
+        self.compiled: dict[int, list[CompiledRule]] = {}
+        self.hopeless = set(task.known.hopeless)
         self.below: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
-        for rule in task.rules:
-            self._compile(rule)
 
     def _key(self, indices: Index) -> int:
         return self.sector.encode(np.array([indices]))[0]
 
-    def _compile(self, rule: Rule) -> CompiledRule | None:
+    def _rules_of(self, level: int) -> list[CompiledRule]:
+        """The rules of a level, short ones first; compiled when a level is first needed."""
+        if level not in self.compiled:
+            rules = [rule for rule in self.task.known.rules if rule.level == level]
+            compiled = (CompiledRule(self.sector, self.task.equations, rule) for rule in rules)
+            self.compiled[level] = sorted(compiled, key=lambda c: c.rows)
+        return self.compiled[level]
+
+    def _add_rule(self, rule: Rule) -> CompiledRule:
         compiled = CompiledRule(self.sector, self.task.equations, rule)
-        if not compiled.valid:
-            return None
-        self.rules.append(compiled)
+        self._rules_of(rule.level).append(compiled)
+        self.compiled[rule.level].sort(key=lambda c: c.rows)
+        self.rules.add(rule)
+        self.new_rules.append(rule)
         return compiled
 
     def run(self) -> SectorResult:
@@ -1129,6 +1206,7 @@ class _SectorReduction:
                 closed, terms = self._close(keys[cut:])
                 keys, coefficients = self._carry(closed, terms, keys, coefficients, cut)
         self.result.below = {bits: sum_by_key(*map(np.concatenate, zip(*parts)), self.p) for bits, parts in self.below.items()}
+        self.result.learned = SectorKnowledge(None, tuple(self.new_rules), frozenset(self.hopeless - self.task.known.hopeless))
         self.result.counts = self.counts
         self.result.process = (os.getpid(), peak_memory_kb())
         return self.result
@@ -1178,81 +1256,88 @@ class _SectorReduction:
     # one step -----------------------------------------------------------------------------------------------------
 
     def _reduce_wave(self, keys: np.ndarray) -> Terms:
-        """One-step results of these integrals by known steps, by the rules in turn, and by new rules for what is left."""
-        indices = self.sector.decode(keys)
-        targets = np.column_stack([np.ones(len(keys)), indices])
-        narrow = indices.astype(np.int16)
-        waiting = ~is_member(keys, np.array(sorted(self.known), keys.dtype))
-        parts = [self._known_steps(keys[~waiting])] if not waiting.all() else []
-        table = _WaveTable(keys, narrow)
-        for rule in self.rules:
-            chosen = np.flatnonzero(waiting)
-            if not len(chosen):
-                break
-            chosen = chosen[((narrow[chosen] >= rule.low) & (narrow[chosen] <= rule.high)).all(1)]
-            waiting[self._apply(rule, chosen, targets, table)] = False
-        while waiting.any():
-            self._discover(np.flatnonzero(waiting), indices, targets, table, waiting)
-        parts.append(table.terms(self))
-        self.counts["references"] += sum(len(part.value) for part in parts)
-        return Terms.join(parts)
+        """One-step results of these integrals: known ones, else level by level the known rules and then a search for new ones.
 
-    def _apply(self, rule: CompiledRule, chosen: np.ndarray, targets: np.ndarray, table: _WaveTable) -> np.ndarray:
-        """Replay a rule on the chosen integrals of a wave; returns those that it reduced."""
-        done = []
+        So each integral is reduced by a rule of the lowest level that there is, which keeps dots and numerators from growing.
+        """
+        wave = _Wave(keys, self.sector.decode(keys))
+        known = is_member(keys, np.array(sorted(self.known), keys.dtype))
+        wave.waiting &= ~known
+        for level in range(len(NEIGHBOURHOODS)):
+            for rule in self._rules_of(level):
+                self._apply(rule, wave)
+            if not wave.waiting.any():
+                break
+            self._search(level, wave)
+        for position in np.flatnonzero(wave.waiting)[::-1]:
+            if wave.waiting[position]:
+                self._search_everywhere(position, wave)
+        terms = Terms.join([self._known_steps(keys[known]), wave.terms(self)])
+        self.counts["references"] += len(terms.value)
+        return terms
+
+    def _apply(self, rule: CompiledRule, wave: _Wave) -> None:
+        """Replay a rule on the waiting integrals of a wave whose seeds it keeps inside the sector."""
+        chosen = np.flatnonzero(wave.waiting) if rule.valid else np.zeros(0, int)
+        chosen = chosen[((wave.indices[chosen] >= rule.low) & (wave.indices[chosen] <= rule.high)).all(1)]
         size = max(REPLAY_ELEMENTS // rule.form.shape[1], 1)
         for begin in range(0, len(chosen), size):
             part = chosen[begin : begin + size]
-            values = rule.replay(targets[part], self.p)
+            values = rule.replay(wave.targets[part], self.p)
             good = values[:, rule.heavier] != 0
             row, column = np.nonzero(values[:, : rule.heavier])
             if len(row):  # a heavier column may stay only where it has left the sector
-                inside = self.sector.contains(table.indices[part[row]] + rule.offset[column])
+                inside = self.sector.contains(wave.indices[part[row]] + rule.offset[column])
                 good[row[inside]] = False
-            table.add(rule, part[good], values[good])
-            done.append(part[good])
+            wave.add(rule, part[good], values[good])
             self.counts["tries"] += len(part)
             self.counts["replays"] += 1
-        return np.concatenate(done) if done else chosen
 
-    def _discover(self, left: np.ndarray, indices: np.ndarray, targets: np.ndarray, table: _WaveTable, waiting: np.ndarray) -> None:
-        """Find a rule for the heaviest waiting integral and replay it on all; where there is none, the integral is listed as unreduced.
+    def _search(self, level: int, wave: _Wave) -> None:
+        """Look for rules of a level for what waits, heaviest first, but only once among integrals equally far from the border."""
+        patterns = border_pattern(wave.indices, self.sector.positive, level)
+        for position in np.flatnonzero(wave.waiting)[::-1]:
+            if wave.waiting[position] and (level, patterns[position]) not in self.hopeless:
+                self._search_for(position, level, self.task.generic, wave)
+                if wave.waiting[position]:
+                    self.hopeless.add((level, patterns[position]))
 
-        A rule found at the generic point holds nearly everywhere; an integral for which it fails here by accident is searched for here.
+    def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave) -> None:
+        """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
+        rule = self.finder.find(wave.indices[position].astype(np.int64), level, equations)
+        if rule is not None and rule not in self.rules:
+            compiled = self._add_rule(rule)
+            self._apply(compiled, wave)
+            if not wave.waiting[position]:
+                self._note_step(compiled, position, wave)
+        wave.searched.add((position, level, equations))
+
+    def _search_everywhere(self, position: int, wave: _Wave) -> None:
+        """The last resort for one integral, before it is listed as unreduced: all levels, at the generic point and at this one.
+
+        It comes here where a rule fails by accident of the point or prime, or where it is the exception among those as far from the border.
         """
-        target = left[-1]
-        for equations in dict.fromkeys((self.task.generic, self.task.equations)):
-            rule = self.finder.find(indices[target], equations)
-            compiled = rule and self._compile(rule)
-            if not compiled:
-                continue
-            inside = ((table.indices[left] >= compiled.low) & (table.indices[left] <= compiled.high)).all(1)
-            reduced = self._apply(compiled, left[inside], targets, table)
-            waiting[reduced] = False
-            if len(reduced):
-                self.result.new_rules.append(rule)
-                self.counts["rules"] += 1
-            else:
-                self.rules.remove(compiled)
-            if not waiting[target]:
-                self._note_step(compiled, tuple(indices[target].tolist()))
-                return
-            left = left[waiting[left]]
-        key = table.keys[target]
-        self.unreduced[key] = tuple(indices[target].tolist())
-        self.stops = np.sort(np.append(self.stops, key))
-        waiting[target] = False
+        for equations in (self.task.generic, self.task.equations):
+            for level in range(len(NEIGHBOURHOODS)):
+                if wave.waiting[position] and (position, level, equations) not in wave.searched:
+                    self._search_for(position, level, equations, wave)
+        if wave.waiting[position]:
+            key = wave.keys[position]
+            self.unreduced[key] = tuple(wave.indices[position].tolist())
+            self.stops = np.sort(np.append(self.stops, key))
+            wave.waiting[position] = False
 
-    def _note_step(self, rule: CompiledRule, target: Index) -> None:
+    def _note_step(self, compiled: CompiledRule, position: int, wave: _Wave) -> None:
         """Keep the one-step result of an integral that cost a search."""
-        values = rule.replay(np.array([[1.0, *target]]), self.p)[0]
-        factor = -pow(int(values[rule.heavier]), -1, self.p)
+        target = wave.indices[position].astype(np.int64)
+        values = compiled.replay(wave.targets[position : position + 1], self.p)[0]
+        factor = -pow(int(values[compiled.heavier]), -1, self.p)
         step: Expression = {}
         for column in np.flatnonzero(values):
-            term = tuple((np.array(target) + rule.offset[column]).tolist())
-            if column != rule.heavier and sector_of(term) in self.task.nonzero:
+            term = tuple((target + compiled.offset[column]).tolist())
+            if column != compiled.heavier and sector_of(term) in self.task.nonzero:
                 step[term] = int(values[column]) * factor % self.p
-        self.result.new_steps[target] = step
+        self.result.new_steps[tuple(target.tolist())] = step
 
     def _known_steps(self, keys: np.ndarray) -> Terms:
         lines = [(key, term, value) for key in keys for term, value in self.task.steps[self.known[key]].items()]
@@ -1272,11 +1357,18 @@ class _SectorReduction:
         return keys
 
 
-class _WaveTable:
-    """Collects what rules say about the integrals of one wave, and turns it into terms once for all rules."""
+class _Wave:
+    """Integrals to be reduced by one step together: which still wait, and what rules say about the others, turned into terms at the end.
+
+    keys [N]; indices [N, n] int16; targets [N, n+1] floats, (1, indices); waiting bool [N]; searched: (position, level,
+    equations) of searches that were made.
+    """
 
     def __init__(self, keys: np.ndarray, indices: np.ndarray):
-        self.keys, self.indices = keys, indices
+        self.keys, self.indices = keys, indices.astype(np.int16)
+        self.targets = np.column_stack([np.ones(len(keys)), indices])
+        self.waiting = np.ones(len(keys), bool)
+        self.searched: set[tuple[int, int, Equations]] = set()
         self.pivot = np.ones(len(keys), np.int64)
         self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.rules: list[CompiledRule] = []
@@ -1286,6 +1378,7 @@ class _WaveTable:
         """values [N, C] of the rule at these members [N] of the wave, all of them reduced by it."""
         if not len(members):
             return
+        self.waiting[members] = False
         self.pivot[members] = values[:, rule.heavier]
         values[:, rule.heavier] = 0
         row, column = np.nonzero(values)
@@ -1381,25 +1474,25 @@ def integrals_near_corner(bits: int, n: int, dots: int, s: int) -> list[Index]:
     ]
 
 
-def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> tuple[tuple[Index, ...], tuple[Rule, ...]]:
-    """The masters of one sector, and the rules found on the way.
+def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> SectorKnowledge:
+    """The masters of one sector, and the rules found on the way. Raises ReductionError where there is no end of them.
 
     All integrals near the corner are reduced at the generic point without masters; what nothing reduces is a master. The region grows
     until no master touches its border.
     """
     dots, s = 1, 1
-    rules: tuple[Rule, ...] = ()
+    learned = SectorKnowledge()
     while True:
         region = integrals_near_corner(bits, generic.n, dots, s)
         layout = layout_for(region, generic.n)
         keys = Sector(layout, bits).encode(np.array(region))
         coefficients = np.random.default_rng(bits).integers(1, generic.prime, (len(keys), 1))  # so that nothing cancels by structure
-        result = reduce_sector(SectorTask(layout, bits, nonzero, generic, generic, rules, (), {}, keys, coefficients))
-        rules += tuple(result.new_rules)
+        result = reduce_sector(SectorTask(layout, bits, nonzero, generic, generic, learned, (), {}, keys, coefficients))
+        learned.update(result.learned)
         masters = tuple(sorted(result.unreduced, key=weight))
         at_border = [(r_and_s(master)[0] - bits.bit_count() >= dots, r_and_s(master)[1] >= s) for master in masters]
         if not any(map(any, at_border)):
-            return masters, rules
+            return replace(learned, masters=masters)
         if dots + s > MASTER_REGION:
             raise ReductionError(f"sector {bits}: {len(masters)} integrals up to {dots} dots and s = {s} are not reducible, and there seem to be more")
         dots += any(many_dots for many_dots, _ in at_border)
@@ -1451,7 +1544,7 @@ def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: 
     for key, value in row.items():
         integral = preferred[key[1]] if key[0] == "preferred" else key
         total[integral] = (total.get(integral, 0) + value) % p
-    return {integral: value for integral, value in total.items() if value}
+    return {integral: total[integral] for integral in sorted(total, key=weight, reverse=True) if total[integral]}
 
 # =====================================================================================================================
 # Store
@@ -1477,12 +1570,10 @@ class _StoreDamaged(Exception):
     """What a store's file says of itself when it cannot be used."""
 
 
-@dataclass
-class SectorKnowledge:
-    """What is known about one sector of a family, at any point: its masters (None: not yet searched) and rules."""
-
-    masters: tuple[Index, ...] | None = None
-    rules: tuple[Rule, ...] = ()
+# what reading a damaged pickle, number, text or shelf raises
+UNREADABLE = (pickle.UnpicklingError, zlib.error, EOFError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+# what SQLite says when the machine, not the file, is the trouble
+NOT_THE_FILE = ("locked", "readonly", "unable to open", "disk I/O", "full")
 
 
 @dataclass
@@ -1499,9 +1590,7 @@ class Knowledge:
         self.operators = self.operators or other.operators
         self.nonzero = self.nonzero or other.nonzero
         for bits, theirs in other.sectors.items():
-            mine = self.sectors.setdefault(bits, SectorKnowledge())
-            mine.masters = theirs.masters if mine.masters is None else mine.masters
-            mine.rules = tuple(dict.fromkeys(mine.rules + theirs.rules))
+            self.sectors.setdefault(bits, SectorKnowledge()).update(theirs)
         for bits, steps in other.steps.items():
             self.steps[bits] = self.steps.get(bits, {}) | steps
 
@@ -1567,13 +1656,12 @@ class Store:
             try:
                 with RuleShelf(self.path, self.read_only) as shelf:
                     return action(shelf)
-            except (_StoreDamaged, sqlite3.DatabaseError) as error:
-                not_its_fault = isinstance(error, sqlite3.OperationalError) and "no such column" not in str(error)
-                if attempt == 2 or not_its_fault:
-                    raise ReductionError(f"store {self.path}: {error}; give another --store") from None
+            except (_StoreDamaged, sqlite3.Error) as error:
                 if self.read_only:
                     self.say(f"{self.path}: not a sound rule store ({error}); going on without it")
                     return None
+                if attempt == 2 or any(text in str(error) for text in NOT_THE_FILE):
+                    raise ReductionError(f"store {self.path}: {error}; give another --store") from None
                 self._set_aside(str(error))
 
     def _set_aside(self, reason: str) -> None:
@@ -1587,17 +1675,17 @@ class Store:
                 os.replace(part, f"{aside}{suffix}")
         self.say(f"store {self.path}: {reason}; set aside as {aside.name} and started anew")
 
-    def _load(self, shelf: Any, family: Family, point: Point | None) -> Knowledge:
+    def _load(self, shelf: RuleShelf, family: Family, point: Point | None) -> Knowledge:
+        """Raises _StoreDamaged."""
         name = family.identifier
-        knowledge = Knowledge(*_get(shelf, f"{name}/identities", _check_identities, family, default=(None, None)))
-        prefix = f"{name}/sector/"
-        for key in shelf.keys_from(prefix):
-            bits = int(key.removeprefix(prefix))
-            knowledge.sectors[bits] = _get(shelf, key, _unpack_sector, family)
-        if point:
-            prefix = f"{name}/steps/{_point_name(point)}/"
-            for key in shelf.keys_from(prefix):
-                knowledge.steps[int(key.removeprefix(prefix))] = _get(shelf, key, _check_steps, family)
+        try:
+            knowledge = Knowledge(*(_get(shelf, f"{name}/identities", _check_identities, family) or (None, None)))
+            for key, bits in shelf.numbered(f"{name}/sector/"):
+                knowledge.sectors[bits] = _get(shelf, key, _unpack_sector, family)
+            for key, bits in shelf.numbered(f"{name}/steps/{_point_name(point)}/") if point else ():
+                knowledge.steps[bits] = _get(shelf, key, _check_steps, family)
+        except UNREADABLE as error:
+            raise _StoreDamaged(str(error) or type(error).__name__) from None
         return knowledge
 
     def _merge(self, shelf: Any, family: Family, point: Point, new: Knowledge) -> None:
@@ -1663,8 +1751,9 @@ class RuleShelf(shelve.Shelf):
     def __getitem__(self, key: str) -> Any:
         return load_builtins(self.table[key.encode()])
 
-    def keys_from(self, prefix: str) -> list[str]:
-        return [key for key in self if key.startswith(prefix)]
+    def numbered(self, prefix: str) -> list[tuple[str, int]]:
+        """Keys that begin so, with the number that follows. Raises ValueError."""
+        return [(key, int(key.removeprefix(prefix))) for key in self if key.startswith(prefix)]
 
     def __enter__(self) -> RuleShelf:
         try:
@@ -1672,9 +1761,9 @@ class RuleShelf(shelve.Shelf):
                 self["format"] = STORE_FORMAT
             if self.get("format") != STORE_FORMAT:
                 raise _StoreDamaged("not a store of this program")
-        except pickle.UnpicklingError as error:
+        except UNREADABLE as error:
             self.table.sql.close()
-            raise _StoreDamaged(str(error)) from None
+            raise _StoreDamaged(str(error) or type(error).__name__) from None
         except Exception:
             self.table.sql.close()
             raise
@@ -1691,28 +1780,33 @@ class RuleShelf(shelve.Shelf):
         self.table.sql.close()
 
 
-def _put(shelf: Any, key: str, value: Any) -> None:
+def _digest(key: str, data: bytes) -> bytes:
+    return hashlib.sha256(key.encode() + b"\0" + data).digest()[:16]
+
+
+def _put(shelf: RuleShelf, key: str, value: Any) -> None:
     data = zlib.compress(pickle.dumps(value, protocol=4))
-    shelf[key] = (hashlib.sha256(data).digest()[:16], data)
+    shelf[key] = (_digest(key, data), data)
 
 
-def _get(shelf: Any, key: str, check: Callable[[Any, Family], Any], family: Family, default: Any = None) -> Any:
-    """A checked value of the shelf. Raises _StoreDamaged where it is not what was written."""
+def _get(shelf: RuleShelf, key: str, check: Callable[[Any, Family], Any], family: Family) -> Any:
+    """A checked value of the shelf, None where there is none. Raises one of UNREADABLE where it is not what was written."""
     if key not in shelf:
-        return default
-    try:
-        digest, data = shelf[key]
-        if hashlib.sha256(data).digest()[:16] != digest:
-            raise ValueError("wrong checksum")
-        return check(load_builtins(zlib.decompress(data)), family)
-    except (pickle.UnpicklingError, ValueError, TypeError, KeyError, IndexError, EOFError, AttributeError, zlib.error) as error:
-        raise _StoreDamaged(f"damaged entry {key} ({error})") from None
+        return None
+    digest, data = shelf[key]
+    if _digest(key, data) != digest:
+        raise ValueError(f"entry {key} has a wrong checksum")
+    return check(load_builtins(zlib.decompress(data)), family)
 
 
 def _check_identities(value: Any, family: Family) -> tuple:
     operators, nonzero = value
+    if operators is not None and len(operators) != family.operators:
+        raise ValueError("identities of another family")
     if any(len(shift) != family.n for operator in operators or () for shift, _ in operator):
         raise ValueError("identities of another family")
+    if nonzero is not None and any(not 0 < bits < 1 << family.lines for bits in nonzero):
+        raise ValueError("sectors of another family")
     return operators, nonzero
 
 
@@ -1729,24 +1823,30 @@ def _pack_sector(knowledge: SectorKnowledge, n: int) -> dict[str, Any]:
         for rule in knowledge.rules
         for (operator, seed), pivot in zip(rule.rows, (*rule.pivots, (0,) * n))
     ]
-    lengths = np.array([len(rule.rows) for rule in knowledge.rules], "<i4")
-    return {"masters": knowledge.masters, "lengths": lengths.tobytes(), "rows": np.array(rows, np.int8).tobytes()}
+    return {
+        "masters": knowledge.masters,
+        "rules": tuple((len(rule.rows), rule.level) for rule in knowledge.rules),
+        "rows": np.array(rows, np.int8).tobytes(),
+        "hopeless": tuple(sorted(knowledge.hopeless)),
+    }
 
 
 def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
     n = family.n
-    lengths = np.frombuffer(value["lengths"], "<i4")
     table = np.frombuffer(value["rows"], np.int8).reshape(-1, 2 * n + 1).tolist()
-    if len(table) != lengths.sum() or (lengths < 1).any():
+    if len(table) != sum(length for length, _ in value["rules"]) or any(length < 1 for length, _ in value["rules"]):
         raise ValueError("rules of another shape")
-    if value["masters"] is not None and any(len(master) != n for master in value["masters"]):
+    if any(not 0 <= row[0] < family.operators for row in table):
+        raise ValueError("rules of another family")
+    if any(len(master) != n or not all(isinstance(a, int) for a in master) for master in value["masters"] or ()):
         raise ValueError("masters of another family")
     rules, begin = [], 0
-    for length in lengths.tolist():
+    for length, level in value["rules"]:
         part = table[begin : begin + length]
         begin += length
-        rules.append(Rule(tuple((row[0], tuple(row[1 : n + 1])) for row in part), tuple(tuple(row[n + 1 :]) for row in part[:-1])))
-    return SectorKnowledge(value["masters"], tuple(rules))
+        rows, pivots = ((row[0], tuple(row[1 : n + 1])) for row in part), (tuple(row[n + 1 :]) for row in part[:-1])
+        rules.append(Rule(tuple(rows), tuple(pivots), level))
+    return SectorKnowledge(value["masters"], tuple(rules), frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"]))
 
 # =====================================================================================================================
 # Controller
@@ -1795,8 +1895,9 @@ class Controller:
         self.flushed = time.monotonic()
 
     def run(self) -> Outcome:
-        """Raises ReductionError where the problem cannot be set up; what was learned is stored in any case."""
+        """Raises ReductionError where the problem cannot be set up; what was learned is stored unless the input is refused."""
         started = time.perf_counter()
+        refused = False
         try:
             self._prepare()
             wanted = tuple(dict.fromkeys(self.problem.targets + self.problem.preferred_masters))
@@ -1805,15 +1906,19 @@ class Controller:
             self.layout = layout_for(wanted, self.family.n)
             for begin in range(0, len(wanted), TARGETS_PER_PASS):
                 reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
+            known = {master for masters in self.masters.values() for master in masters}
+            unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
+            basis = sorted(known, key=weight)
+            if self.problem.preferred_masters and not unreduced:
+                reductions = change_basis(reductions, self.problem.preferred_masters, self.point.prime)
+                used = {term for expression in reductions.values() for term in expression}
+                basis = sorted(used | set(self.problem.preferred_masters), key=weight)
+        except InputError:
+            refused = True
+            raise
         finally:
-            self._flush()
-        known = {master for masters in self.masters.values() for master in masters}
-        unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
-        basis = sorted(known, key=weight)
-        if self.problem.preferred_masters and not unreduced:
-            reductions = change_basis(reductions, self.problem.preferred_masters, self.point.prime)
-            used = {term for expression in reductions.values() for term in expression}
-            basis = sorted(used | set(self.problem.preferred_masters), key=weight)
+            if not refused:
+                self._flush()
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
@@ -1825,6 +1930,10 @@ class Controller:
             sum(self.memory.values()),
         )
 
+    @property
+    def corners_stay(self) -> bool:
+        return bool(self.family.paper_masters) and not self.problem.paper_masters_only
+
     def _prepare(self) -> None:
         """Identities and non-zero sectors, from a store or derived."""
         for shelf in self.shelves:
@@ -1833,6 +1942,8 @@ class Controller:
             self.executor.warm_up()  # there will be searches: let processes start while the identities are derived
         if self.knowledge.operators is None:
             self.knowledge.operators = self.new.operators = derive_identities(self.family)
+        if self.corners_stay:  # corners depend on the masters, so results would depend on the path, and that on what the store holds
+            self.knowledge.sectors, self.knowledge.steps = {}, {}
         self.equations = evaluate_identities(self.knowledge.operators, self.point)
         self.generic = evaluate_identities(self.knowledge.operators, generic_point(self.family))
         if self.knowledge.nonzero is None:
@@ -1847,18 +1958,18 @@ class Controller:
         below = self._sectors_below(targets)
         if self.family.paper_masters:
             masters = {bits: tuple(m for m in self.family.paper_masters if sector_of(m) == bits) for bits in below}
-            if not self.problem.paper_masters_only:
+            if self.corners_stay:
                 masters = {bits: found or (corner(bits, self.family.n),) for bits, found in masters.items()}
             return masters
         missing = [bits for bits in below if self._sector(bits).masters is None]
-        nonzero = self.knowledge.nonzero
-        running = {self.executor.submit(find_masters, nonzero, self.generic, bits): bits for bits in reversed(missing)}
-        self.progress.start("masters", len(running))
-        while running:
+        running: dict[Future, int] = {}
+        self.progress.start("masters", len(missing))
+        while missing or running:
+            while missing and len(running) < 2 * self.executor.processes:
+                bits = missing.pop()
+                running[self.executor.submit(find_masters, self.knowledge.nonzero, self.generic, bits)] = bits
             for future in self._finished(running):
-                bits = running.pop(future)
-                found, rules = future.result()
-                self._learn(bits, SectorKnowledge(found, rules))
+                self._learn(running.pop(future), future.result())
                 self.progress.advance(self.statistics)
         return {bits: self._sector(bits).masters or () for bits in below}
 
@@ -1872,6 +1983,7 @@ class Controller:
         return self.knowledge.sectors.get(bits) or SectorKnowledge()
 
     def _learn(self, bits: int, found: SectorKnowledge, steps: dict[Index, Expression] | None = None) -> None:
+        self.statistics["rules"] += len(found.rules)
         learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps else {})
         self.knowledge.update(learned)
         self.new.update(learned)
@@ -1897,7 +2009,8 @@ class Controller:
             for future in self._finished(running):
                 del running[future]
                 self._take(future.result(), pending, expressions)
-        return dict(zip(targets, expressions))
+        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
+        return dict(zip(targets, ordered))
 
     def _start(self, targets: tuple[Index, ...]) -> dict[int, list]:
         """Unit coefficients at the targets, by sector; integrals of zero sectors are zero."""
@@ -1915,7 +2028,7 @@ class Controller:
         known = self._sector(bits)
         steps = self.knowledge.steps.get(bits, {})
         task = SectorTask(
-            self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known.rules, self.masters[bits], steps, keys, coefficients
+            self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known, self.masters[bits], steps, keys, coefficients
         )
         self.statistics["tasks"] += 1
         small = known.rules and keys.size * coefficients.shape[1] <= SMALL_TASK
@@ -1928,8 +2041,8 @@ class Controller:
             for expression, value in zip(expressions, line):
                 if value:
                     expression[integral] = value
-        if result.new_rules or result.new_steps:
-            self._learn(result.bits, SectorKnowledge(rules=tuple(result.new_rules)), result.new_steps)
+        if result.learned or result.new_steps:
+            self._learn(result.bits, result.learned, result.new_steps)
         for name, count in result.counts.items():
             self.statistics[name] += count
         self.statistics["sectors"] += 1
@@ -2193,15 +2306,15 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 class Options:
     """Every option, its default and what it does; the command line is made from this."""
 
-    integral: str | None = _option(None, f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)", metavar="A1,A2,…")
+    integral: str | None = _option(None, f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)", metavar="A1,A2,...")
     integrals: str | None = _option(None, "file of integrals to reduce in one run, one a line: indices, or NAME[indices]", metavar="FILE")
     output: str = _option("results/reduction.pkl", "pickle with the result", metavar="FILE")
     work_dir: str = _option("ibp_work", "directory for the store and logs", metavar="DIR")
     local: int = _option(1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N")
     family: str = _option("trianglebox", "a built-in family or a JSON file", metavar="NAME|FILE")
     list_families: bool = _option(False, "show the built-in families and stop")
-    d: str = _option("", "dimension, an integer or a fraction (default: the family's, 41)")
-    kinematics: str = _option("", "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,…")
+    d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
+    kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
     prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
     paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
     masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
@@ -2236,8 +2349,8 @@ def parse_options(argv: Sequence[str]) -> Options:
     """Raises SystemExit(2) for usage errors."""
     joined: list[str] = []
     for word in argv:  # '--integral -1,2,3': argparse takes a leading minus for an option
-        if joined and joined[-1] == "--integral" and re.match(r"-\d", word):
-            joined[-1] = f"--integral={word}"
+        if joined and joined[-1] in ("--integral", "--d") and re.match(r"-\d", word):
+            joined[-1] += f"={word}"
         else:
             joined.append(word)
     return Options(**vars(make_parser().parse_args(joined)))
@@ -2251,25 +2364,25 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
     name, body = match[1], match[3]
     if name not in (None, "I", family.name):
         raise InputError(f"{where}: {text.strip()!r} is of family {name!r}, this run reduces {family.name}; give --family")
-    try:
-        indices = tuple(int(part) for part in body.split(","))
-    except ValueError:
-        raise InputError(f"{where}: {body!r} has an index that is not an integer; expected {family.n} integers") from None
+    parts = body.split(",")
+    if not all(re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", part) for part in parts):
+        raise InputError(f"{where}: {body!r} has an index that is not an integer; expected {family.n} integers")
+    indices = tuple(map(int, parts))
     if len(indices) != family.n:
         raise InputError(f"{where}: {show(indices)} has {len(indices)} indices; {family.name} has {family.n}")
     for i in range(family.lines, family.n):
         if indices[i] > 0:
             raise InputError(f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive")
     if max(map(abs, indices)) > LARGEST_TARGET_INDEX:
-        raise InputError(f"{where}: {show(indices)} has an index beyond ±{LARGEST_TARGET_INDEX}")
+        raise InputError(f"{where}: {show(indices)} has an index of more than {LARGEST_TARGET_INDEX} in size")
     return indices
 
 
 def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
     """Integrals of a file, one a line, '#' starts a comment; doubles are dropped. Raises InputError."""
     try:
-        lines = Path(path).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise InputError(f"{what} {path}: not readable ({error})") from None
     texts = [(number, line.partition("#")[0].strip().rstrip(",")) for number, line in enumerate(lines, 1)]
     found = [parse_integral(text, family, f"{what} {path}, line {number}") for number, text in texts if text]
@@ -2281,58 +2394,73 @@ def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
 def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> Point:
     """The point of a run. Raises InputError for unknown invariants, unreadable numbers and unusable primes."""
     values = dict(family.point)
-    for item in filter(None, options.kinematics.split(",")):
+    given: set[str] = set()
+    for item in options.kinematics.split(",") if options.kinematics is not None else ():
         name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or name not in values:
-            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE with NAME one of {', '.join(values) or '(none)'}")
+        if not equals or name not in values or name in given:
+            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
         values[name] = value
+        given.add(name)
     prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
     if not 2 < prime <= MAX_PRIME or any(prime % q == 0 for q in range(2, int(prime**0.5) + 1)):
         raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
     if prime <= largest:
         raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
-
-    def number(text: str, name: str) -> Fraction:
-        try:
-            return Fraction(text)
-        except (ValueError, ZeroDivisionError):
-            raise InputError(f"{name} = {text!r}: expected an integer or a fraction such as 7/2") from None
-
-    point = Point(number(options.d or family.d, "d"), tuple((name, number(value, name)) for name, value in values.items()), prime)
+    d = parse_number(family.d if options.d is None else options.d, "d")
+    point = Point(d, tuple((name, parse_number(value, name)) for name, value in values.items()), prime)
     point.residues()
     return point
 
 
 def make_problem(options: Options) -> Problem:
     """Raises InputError."""
-    if options.integral and options.integrals:
+    if options.integral is not None and options.integrals is not None:
         raise InputError("--integral and --integrals contradict each other: give one of them")
     if options.local < 1:
         raise InputError(f"--local {options.local}: expected at least 1 process")
-    if not options.straggler_timeout > 0:
-        raise InputError(f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0")
+    if not 0 < options.straggler_timeout <= LONGEST_TIMEOUT_S:
+        raise InputError(f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0, at most {LONGEST_TIMEOUT_S:.0f}")
     family = load_family(options.family)
-    default = not options.integral and not options.integrals
+    default = options.integral is None and options.integrals is None
     if default and family.name != "trianglebox":
         raise InputError(f"--family {family.name} needs --integral or --integrals: there is no default integral for it")
-    if options.integrals:
+    if options.integrals is not None:
         targets = read_integrals(options.integrals, family, "--integrals")
     else:
-        targets = (parse_integral(options.integral or SEED_INTEGRAL, family, "--integral"),)
-    preferred = read_integrals(options.masters, family, "--masters") if options.masters else ()
+        targets = (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),)
+    preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
     point = parse_point(options, family, targets + preferred)
     return Problem(family, point, targets, options.paper_masters_only or default, preferred)
 
 
 def check_writable(path: Path, what: str, is_directory: bool) -> None:
     """Raises InputError where a file or directory could not be written; creates nothing."""
-    if path.exists() and path.is_dir() != is_directory:
-        raise InputError(f"{what} {path}: is {'not ' if is_directory else ''}a directory")
-    place = path if is_directory else path.parent
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{what} {path}: {place} is not a directory that can be written")
+    try:
+        if path.exists() and not (path.is_dir() if is_directory else path.is_file()):
+            raise InputError(f"{what} {path}: is not a {'directory' if is_directory else 'regular file'}")
+        place = path if is_directory else path.parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"{what} {path}: {place} is not a directory that can be written")
+    except OSError as error:
+        raise InputError(f"{what} {path}: {error.strerror}") from None
+
+
+def check_paths(options: Options, output: Path, work: Path, store: Path) -> None:
+    """Raises InputError where a path cannot be written, or one file would be two things."""
+    check_writable(output, "--output", is_directory=False)
+    check_writable(work, "--work-dir", is_directory=True)
+    check_writable(store, "--store", is_directory=False)
+    uses = {"--output": output, "--work-dir": work, "--store": store}
+    uses |= {f"--{name}": Path(text) for name in ("integrals", "masters", "family") if (text := getattr(options, name)) is not None}
+    if options.family in BUILT_IN_FAMILIES:
+        del uses["--family"]
+    places = [(what, os.path.realpath(path)) for what, path in uses.items()]
+    for number, (what, place) in enumerate(places):
+        for other, other_place in places[:number]:
+            if place == other_place and "--masters" not in (what, other):
+                raise InputError(f"{other} and {what} are the same file {uses[what]}; give two")
 
 
 def list_families() -> str:
@@ -2357,33 +2485,31 @@ def plan(problem: Problem, shelves: Sequence[Store]) -> str:
         [
             f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
             f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
-            f"to reduce modulo {problem.point.prime}: {' '.join(map(show, problem.targets[:20]))}{' …' if len(problem.targets) > 20 else ''}",
+            f"to reduce modulo {problem.point.prime}: {' '.join(map(show, problem.targets[:20]))}{' ...' if len(problem.targets) > 20 else ''}",
             f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
         ]
     )
 
 
+def say(line: str) -> None:
+    """One line on stderr, whatever is in it."""
+    line = " ".join(line.split())
+    print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr)
+
+
 def run_reduction(options: Options) -> int:
     problem = make_problem(options)
     output, work = Path(options.output), Path(options.work_dir)
-    path = Path(options.store) if options.store else work / "store.shelf"
-    check_writable(output, "--output", is_directory=False)
-    check_writable(work, "--work-dir", is_directory=True)
-    check_writable(path, "--store", is_directory=False)
-
-    def say(line: str) -> None:
-        print(f"ibp_reduce: {line}", file=sys.stderr)
-
-    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
+    path = Path(options.store) if options.store is not None else work / "store.shelf"
+    check_paths(options, output, work, path)
+    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
     if options.dry_run:
-        print(plan(problem, shelves))
+        print(plan(problem, [shipped, Store(path, read_only=True, say=say)]))
         return 0
-    if options.cold:
-        shelves = [Store(path, say=say, write_only=True)]
+    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     progress = Progress(options.quiet)
-    executor = InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout, log_dir=work / "log")
     try:
-        with executor:
+        with InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout) as executor:
             outcome = Controller(problem, executor, shelves, progress).run()
     finally:
         progress.close()
@@ -2395,6 +2521,15 @@ def run_reduction(options: Options) -> int:
     return 1 if outcome.unreduced else 0
 
 
+def check_benchmark_options(options: Options) -> None:
+    """Raises InputError for options that the benchmark does not take."""
+    if options.benchmark < 0:
+        raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
+    for option in fields(Options):
+        if option.name not in ("benchmark", "output", "work_dir", "quiet") and getattr(options, option.name) != option.default:
+            raise InputError(f"--benchmark and --{option.name.replace('_', '-')} contradict each other: the benchmark runs what was published")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -2402,22 +2537,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.list_families:
             print(list_families())
-            return 0
-        if options.benchmark is not None:
-            if options.integral or options.integrals:
-                raise InputError("--benchmark and --integral(s) contradict each other: the benchmark has its own integrals")
-            return run_benchmark(options)
-        return run_reduction(options)
+            code = 0
+        elif options.benchmark is not None:
+            check_benchmark_options(options)
+            check_writable(Path(options.output), "--output", is_directory=False)
+            code = run_benchmark(options)
+        else:
+            code = run_reduction(options)
+        sys.stdout.flush()
+        return code
     except InputError as error:
-        print(f"ibp_reduce: {error}", file=sys.stderr)
+        say(str(error))
         return 2
     except (ReductionError, ExecutorError) as error:
-        print(f"ibp_reduce: {error}", file=sys.stderr)
+        say(str(error))
+        return 1
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more when it flushes at exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        say(str(error))
         return 1
     except KeyboardInterrupt:
         import shlex
 
-        print(f"ibp_reduce: interrupted; the rules found so far are stored, go on with: {shlex.join([sys.argv[0], *arguments])}", file=sys.stderr)
+        again = shlex.join([sys.executable, sys.argv[0], *(word for word in arguments if word != "--cold")])
+        say(f"interrupted; the rules found so far are stored, go on with: {again}")
         return 130
 
 
