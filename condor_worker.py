@@ -12,6 +12,7 @@ POSIX (Linux, macOS); standard library only.
 
 Sections: constants, errors, tasks, job protocol, inline executor, local executor
 """
+
 import atexit
 import contextlib
 import faulthandler
@@ -30,17 +31,22 @@ from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
 from pathlib import Path
 
-# ----------------------------------------------------------------------------------------------------------- constants
+# =====================================================================================================================
+# Constants
+# =====================================================================================================================
 
 PICKLE_PROTOCOL = 5
-STARTED = b'started'  # a process's message between loading a call and running it; no pickle begins like this
+STARTED = b"started"  # a process's message between loading a call and running it; no pickle begins like this
 EXIT_GRACE_S = 5.0  # how long a process may take to end by itself before it is killed
 LONGEST_TIMEOUT_S = 2e6  # 23 days: poll(2) counts milliseconds in 31 bits
-THREAD_VARIABLES = ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS')
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SPAWN_LOCK = threading.Lock()  # os.environ belongs to the whole process, so one start at a time
 
 
-# -------------------------------------------------------------------------------------------------------------- errors
+# =====================================================================================================================
+# Errors
+# =====================================================================================================================
+
 
 class ExecutorError(Exception):
     """Root of what goes wrong around a call, as opposed to inside it."""
@@ -66,7 +72,7 @@ class RemoteError(ExecutorError):
         self.type_name, self.message, self.traceback_text = type_name, message, traceback_text
 
     def __str__(self):
-        return f'{self.type_name}: {self.message}'
+        return f"{self.type_name}: {self.message}"
 
 
 class RemoteTraceback(Exception):
@@ -76,11 +82,15 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.args[0]}"""'
 
 
-# --------------------------------------------------------------------------------------------------------------- tasks
+# =====================================================================================================================
+# Tasks
+# =====================================================================================================================
+
 
 @dataclass(frozen=True, eq=False)
 class Task:
     """A submitted call and the future that waits for its outcome."""
+
     future: Future
     fn: Callable
     args: tuple
@@ -90,7 +100,7 @@ class Task:
         """Give the future the outcome that `run(task)` returns, or the exception that it raises."""
         try:
             value, error = load_outcome(run(self))
-        except Exception as failure:  # noqa: BLE001 - whatever it is belongs to this task, the others go on
+        except Exception as failure:  # whatever it is belongs to this task, the others go on
             value, error = None, failure
         if error is None:
             self.future.set_result(value)
@@ -99,14 +109,17 @@ class Task:
 
 
 def call_name(fn):
-    return getattr(fn, '__qualname__', repr(fn))
+    return getattr(fn, "__qualname__", repr(fn))
 
 
-# -------------------------------------------------------------------------------------------------------- job protocol
+# =====================================================================================================================
+# Job protocol
+# =====================================================================================================================
+
 
 def dump_call(task):
     """Bytes for `perform`. Raises NotPicklable."""
-    return dump((task.fn, task.args, task.kwargs), f'{call_name(task.fn)} or its arguments')
+    return dump((task.fn, task.args, task.kwargs), f"{call_name(task.fn)} or its arguments")
 
 
 def perform(call, on_start=lambda: None):
@@ -117,8 +130,8 @@ def perform(call, on_start=lambda: None):
     try:
         fn, args, kwargs = pickle.loads(call)
         on_start()
-        return dump(('value', fn(*args, **kwargs)), f'the result of {call_name(fn)}')
-    except BaseException as error:  # noqa: BLE001 - sys.exit() too is an outcome and must not end the process
+        return dump(("value", fn(*args, **kwargs)), f"the result of {call_name(fn)}")
+    except BaseException as error:  # sys.exit() too is an outcome and must not end the process
         return dump_error(error)
 
 
@@ -126,28 +139,30 @@ def dump(value, what):
     try:
         return pickle.dumps(value, PICKLE_PROTOCOL)
     except Exception as error:
-        raise NotPicklable(f'{what} does not pickle ({type(error).__name__}: {error}); '
-                           f'use module-level functions, builtin types and arrays') from error
+        raise NotPicklable(
+            f"{what} does not pickle ({type(error).__name__}: {error}); "
+            f"use module-level functions, builtin types and arrays"
+        ) from error
 
 
 def dump_error(error):
     summary = traceback.TracebackException.from_exception(error)  # survives an exception whose __str__ fails
     try:
-        pickled = dump(error, 'the exception')
+        pickled = dump(error, "the exception")
     except NotPicklable:
         pickled = None  # a RemoteError takes its place, from the other fields
-    return dump(('error', pickled, type(error).__qualname__, str(summary), ''.join(summary.format())), 'the outcome')
+    return dump(("error", pickled, type(error).__qualname__, str(summary), "".join(summary.format())), "the outcome")
 
 
 def load_outcome(outcome):
     """(value, None) or (None, exception) from the bytes of `perform`."""
     kind, *fields = pickle.loads(outcome)
-    if kind == 'value':
+    if kind == "value":
         return fields[0], None
     pickled, *description = fields
     try:
         error = None if pickled is None else pickle.loads(pickled)
-    except Exception:  # noqa: BLE001 - pickles but does not unpickle: __init__ wants more than Exception.args holds
+    except Exception:  # pickles but does not unpickle: __init__ wants more than Exception.args holds
         error = None
     if not isinstance(error, BaseException):
         error = RemoteError(*description)
@@ -155,13 +170,17 @@ def load_outcome(outcome):
     return None, error
 
 
-# ----------------------------------------------------------------------------------------------------- inline executor
+# =====================================================================================================================
+# Inline executor
+# =====================================================================================================================
+
 
 class InlineExecutor(Executor):
     """Runs each task within submit(), so that print, breakpoint() and profilers work.
 
     Exceptions end in the future, except KeyboardInterrupt, which passes through submit().
     """
+
     processes = 1
 
     def __init__(self):
@@ -173,7 +192,7 @@ class InlineExecutor(Executor):
     def submit(self, fn, /, *args, **kwargs):
         """A finished future. Raises RuntimeError after shutdown()."""
         if self._closed:
-            raise RuntimeError(f'cannot submit {call_name(fn)}: the executor is shut down')
+            raise RuntimeError(f"cannot submit {call_name(fn)}: the executor is shut down")
         task = Task(Future(), fn, args, kwargs)
         task.future.set_running_or_notify_cancel()
         task.settle(lambda task: perform(dump_call(task)))
@@ -185,7 +204,10 @@ class InlineExecutor(Executor):
         self._closed = True
 
 
-# ------------------------------------------------------------------------------------------------------ local executor
+# =====================================================================================================================
+# Local executor
+# =====================================================================================================================
+
 
 class LocalExecutor(Executor):
     """Runs tasks in at most `processes` spawned processes of this machine, first in, first out.
@@ -210,8 +232,10 @@ class LocalExecutor(Executor):
     def __init__(self, processes, timeout_s=None, retries=1, log_dir=None):
         """Starts nothing yet. Raises ValueError, and OSError if log_dir cannot be made."""
         if processes < 1 or retries < 0 or not (timeout_s is None or 0 < timeout_s < LONGEST_TIMEOUT_S):
-            raise ValueError(f'processes={processes}, timeout_s={timeout_s}, retries={retries}: give at least 1 '
-                             f'process, a limit of 0 to {LONGEST_TIMEOUT_S:g} s (or None) and at least 0 retries')
+            raise ValueError(
+                f"processes={processes}, timeout_s={timeout_s}, retries={retries}: give at least 1 "
+                f"process, a limit of 0 to {LONGEST_TIMEOUT_S:g} s (or None) and at least 0 retries"
+            )
         self.processes, self.timeout_s, self.retries = processes, timeout_s, retries
         self.log_dir = None if log_dir is None else Path(log_dir).absolute()
         if self.log_dir is not None:
@@ -228,7 +252,7 @@ class LocalExecutor(Executor):
         """A future for fn(*args, **kwargs). Raises RuntimeError after shutdown(), OSError if no process can start."""
         with self._changed:
             if self._closed:
-                raise RuntimeError(f'cannot submit {call_name(fn)}: the executor is shut down')
+                raise RuntimeError(f"cannot submit {call_name(fn)}: the executor is shut down")
             if len(self._queue) >= self._idle and len(self._threads) < self.processes:
                 self._add_slot()
             task = Task(Future(), fn, args, kwargs)
@@ -281,13 +305,13 @@ class LocalExecutor(Executor):
     def _add_slot(self):
         slot = len(self._threads)
         worker = LocalWorker(self._log_path(slot))  # here and not in its thread: see spawn_settings
-        thread = threading.Thread(target=self._serve, args=(slot,), name=f'local-slot-{slot}', daemon=True)
+        thread = threading.Thread(target=self._serve, args=(slot,), name=f"local-slot-{slot}", daemon=True)
         thread.start()
         self._workers.append(worker)
         self._threads.append(thread)
 
     def _log_path(self, slot):
-        return None if self.log_dir is None else str(self.log_dir / f'worker-{slot}.log')
+        return None if self.log_dir is None else str(self.log_dir / f"worker-{slot}.log")
 
     def _serve(self, slot):
         """What a slot's thread does: one task after the other, until there will be none."""
@@ -307,22 +331,22 @@ class LocalExecutor(Executor):
     def _run(self, task, slot):
         """Outcome of a task after at most retries + 1 attempts. Raises NotPicklable, TaskTimeout, TaskDied."""
         call, name = dump_call(task), call_name(task.fn)
-        log = '' if self.log_dir is None else f'; see {self._log_path(slot)}'
+        log = "" if self.log_dir is None else f"; see {self._log_path(slot)}"
         for _ in range(self.retries + 1):
             worker = self._live_worker(task, slot)
             try:
                 return worker.run(call, self.timeout_s)
             except TimeoutError:
                 worker.end(grace_s=0)
-                raise TaskTimeout(f'{name} was killed at its time limit of {self.timeout_s:g} s{log}') from None
+                raise TaskTimeout(f"{name} was killed at its time limit of {self.timeout_s:g} s{log}") from None
             except (EOFError, OSError):  # a pipe that ends within a message is an OSError
                 ending = describe_exit(worker.end(EXIT_GRACE_S))
-        raise TaskDied(f'{name}: its process {ending}; attempts made: {self.retries + 1}{log}')
+        raise TaskDied(f"{name}: its process {ending}; attempts made: {self.retries + 1}{log}")
 
     def _live_worker(self, task, slot):
         with self._changed:
             if self._killed:
-                raise TaskDied(f'{call_name(task.fn)}: its process was killed with the whole executor')
+                raise TaskDied(f"{call_name(task.fn)}: its process was killed with the whole executor")
             if self._workers[slot].is_gone():
                 self._workers[slot].end(grace_s=0)
                 self._workers[slot] = LocalWorker(self._log_path(slot))
@@ -333,7 +357,7 @@ class LocalWorker:
     """A spawned process and the caller's end of its pipe. It ends with the caller, however the caller ends."""
 
     def __init__(self, log_path):
-        context = multiprocessing.get_context('spawn')
+        context = multiprocessing.get_context("spawn")
         self.pipe, far_end = context.Pipe()
         with far_end:  # closed here after the start: the process alone holds it, so that its death ends the pipe
             self.process = context.Process(target=worker_main, args=(far_end, log_path), daemon=True)
@@ -382,7 +406,7 @@ def spawn_settings():
         missing = [name for name in THREAD_VARIABLES if name not in os.environ]
         blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
-            os.environ.update(dict.fromkeys(missing, '1'))
+            os.environ.update(dict.fromkeys(missing, "1"))
             yield
         finally:
             for name in missing:
@@ -392,20 +416,20 @@ def spawn_settings():
 
 def describe_exit(exit_code):
     if exit_code is None:
-        return 'ended in an unknown way'
+        return "ended in an unknown way"
     if exit_code >= 0:
-        return f'ended with exit code {exit_code}'
-    name = {number.value: number.name for number in signal.Signals}.get(-exit_code, f'signal {-exit_code}')
-    return f'was ended by {name}' + (' (out of memory? then use fewer processes)' if name == 'SIGKILL' else '')
+        return f"ended with exit code {exit_code}"
+    name = {number.value: number.name for number in signal.Signals}.get(-exit_code, f"signal {-exit_code}")
+    return f"was ended by {name}" + (" (out of memory? then use fewer processes)" if name == "SIGKILL" else "")
 
 
 def worker_main(pipe, log_path):
     """What a spawned process does: answer each call on the pipe by STARTED and its outcome, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the caller decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=exit_with_parent, name='exit-with-parent', daemon=True).start()
+    threading.Thread(target=exit_with_parent, name="exit-with-parent", daemon=True).start()
     if log_path is not None:
-        with open(log_path, 'ab') as log:
+        with open(log_path, "ab") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
         sys.stdout.reconfigure(line_buffering=True)  # a killed task leaves its last words

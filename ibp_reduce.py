@@ -166,7 +166,9 @@ class Family:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _family(name: str, loops: str, externals: str, propagators: str, isps: int, kinematics: dict, point: str, masters: str = "") -> Family:
+def _family(
+    name: str, loops: str, externals: str, propagators: str, isps: int, kinematics: dict, point: str, masters: str = ""
+) -> Family:
     """A built-in family from compact text: 'k1+p1 : m' is a propagator with squared mass m."""
     split = [text.partition(":") for text in propagators.split(",")]
     return Family(
@@ -232,21 +234,29 @@ BUILT_IN_FAMILIES: dict[str, Family] = {
             _PENTAGON,
             "s12=3 s23=7 s34=11 s45=13 s51=17",
         ),
-        _family("ladder3", "k1 k2 k3", "p", "k1, k2, k3, k1+p, k2+p, k3+p, k1-k2, k2-k3, k1-k3", 1, {"p*p": "s"}, "s=5"),
         _family(
-            "banana3", "k1 k2 k3", "p", "k1:m, k2:m, k3:m, k1+k2+k3+p:m, k1+k2, k1+k3, k2+k3, k1+p, k2+p", 5, {"p*p": "s"}, "s=7 m=3"
+            "ladder3", "k1 k2 k3", "p", "k1, k2, k3, k1+p, k2+p, k3+p, k1-k2, k2-k3, k1-k3", 1, {"p*p": "s"}, "s=5"
+        ),
+        _family(
+            "banana3",
+            "k1 k2 k3",
+            "p",
+            "k1:m, k2:m, k3:m, k1+k2+k3+p:m, k1+k2, k1+k3, k2+k3, k1+p, k2+p",
+            5,
+            {"p*p": "s"},
+            "s=7 m=3",
         ),
         _family("box", "k1", "p1 p2 p3", "k1, k1+p1, k1+p1+p2, k1+p1+p2+p3", 0, _massless_box(), "s=3 t=7"),
         _family("bubble", "k1", "p", "k1:m, k1+p:m", 0, {"p*p": "s"}, "s=7 m=3"),
     )
 }
 
+
 def parse_number(text: str, name: str) -> Fraction:
-    """An integer or a fraction such as -7/2. Raises InputError."""
-    match = re.fullmatch(r"\s*([+-]?[0-9]{1,300})(?:/([0-9]{1,300}))?\s*", text)
-    if not match or (match[2] and int(match[2]) == 0):
+    """An integer, a fraction such as -7/2 or a decimal number, exactly. Raises InputError."""
+    if not re.fullmatch(r"\s*[+-]?[0-9]{1,300}(/0*[1-9][0-9]{0,300}|\.[0-9]{1,300})?\s*", text):
         raise InputError(f"{name} = {text!r}: expected an integer or a fraction such as -7/2")
-    return Fraction(int(match[1]), int(match[2] or 1))
+    return Fraction(text)
 
 
 _FAMILY_KEYS = {
@@ -312,14 +322,18 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _check_family(family: Family, where: str) -> None:
     """Raises InputError where names clash or counts cannot be right (linear dependence is found by derive_identities)."""
     if not re.fullmatch(r"[A-Za-z][\w-]*", family.name, re.ASCII):
-        raise InputError(f"{where}: name {family.name!r} is not made of letters, digits, '-' and '_' with a letter first")
+        raise InputError(
+            f"{where}: name {family.name!r} is not made of letters, digits, '-' and '_' with a letter first"
+        )
     for name, value in (("d", family.d), *family.point):
         parse_number(value, f"{where}: {name}")
     loops, externals = len(family.loop_momenta), len(family.external_momenta)
     names = [*family.loop_momenta, *family.external_momenta, *family.symbols]
     bad = [name for name in names if not name.isidentifier()] + [name for name in names if names.count(name) > 1]
     if bad:
-        raise InputError(f"{where}: {bad[0]!r} is not a name, or is used twice among momenta and invariants ('d' is taken)")
+        raise InputError(
+            f"{where}: {bad[0]!r} is not a name, or is used twice among momenta and invariants ('d' is taken)"
+        )
     needed = loops * (loops + 1) // 2 + loops * externals
     if loops < 1 or family.n != needed:
         raise InputError(
@@ -327,7 +341,9 @@ def _check_family(family: Family, where: str) -> None:
             "(add irreducible scalar products at the end, counted in 'isps')"
         )
     if not 0 <= family.isps < family.n or family.n > 60:
-        raise InputError(f"{where}: isps = {family.isps} with {family.n} propagators; 0 <= isps < propagators <= 60 is needed")
+        raise InputError(
+            f"{where}: isps = {family.isps} with {family.n} propagators; 0 <= isps < propagators <= 60 is needed"
+        )
 
 
 LONGEST_EXPRESSION = 5000
@@ -364,11 +380,15 @@ def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
                 return -visit(operand)
             case ast.UnaryOp(op=ast.UAdd(), operand=operand):
                 return visit(operand)
-            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16 and not _has_power(left):
+            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if (
+                0 <= power <= 16 and not _has_power(left)
+            ):
                 return visit(left) ** power
             case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS and not isinstance(op, ast.Pow):
                 return _OPERATORS[type(op)](visit(left), visit(right))
-        raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols (powers up to 16, not nested)")
+        raise InputError(
+            f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols (powers up to 16, not nested)"
+        )
 
     try:
         return visit(ast.parse(text.strip(), mode="eval"))
@@ -448,7 +468,9 @@ def _propagator(text: str, vectors: dict, invariants: dict, momenta_ring: Any, w
         raise InputError(f"{where}: propagator {text!r} is not polynomial in the momenta") from None
     degrees = {sum(monomial) for monomial in value.monoms()} if value else set()
     if degrees not in ({1}, {2}):
-        raise InputError(f"{where}: propagator {text!r} is neither a momentum nor a product of two (squared masses go beside it)")
+        raise InputError(
+            f"{where}: propagator {text!r} is neither a momentum nor a product of two (squared masses go beside it)"
+        )
     return value**2 if degrees == {1} else value
 
 
@@ -460,7 +482,9 @@ def _external_products(family: Family, invariants: dict, functions: Any, where: 
         factors = [part.strip() for part in pair.replace("**2", "^2").split("*")]
         factors = [factors[0][:-2]] * 2 if len(factors) == 1 and factors[0].endswith("^2") else factors
         if len(factors) != 2 or any(name not in names for name in factors):
-            raise InputError(f"{where}: kinematic rule {pair!r} is not a product of two of the external momenta {', '.join(names)}")
+            raise InputError(
+                f"{where}: kinematic rule {pair!r} is not a product of two of the external momenta {', '.join(names)}"
+            )
         i, j = sorted(map(names.index, factors))
         if (i, j) in products:
             raise InputError(f"{where}: two kinematic rules for {names[i]}*{names[j]}")
@@ -498,7 +522,9 @@ def _scalar_products_to_propagators(
     try:
         inverse = DomainMatrix([row[:n] for row in rows], (n, n), functions.to_domain()).inv().to_list()
     except DMNonInvertibleMatrixError:
-        raise InputError(f"{where}: the propagators are linearly dependent; they must span all {n} scalar products with loop momenta") from None
+        raise InputError(
+            f"{where}: the propagators are linearly dependent; they must span all {n} scalar products with loop momenta"
+        ) from None
     constants = [row[n] - mass for row, mass in zip(rows, masses)]
 
     def convert(form: Any) -> list:
@@ -593,12 +619,15 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
                 below = polynomial(denominator)
                 if below == 0:
                     shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
-                    raise InputError(f"the point {shown} makes an identity degenerate: division by zero modulo {p}; take another point or prime")
+                    raise InputError(
+                        f"the point {shown} makes an identity degenerate: division by zero modulo {p}; take another point or prime"
+                    )
                 row[i] = polynomial(numerator) * pow(below, -1, p) % p
             labels.append(number)
             shifts.append(shift)
             rows.append(row)
     return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+
 
 # =====================================================================================================================
 # Sectors and weights
@@ -683,7 +712,11 @@ class Sector:
         self.digits = digits[::-1]
         own = dict(digits)
         self.weights = np.array(
-            [own.get(i, 0) + self.r_place if self.positive[i] else -own.get(i, 0) - self.s_place for i in range(self.n)], layout.dtype
+            [
+                own.get(i, 0) + self.r_place if self.positive[i] else -own.get(i, 0) - self.s_place
+                for i in range(self.n)
+            ],
+            layout.dtype,
         )
         self.origin = self.weights[self.positive].sum()
 
@@ -700,7 +733,9 @@ class Sector:
             indices[:, i] = (rest // place).astype(np.int64)
             rest = rest % place
         for i in self.implied:
-            indices[:, i] = (r if self.positive[i] else s).astype(np.int64) - indices[:, self.positive == self.positive[i]].sum(1)
+            indices[:, i] = (r if self.positive[i] else s).astype(np.int64) - indices[
+                :, self.positive == self.positive[i]
+            ].sum(1)
         return np.where(self.positive, indices + 1, -indices)
 
     def contains(self, indices: np.ndarray) -> np.ndarray:
@@ -800,7 +835,9 @@ def _ball(n: int, reach: int, norm: int) -> np.ndarray:
     vectors, left = np.zeros((1, 0), np.int8), np.array([norm])
     for _ in range(n):
         kept = [(v, left >= abs(v)) for v in range(-reach, reach + 1)]
-        vectors = np.concatenate([np.column_stack([vectors[mask], np.full(mask.sum(), v, np.int8)]) for v, mask in kept])
+        vectors = np.concatenate(
+            [np.column_stack([vectors[mask], np.full(mask.sum(), v, np.int8)]) for v, mask in kept]
+        )
         left = np.concatenate([left[mask] - abs(v) for v, mask in kept])
     return vectors[np.argsort(-left, kind="stable")].astype(np.int64)
 
@@ -833,7 +870,9 @@ class SearchSpace:
     def rows(self) -> int:
         return len(self.seeds) * self.operators
 
-    def system(self, sector: Sector, equations: Equations, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def system(
+        self, sector: Sector, equations: Equations, target: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, columns and values of the entries at one target [n]: seeds inside the sector, terms inside the sector and not zero.
 
         A row with a column that no other row has cannot take part in a combination; such rows are removed until none is left.
@@ -841,7 +880,12 @@ class SearchSpace:
         inside = sector.contains(target + self.seeds)[self.seed] & sector.contains(target + self.columns)[self.column]
         row, column = self.row[inside], self.column[inside]
         seeds = np.column_stack([np.ones(len(self.seeds)), target + self.seeds])
-        values = np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)[self.term[inside], self.seed[inside]] % equations.prime
+        values = (
+            np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)[
+                self.term[inside], self.seed[inside]
+            ]
+            % equations.prime
+        )
         keep = values != 0
         while not keep.all():
             row, column, values = row[keep], column[keep], values[keep]
@@ -870,7 +914,11 @@ class RuleFinder:
         """The rows of a level; None where there are none that reach the target, or too many."""
         if level not in self._spaces:
             seeds = seeds_around(NEIGHBOURHOODS[level], self.sector)
-            space = SearchSpace(self.sector, self.structure, seeds) if 0 < len(seeds) * self.structure.count <= SEARCH_ROWS else None
+            space = (
+                SearchSpace(self.sector, self.structure, seeds)
+                if 0 < len(seeds) * self.structure.count <= SEARCH_ROWS
+                else None
+            )
             self._spaces[level] = space if space and space.complete else None
         return self._spaces[level]
 
@@ -892,7 +940,9 @@ class RuleFinder:
         best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
         return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime, level)
 
-    def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> int:
+    def _heaviest_result(
+        self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]
+    ) -> int:
         """Key of the heaviest integral that a combination expresses the target through, relative to it: the lighter, the fewer follow."""
         total: dict[int, int] = {}
         for r, factor in rows.items():
@@ -1004,8 +1054,13 @@ class CompiledRule:
         # the seeds stay inside the sector while the target is inside this box
         self.low = np.where(sector.positive, 1 - seeds.min(0), -MAX_INDEX).astype(np.int16)
         self.high = np.where(sector.positive, MAX_INDEX, -seeds.max(0)).astype(np.int16)
-        self.valid = self.heavier < len(self.distance) and self.distance[self.heavier] == 0 and len(rule.pivots) == self.rows - 1
-        pivots = {key: number for number, key in enumerate(np.array(rule.pivots, np.int64).reshape(-1, sector.n) @ sector.weights)}
+        self.valid = (
+            self.heavier < len(self.distance) and self.distance[self.heavier] == 0 and len(rule.pivots) == self.rows - 1
+        )
+        pivots = {
+            key: number
+            for number, key in enumerate(np.array(rule.pivots, np.int64).reshape(-1, sector.n) @ sector.weights)
+        }
         column_pivot = np.array([pivots.get(key, -1) for key in self.distance])
         entry_pivot = np.repeat(column_pivot, np.diff([*self.start, len(order)]))
         self.pivot_entry = np.flatnonzero(entry_pivot >= 0)
@@ -1029,7 +1084,10 @@ def null_vector(matrix: np.ndarray, p: int) -> np.ndarray:
     """
     size = matrix.shape[1]
     for c in range(size - 1):
-        below = matrix[:, c + 1 :, c + 1 :] * matrix[:, c, c, None, None] - matrix[:, c + 1 :, c, None] * matrix[:, c, None, c + 1 :]
+        below = (
+            matrix[:, c + 1 :, c + 1 :] * matrix[:, c, c, None, None]
+            - matrix[:, c + 1 :, c, None] * matrix[:, c, None, c + 1 :]
+        )
         matrix[:, c + 1 :, c + 1 :] = below % p
     x = np.zeros((len(matrix), size + 1), np.int64)
     x[:, size] = 1
@@ -1047,6 +1105,7 @@ def invert(values: np.ndarray, p: int) -> np.ndarray:
             result = result * base % p
         base, power = base * base % p, power >> 1
     return result
+
 
 # =====================================================================================================================
 # One sector
@@ -1170,7 +1229,9 @@ class _SectorReduction:
         self.unreduced: dict[int, Index] = {}
         self.counts = dict.fromkeys(("integrals", "references", "tries", "replays"), 0)
         self.masters = {self._key(stop): stop for stop in task.stops}
-        self.known = {self._key(step): step for step in task.steps if task.layout.has_room_for((step, *task.steps[step]))}
+        self.known = {
+            self._key(step): step for step in task.steps if task.layout.has_room_for((step, *task.steps[step]))
+        }
         self.stops = np.array(sorted(self.masters), task.layout.dtype)
         self.rules = set(task.known.rules)
         self.new_rules: list[Rule] = []
@@ -1205,8 +1266,12 @@ class _SectorReduction:
             if len(keys):
                 closed, terms = self._close(keys[cut:])
                 keys, coefficients = self._carry(closed, terms, keys, coefficients, cut)
-        self.result.below = {bits: sum_by_key(*map(np.concatenate, zip(*parts)), self.p) for bits, parts in self.below.items()}
-        self.result.learned = SectorKnowledge(None, tuple(self.new_rules), frozenset(self.hopeless - self.task.known.hopeless))
+        self.result.below = {
+            bits: sum_by_key(*map(np.concatenate, zip(*parts)), self.p) for bits, parts in self.below.items()
+        }
+        self.result.learned = SectorKnowledge(
+            None, tuple(self.new_rules), frozenset(self.hopeless - self.task.known.hopeless)
+        )
         self.result.counts = self.counts
         self.result.process = (os.getpid(), peak_memory_kb())
         return self.result
@@ -1232,7 +1297,9 @@ class _SectorReduction:
         self.counts["integrals"] += len(closed)
         return closed, Terms.join(parts)
 
-    def _carry(self, closed: np.ndarray, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, cut: int) -> tuple[np.ndarray, np.ndarray]:
+    def _carry(
+        self, closed: np.ndarray, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, cut: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Carry coefficients through a closed block; returns what waits below it, and notes what fell into subsectors."""
         p, bits = self.p, self.task.bits
         block = np.zeros((len(closed), coefficients.shape[1]), np.int64)
@@ -1251,7 +1318,9 @@ class _SectorReduction:
         stays = sector == bits
         for position in np.flatnonzero(is_member(closed, self.stops)):  # found irreducible while the block was closed
             self._set_masters_aside(closed[position : position + 1], block[position : position + 1])
-        return sum_by_key(np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p)
+        return sum_by_key(
+            np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p
+        )
 
     # one step -----------------------------------------------------------------------------------------------------
 
@@ -1344,7 +1413,9 @@ class _SectorReduction:
         terms = np.array([term for _, term, _ in lines], np.int64).reshape(-1, self.sector.n)
         source = np.array([key for key, _, _ in lines], keys.dtype)
         sectors = sectors_of(terms)
-        return Terms(source, sectors, self.encode_all(terms, sectors), np.array([value for *_, value in lines], np.int64))
+        return Terms(
+            source, sectors, self.encode_all(terms, sectors), np.array([value for *_, value in lines], np.int64)
+        )
 
     def encode_all(self, indices: np.ndarray, sectors: np.ndarray) -> np.ndarray:
         """Keys of indices [M, n] that lie in the given sectors [M]."""
@@ -1407,7 +1478,6 @@ class _Wave:
         value = value[keep] * (p - invert(self.pivot, p))[member[keep]] % p
         return Terms(source[keep], sector[keep], key[keep], value)
 
-
     def _check_room(self, sector: Sector) -> None:
         """Raises ReductionError where a term could have an index, r or s beyond the digits of the layout."""
         up = max(int(np.maximum(rule.offset, 0).sum(1).max()) for rule in self.rules)
@@ -1454,6 +1524,7 @@ def peak_memory_kb() -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 1024 if sys.platform == "darwin" else peak
 
+
 # =====================================================================================================================
 # Masters
 # =====================================================================================================================
@@ -1470,7 +1541,9 @@ def integrals_near_corner(bits: int, n: int, dots: int, s: int) -> list[Index]:
     inside = [i for i in range(n) if bits >> i & 1]
     outside = [i for i in range(n) if not bits >> i & 1]
     return [
-        tuple(1 + up[i] if i in up else -down[i] for i in range(n)) for up in spread(inside, dots) for down in spread(outside, s)
+        tuple(1 + up[i] if i in up else -down[i] for i in range(n))
+        for up in spread(inside, dots)
+        for down in spread(outside, s)
     ]
 
 
@@ -1486,7 +1559,9 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> Sec
         region = integrals_near_corner(bits, generic.n, dots, s)
         layout = layout_for(region, generic.n)
         keys = Sector(layout, bits).encode(np.array(region))
-        coefficients = np.random.default_rng(bits).integers(1, generic.prime, (len(keys), 1))  # so that nothing cancels by structure
+        coefficients = np.random.default_rng(bits).integers(
+            1, generic.prime, (len(keys), 1)
+        )  # so that nothing cancels by structure
         result = reduce_sector(SectorTask(layout, bits, nonzero, generic, generic, learned, (), {}, keys, coefficients))
         learned.update(result.learned)
         masters = tuple(sorted(result.unreduced, key=weight))
@@ -1494,7 +1569,9 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> Sec
         if not any(map(any, at_border)):
             return replace(learned, masters=masters)
         if dots + s > MASTER_REGION:
-            raise ReductionError(f"sector {bits}: {len(masters)} integrals up to {dots} dots and s = {s} are not reducible, and there seem to be more")
+            raise ReductionError(
+                f"sector {bits}: {len(masters)} integrals up to {dots} dots and s = {s} are not reducible, and there seem to be more"
+            )
         dots += any(many_dots for many_dots, _ in at_border)
         s += any(high_s for _, high_s in at_border)
 
@@ -1546,6 +1623,7 @@ def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: 
         total[integral] = (total.get(integral, 0) + value) % p
     return {integral: total[integral] for integral in sorted(total, key=weight, reverse=True) if total[integral]}
 
+
 # =====================================================================================================================
 # Store
 # =====================================================================================================================
@@ -1571,7 +1649,17 @@ class _StoreDamaged(Exception):
 
 
 # what reading a damaged pickle, number, text or shelf raises
-UNREADABLE = (pickle.UnpicklingError, zlib.error, EOFError, ArithmeticError, AttributeError, LookupError, MemoryError, TypeError, ValueError)
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zlib.error,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    TypeError,
+    ValueError,
+)
 # what SQLite says when the machine, not the file, is the trouble
 NOT_THE_FILE = ("locked", "readonly", "unable to open", "disk I/O", "full")
 
@@ -1607,7 +1695,13 @@ class Store:
     value carries a checksum; a file that is damaged or not ours is renamed, said in one line, and started anew.
     """
 
-    def __init__(self, path: str | Path, read_only: bool = False, write_only: bool = False, say: Callable[[str], None] = lambda line: None):
+    def __init__(
+        self,
+        path: str | Path,
+        read_only: bool = False,
+        write_only: bool = False,
+        say: Callable[[str], None] = lambda line: None,
+    ):
         self.path, self.read_only, self.write_only, self.say = Path(path), read_only, write_only, say
 
     def load(self, family: Family, point: Point | None = None) -> Knowledge:
@@ -1642,9 +1736,13 @@ class Store:
                 lock = filelock.SoftFileLock(f"{self.path}.softlock", timeout=LOCK_TIMEOUT_S)
                 lock.acquire()
         except filelock.Timeout:
-            raise ReductionError(f"store {self.path}: locked by another program for {LOCK_TIMEOUT_S:.0f} s; try again, or give another --store") from None
+            raise ReductionError(
+                f"store {self.path}: locked by another program for {LOCK_TIMEOUT_S:.0f} s; try again, or give another --store"
+            ) from None
         except OSError as error:
-            raise ReductionError(f"store {self.path}: cannot be locked ({error.strerror}); give another --store") from None
+            raise ReductionError(
+                f"store {self.path}: cannot be locked ({error.strerror}); give another --store"
+            ) from None
         try:
             yield
         finally:
@@ -1679,7 +1777,8 @@ class Store:
         """Raises _StoreDamaged."""
         name = family.identifier
         try:
-            knowledge = Knowledge(*(_get(shelf, f"{name}/identities", _check_identities, family) or (None, None)))
+            key = f"{name}/identities"
+            knowledge = Knowledge(*_get(shelf, key, _check_identities, family)) if key in shelf else Knowledge()
             for key, bits in shelf.numbered(f"{name}/sector/"):
                 knowledge.sectors[bits] = _get(shelf, key, _unpack_sector, family)
             for key, bits in shelf.numbered(f"{name}/steps/{_point_name(point)}/") if point else ():
@@ -1709,7 +1808,9 @@ class _Table(MutableMapping):
 
     def __init__(self, path: Path, read_only: bool):
         mode = "ro&immutable=1" if read_only else "rwc"
-        self.sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+        self.sql = sqlite3.connect(
+            f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None
+        )
         try:
             tables = {name for (name,) in self.sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
             if tables - {"Dict"}:
@@ -1790,9 +1891,7 @@ def _put(shelf: RuleShelf, key: str, value: Any) -> None:
 
 
 def _get(shelf: RuleShelf, key: str, check: Callable[[Any, Family], Any], family: Family) -> Any:
-    """A checked value of the shelf, None where there is none. Raises one of UNREADABLE where it is not what was written."""
-    if key not in shelf:
-        return None
+    """A checked value of the shelf. Raises KeyError where there is none, and one of UNREADABLE where it is not what was written."""
     digest, data = shelf[key]
     if _digest(key, data) != digest:
         raise ValueError(f"entry {key} has a wrong checksum")
@@ -1846,7 +1945,10 @@ def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
         begin += length
         rows, pivots = ((row[0], tuple(row[1 : n + 1])) for row in part), (tuple(row[n + 1 :]) for row in part[:-1])
         rules.append(Rule(tuple(rows), tuple(pivots), level))
-    return SectorKnowledge(value["masters"], tuple(rules), frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"]))
+    return SectorKnowledge(
+        value["masters"], tuple(rules), frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"])
+    )
+
 
 # =====================================================================================================================
 # Controller
@@ -1942,7 +2044,9 @@ class Controller:
             self.executor.warm_up()  # there will be searches: let processes start while the identities are derived
         if self.knowledge.operators is None:
             self.knowledge.operators = self.new.operators = derive_identities(self.family)
-        if self.corners_stay:  # corners depend on the masters, so results would depend on the path, and that on what the store holds
+        if (
+            self.corners_stay
+        ):  # corners depend on the masters, so results would depend on the path, and that on what the store holds
             self.knowledge.sectors, self.knowledge.steps = {}, {}
         self.equations = evaluate_identities(self.knowledge.operators, self.point)
         self.generic = evaluate_identities(self.knowledge.operators, generic_point(self.family))
@@ -2020,7 +2124,9 @@ class Controller:
             if bits in self.knowledge.nonzero:
                 coefficients = np.zeros((1, len(targets)), np.int64)
                 coefficients[0, column] = 1
-                pending.setdefault(bits, []).append((Sector(self.layout, bits).encode(np.array([target])), coefficients))
+                pending.setdefault(bits, []).append(
+                    (Sector(self.layout, bits).encode(np.array([target])), coefficients)
+                )
         return pending
 
     def _submit(self, bits: int, parts: list) -> Future:
@@ -2028,7 +2134,16 @@ class Controller:
         known = self._sector(bits)
         steps = self.knowledge.steps.get(bits, {})
         task = SectorTask(
-            self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known, self.masters[bits], steps, keys, coefficients
+            self.layout,
+            bits,
+            self.knowledge.nonzero,
+            self.equations,
+            self.generic,
+            known,
+            self.masters[bits],
+            steps,
+            keys,
+            coefficients,
         )
         self.statistics["tasks"] += 1
         small = known.rules and keys.size * coefficients.shape[1] <= SMALL_TASK
@@ -2068,7 +2183,9 @@ class Progress:
     def advance(self, counts: dict[str, int]) -> None:
         if self.bar is not None:
             hits = max(counts["references"] - counts["integrals"], 0)
-            self.bar.set_postfix_str(f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules", refresh=False)
+            self.bar.set_postfix_str(
+                f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules", refresh=False
+            )
             self.bar.update(1)
 
     def tick(self) -> None:
@@ -2146,7 +2263,9 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
         expression = outcome.reductions[target]
         lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
         width = max((len(show(term)) for term in expression), default=0)
-        lines += [f"  {show(term):{width}}  {expression[term]}" for term in sorted(expression, key=weight, reverse=True)]
+        lines += [
+            f"  {show(term):{width}}  {expression[term]}" for term in sorted(expression, key=weight, reverse=True)
+        ]
     else:
         terms = {term for expression in outcome.reductions.values() for term in expression}
         lines.append(f"{len(problem.targets)} integrals through {len(terms)} integrals")
@@ -2158,6 +2277,7 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
     )
     lines.append(f"written to {output}")
     return "\n".join(lines)
+
 
 # =====================================================================================================================
 # Benchmark
@@ -2199,17 +2319,23 @@ def run_benchmark(options: Options) -> int:
         step = max(len(published) // options.benchmark, 1)
         published = published[::step][: options.benchmark]
     rows = []
-    print(f"{'integral':18}{'r':>3}{'s':>3}{'dots':>5}{'s here':>9}{'MB':>6}{'Kira s':>9}{'MB':>8}{'SAILIR s':>10}{'Kira/here':>11}{'SAILIR/here':>13}")
+    print(
+        f"{'integral':18}{'r':>3}{'s':>3}{'dots':>5}{'s here':>9}{'MB':>6}{'Kira s':>9}{'MB':>8}{'SAILIR s':>10}{'Kira/here':>11}{'SAILIR/here':>13}"
+    )
     with tempfile.TemporaryDirectory() as scratch:
 
         def measure(arguments: list[str]) -> tuple[dict, float]:
             output = Path(scratch) / "result.pkl"
             command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--paper-masters-only"]
             started = time.perf_counter()
-            run = subprocess.run([*command, "--work-dir", scratch, "--output", str(output)], capture_output=True, text=True)
+            run = subprocess.run(
+                [*command, "--work-dir", scratch, "--output", str(output)], capture_output=True, text=True
+            )
             seconds = time.perf_counter() - started
             if run.returncode:
-                raise ReductionError(f"benchmark: {' '.join(arguments)} failed: {run.stderr.strip() or run.stdout.strip()}")
+                raise ReductionError(
+                    f"benchmark: {' '.join(arguments)} failed: {run.stderr.strip() or run.stdout.strip()}"
+                )
             return load_builtins(output.read_bytes()), seconds
 
         for line in published:
@@ -2223,8 +2349,12 @@ def run_benchmark(options: Options) -> int:
         result, seconds = measure(["--integrals", str(targets)])
         _check_benchmark(result)
     kira, sailir = (sum(getattr(row, name) for row in rows) for name in ("kira_seconds", "sailir_seconds"))
-    print(f"{len(rows)} in separate processes: {sum(row.seconds for row in rows):.1f} s here, {kira:,.0f} s Kira, {sailir:,.0f} s SAILIR (farm)")
-    print(f"{len(rows)} in one process: {seconds:.1f} s, {result['peak_memory_kb'] / 1024:.0f} MB; every one ends on the 16 masters")
+    print(
+        f"{len(rows)} in separate processes: {sum(row.seconds for row in rows):.1f} s here, {kira:,.0f} s Kira, {sailir:,.0f} s SAILIR (farm)"
+    )
+    print(
+        f"{len(rows)} in one process: {seconds:.1f} s, {result['peak_memory_kb'] / 1024:.0f} MB; every one ends on the 16 masters"
+    )
     _write_benchmark(rows, Path(options.output))
     return 0
 
@@ -2279,7 +2409,11 @@ def _write_benchmark(rows: list[BenchmarkRow], output: Path) -> None:
         return
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    for label, name, marker in (("SAILIR (HTCondor farm)", "sailir_seconds", "s"), ("Kira (1 core)", "kira_seconds", "o"), ("here (1 core)", "seconds", "D")):
+    for label, name, marker in (
+        ("SAILIR (HTCondor farm)", "sailir_seconds", "s"),
+        ("Kira (1 core)", "kira_seconds", "o"),
+        ("here (1 core)", "seconds", "D"),
+    ):
         axes.semilogy(range(len(rows)), [getattr(row, name) for row in rows], marker, label=label)
     axes.set_xticks(range(len(rows)), [row.integral for row in rows], rotation=60, ha="right", fontsize=8)
     axes.set_ylabel("seconds, whole process")
@@ -2306,23 +2440,45 @@ def _option(default: Any, text: str, **more: Any) -> Any:
 class Options:
     """Every option, its default and what it does; the command line is made from this."""
 
-    integral: str | None = _option(None, f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)", metavar="A1,A2,...")
-    integrals: str | None = _option(None, "file of integrals to reduce in one run, one a line: indices, or NAME[indices]", metavar="FILE")
+    integral: str | None = _option(
+        None,
+        f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)",
+        metavar="A1,A2,...",
+    )
+    integrals: str | None = _option(
+        None, "file of integrals to reduce in one run, one a line: indices, or NAME[indices]", metavar="FILE"
+    )
     output: str = _option("results/reduction.pkl", "pickle with the result", metavar="FILE")
     work_dir: str = _option("ibp_work", "directory for the store and logs", metavar="DIR")
-    local: int = _option(1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N")
+    local: int = _option(
+        1,
+        "number of processes on this machine (without a number: all cores)",
+        nargs="?",
+        const=os.cpu_count(),
+        metavar="N",
+    )
     family: str = _option("trianglebox", "a built-in family or a JSON file", metavar="NAME|FILE")
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
-    kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
+    kinematics: str | None = _option(
+        None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,..."
+    )
     prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
-    paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
-    masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
+    paper_masters_only: bool = _option(
+        False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors"
+    )
+    masters: str | None = _option(
+        None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE"
+    )
     straggler_timeout: float = _option(1800, "seconds after which a task is killed, with --local N > 1")
-    store: str | None = _option(None, "rule store shared by runs (default: store.shelf in the work directory)", metavar="FILE")
+    store: str | None = _option(
+        None, "rule store shared by runs (default: store.shelf in the work directory)", metavar="FILE"
+    )
     cold: bool = _option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = _option(False, "say what would be done, and stop")
-    benchmark: int | None = _option(None, "reduce the published integrals (or only N of them) and compare", nargs="?", const=0, metavar="N")
+    benchmark: int | None = _option(
+        None, "reduce the published integrals (or only N of them) and compare", nargs="?", const=0, metavar="N"
+    )
     quiet: bool = _option(False, "no progress bar, no summary")
 
 
@@ -2360,10 +2516,14 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
     """Indices from '1,1,0,-2' or 'name[1,1,0,-2]'. Raises InputError."""
     match = re.fullmatch(r"\s*(?:([A-Za-z_][\w-]*)\s*)?(\[)?([^\[\]]*)(\])?\s*", text)
     if not match or bool(match[2]) != bool(match[4]) or (match[1] and not match[2]):
-        raise InputError(f"{where}: {text.strip()!r} is not a list of indices such as 1,1,0,-2 or {family.name}[1,1,0,-2]")
+        raise InputError(
+            f"{where}: {text.strip()!r} is not a list of indices such as 1,1,0,-2 or {family.name}[1,1,0,-2]"
+        )
     name, body = match[1], match[3]
     if name not in (None, "I", family.name):
-        raise InputError(f"{where}: {text.strip()!r} is of family {name!r}, this run reduces {family.name}; give --family")
+        raise InputError(
+            f"{where}: {text.strip()!r} is of family {name!r}, this run reduces {family.name}; give --family"
+        )
     parts = body.split(",")
     if not all(re.fullmatch(r"\s*[+-]?[0-9]{1,9}\s*", part) for part in parts):
         raise InputError(f"{where}: {body!r} has an index that is not an integer; expected {family.n} integers")
@@ -2372,7 +2532,9 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
         raise InputError(f"{where}: {show(indices)} has {len(indices)} indices; {family.name} has {family.n}")
     for i in range(family.lines, family.n):
         if indices[i] > 0:
-            raise InputError(f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive")
+            raise InputError(
+                f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive"
+            )
     if max(map(abs, indices)) > LARGEST_TARGET_INDEX:
         raise InputError(f"{where}: {show(indices)} has an index of more than {LARGEST_TARGET_INDEX} in size")
     return indices
@@ -2398,7 +2560,9 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
     for item in options.kinematics.split(",") if options.kinematics is not None else ():
         name, equals, value = (part.strip() for part in item.partition("="))
         if not equals or name not in values or name in given:
-            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
+            raise InputError(
+                f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}"
+            )
         values[name] = value
         given.add(name)
     prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
@@ -2419,7 +2583,9 @@ def make_problem(options: Options) -> Problem:
     if options.local < 1:
         raise InputError(f"--local {options.local}: expected at least 1 process")
     if not 0 < options.straggler_timeout <= LONGEST_TIMEOUT_S:
-        raise InputError(f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0, at most {LONGEST_TIMEOUT_S:.0f}")
+        raise InputError(
+            f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0, at most {LONGEST_TIMEOUT_S:.0f}"
+        )
     family = load_family(options.family)
     default = options.integral is None and options.integrals is None
     if default and family.name != "trianglebox":
@@ -2453,7 +2619,11 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
     check_writable(work, "--work-dir", is_directory=True)
     check_writable(store, "--store", is_directory=False)
     uses = {"--output": output, "--work-dir": work, "--store": store}
-    uses |= {f"--{name}": Path(text) for name in ("integrals", "masters", "family") if (text := getattr(options, name)) is not None}
+    uses |= {
+        f"--{name}": Path(text)
+        for name in ("integrals", "masters", "family")
+        if (text := getattr(options, name)) is not None
+    }
     if options.family in BUILT_IN_FAMILIES:
         del uses["--family"]
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
@@ -2469,7 +2639,9 @@ def list_families() -> str:
         point = " ".join(f"{name}={value}" for name, value in family.point)
         propagators = ", ".join(text if mass == "0" else f"{text} [{mass}]" for text, mass in family.propagators)
         legs = len(family.external_momenta) + 1
-        lines.append(f"{family.name:22}{len(family.loop_momenta):6}{legs:6}{family.lines:6}{family.isps:6}  {point:29} {propagators}")
+        lines.append(
+            f"{family.name:22}{len(family.loop_momenta):6}{legs:6}{family.lines:6}{family.isps:6}  {point:29} {propagators}"
+        )
     return "\n".join(lines)
 
 
@@ -2509,7 +2681,11 @@ def run_reduction(options: Options) -> int:
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     progress = Progress(options.quiet)
     try:
-        with InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout) as executor:
+        with (
+            InlineExecutor()
+            if options.local == 1
+            else LocalExecutor(options.local, timeout_s=options.straggler_timeout) as executor
+        ):
             outcome = Controller(problem, executor, shelves, progress).run()
     finally:
         progress.close()
@@ -2517,7 +2693,9 @@ def run_reduction(options: Options) -> int:
     if not options.quiet:
         print(summary(problem, outcome, output))
     if outcome.unreduced:
-        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point, or wider searches, may do it")
+        say(
+            f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point, or wider searches, may do it"
+        )
     return 1 if outcome.unreduced else 0
 
 
@@ -2526,8 +2704,13 @@ def check_benchmark_options(options: Options) -> None:
     if options.benchmark < 0:
         raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
     for option in fields(Options):
-        if option.name not in ("benchmark", "output", "work_dir", "quiet") and getattr(options, option.name) != option.default:
-            raise InputError(f"--benchmark and --{option.name.replace('_', '-')} contradict each other: the benchmark runs what was published")
+        if (
+            option.name not in ("benchmark", "output", "work_dir", "quiet")
+            and getattr(options, option.name) != option.default
+        ):
+            raise InputError(
+                f"--benchmark and --{option.name.replace('_', '-')} contradict each other: the benchmark runs what was published"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -2553,7 +2736,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return 1
     except OSError as error:
-        if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more when it flushes at exit
+        if isinstance(
+            error, BrokenPipeError
+        ):  # nobody reads on; Python would complain once more when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         say(str(error))
         return 1
