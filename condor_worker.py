@@ -140,8 +140,7 @@ def dump(value, what):
         return pickle.dumps(value, PICKLE_PROTOCOL)
     except Exception as error:
         raise NotPicklable(
-            f"{what} does not pickle ({type(error).__name__}: {error}); "
-            f"use module-level functions, builtin types and arrays"
+            f"{what} does not pickle ({type(error).__name__}: {error}); use module-level functions, builtin types and arrays"
         ) from error
 
 
