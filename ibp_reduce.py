@@ -106,18 +106,25 @@ class Neighbourhood:
     norm: int
 
 
-# Levels of a search, tried in this order until one reduces the integral. The first four suffice for almost all.
-NEIGHBOURHOODS = (
+@dataclass(frozen=True)
+class CornerRegion:
+    """All seeds from the corner up to so many dots and so much s more than the target has: for integrals close to masters."""
+
+    dots: int
+    s: int
+
+
+# Levels of a search, tried in this order until one reduces the integral; the first four suffice for almost all. An integral that none of
+# them reduces is unreduced.
+NEIGHBOURHOODS: tuple[Neighbourhood | CornerRegion, ...] = (
     Neighbourhood(1, (-1, -1), (-1, 0), 2),
     Neighbourhood(1, (-1, -1), (-1, 1), 3),
     Neighbourhood(1, (-2, 0), (-1, 1), 2),
     Neighbourhood(1, (-2, 0), (-1, 1), 3),
     Neighbourhood(2, (-2, 0), (-2, 1), 4),
+    CornerRegion(0, 2),
+    CornerRegion(1, 0),
 )
-# Further levels, for integrals close to masters: all seeds from the corner up to so many dots and so much s more than the integral has. An
-# integral that these do not reduce either is unreduced.
-REGIONS = ((0, 2), (1, 0))
-LEVELS = len(NEIGHBOURHOODS) + len(REGIONS)
 
 # =====================================================================================================================
 # Families
@@ -877,7 +884,8 @@ class SearchSpace:
 
 def border_pattern(indices: np.ndarray, positive: np.ndarray, level: int) -> list[bytes]:
     """How far each integral [N, n] is from the border of its sector in each index, as far as the seeds of this level notice."""
-    notice = NEIGHBOURHOODS[level].reach + 1 if level < len(NEIGHBOURHOODS) else 127
+    neighbourhood = NEIGHBOURHOODS[level]
+    notice = neighbourhood.reach + 1 if isinstance(neighbourhood, Neighbourhood) else 127
     return [line.tobytes() for line in np.minimum(np.abs(indices) - positive, notice).astype(np.int8)]
 
 
@@ -890,10 +898,11 @@ class RuleFinder:
 
     def space(self, level: int, target: np.ndarray) -> SearchSpace | None:
         """The rows of a level; None where there are none that reach the target, or too many."""
-        if level >= len(NEIGHBOURHOODS):
-            return self._make_space(self._seeds_from_corner(target, *REGIONS[level - len(NEIGHBOURHOODS)]))
+        neighbourhood = NEIGHBOURHOODS[level]
+        if isinstance(neighbourhood, CornerRegion):
+            return self._make_space(self._seeds_from_corner(target, neighbourhood))
         if level not in self._spaces:
-            self._spaces[level] = self._make_space(seeds_around(NEIGHBOURHOODS[level], self.sector))
+            self._spaces[level] = self._make_space(seeds_around(neighbourhood, self.sector))
         return self._spaces[level]
 
     def _make_space(self, seeds: np.ndarray) -> SearchSpace | None:
@@ -902,10 +911,11 @@ class RuleFinder:
         space = SearchSpace(self.sector, self.structure, seeds)
         return space if space.complete else None
 
-    def _seeds_from_corner(self, target: np.ndarray, more_dots: int, more_s: int) -> np.ndarray:
+    def _seeds_from_corner(self, target: np.ndarray, region: CornerRegion) -> np.ndarray:
         """Relative to the target; none where they would be too many to be listed."""
         positive = self.sector.positive
-        t, dots, s = int(positive.sum()), int((target[positive] - 1).sum()) + more_dots, int(-target[~positive].sum()) + more_s
+        t, dots = int(positive.sum()), int((target[positive] - 1).sum()) + region.dots
+        s = int(-target[~positive].sum()) + region.s
         count = math.comb(t + dots, dots) * math.comb(self.sector.n - t + s, s)
         seeds = integrals_near_corner(self.sector.bits, self.sector.n, dots, s) if count * self.structure.count <= REGION_ROWS else []
         return np.array(seeds, np.int64).reshape(-1, self.sector.n) - target
@@ -1300,7 +1310,7 @@ class _SectorReduction:
         wave = _Wave(keys, self.sector.decode(keys))
         known = is_member(keys, np.array(sorted(self.known), keys.dtype))
         wave.waiting &= ~known
-        for level in range(LEVELS):
+        for level in range(len(NEIGHBOURHOODS)):
             for rule in self._rules_of(level):
                 self._apply(rule, wave)
             if not wave.waiting.any():
@@ -1355,7 +1365,7 @@ class _SectorReduction:
         It comes here where a rule fails by accident of the point or prime, or where it is the exception among those as far from the border.
         """
         for equations in (self.task.generic, self.task.equations):
-            for level in range(LEVELS):
+            for level in range(len(NEIGHBOURHOODS)):
                 if wave.waiting[position] and (position, level, equations) not in wave.searched:
                     self._search_for(position, level, equations, wave)
         if wave.waiting[position]:
