@@ -638,6 +638,13 @@ def r_and_s(indices: Sequence[int]) -> tuple[int, int]:
     return sum(a for a in indices if a > 0), -sum(a for a in indices if a < 0)
 
 
+def integrals_up_to(indices: Sequence[int]) -> int:
+    """Number of integrals of the same sector with at most as many dots and at most the same s."""
+    t, n = sector_of(indices).bit_count(), len(indices)
+    r, s = r_and_s(indices)
+    return math.comb(r, t) * math.comb(n - t + s, s)
+
+
 def show(indices: Sequence[int]) -> str:
     return f"I[{','.join(map(str, indices))}]"
 
@@ -1893,7 +1900,8 @@ def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
 # =====================================================================================================================
 
 FLUSH_INTERVAL_S = 10.0
-SMALL_TASK = 2000  # a sector with rules and at most so many coefficients is reduced sooner than sent to another process
+LARGE_TARGET = 100_000  # targets with more integrals up to them in their sector keep several processes busy, even with all rules known
+SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is reduced sooner than sent to another process
 
 
 @dataclass(frozen=True)
@@ -1978,8 +1986,10 @@ class Controller:
         """Identities and non-zero sectors, from a store or derived."""
         for shelf in self.shelves:
             self.knowledge.update(shelf.load(self.family, self.point))
-        if not all(self._sector(sector_of(target)).rules for target in self.problem.targets):
-            self.executor.warm_up()  # there will be searches: let processes start while the identities are derived
+        known = all(self._sector(sector_of(target)).rules for target in self.problem.targets)
+        self.long = not known or max(map(integrals_up_to, self.problem.targets)) > LARGE_TARGET
+        if self.long:
+            self.executor.warm_up()  # let processes start while this one prepares
         if self.knowledge.operators is None:
             self.knowledge.operators = self.new.operators = derive_identities(self.family)
         if self.corners_stay:  # corners depend on the masters, so results would depend on the path, and that on what the store holds
@@ -2043,7 +2053,7 @@ class Controller:
         running: dict[Future, int] = {}
         self.progress.start("sectors", len(self._sectors_below(targets)))
         while pending or running:
-            for bits in sorted(pending, key=sector_order, reverse=True):
+            for bits in sorted(pending, key=lambda b: (b.bit_count(), sum(len(keys) for keys, _ in pending[b]), b), reverse=True):
                 if not any(other != bits and other & bits == bits for other in (*pending, *running.values())):
                     running[self._submit(bits, pending.pop(bits))] = bits
             for future in self._finished(running):
@@ -2071,7 +2081,7 @@ class Controller:
             self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known, self.masters[bits], steps, keys, coefficients
         )
         self.statistics["tasks"] += 1
-        small = known.rules and keys.size * coefficients.shape[1] <= SMALL_TASK
+        small = not self.long and coefficients.size <= SMALL_TASK
         return (self.here if small else self.executor).submit(reduce_sector, task)
 
     def _take(self, result: SectorResult, pending: dict[int, list], expressions: list[Expression]) -> None:
