@@ -1349,12 +1349,13 @@ class _SectorReduction:
 
     def _search(self, level: int, wave: _Wave) -> None:
         """Look for rules of a level for what waits, heaviest first, but only once among integrals equally far from the border."""
-        patterns = border_pattern(wave.indices, self.sector.positive, level)
-        for position in np.flatnonzero(wave.waiting)[::-1]:
-            if wave.waiting[position] and (level, patterns[position]) not in self.hopeless:
+        waiting = np.flatnonzero(wave.waiting)[::-1]
+        patterns = border_pattern(wave.indices[waiting], self.sector.positive, level)
+        for position, pattern in zip(waiting, patterns):
+            if (level, pattern) not in self.hopeless and wave.waiting[position]:
                 self._search_for(position, level, self.task.generic, wave)
                 if wave.waiting[position]:
-                    self.hopeless.add((level, patterns[position]))
+                    self.hopeless.add((level, pattern))
 
     def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave) -> None:
         """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
