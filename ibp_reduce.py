@@ -2315,7 +2315,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     axes.set_ylabel("seconds, whole process")
     axes.set_title("trianglebox integrals to the 16 masters, modulo 1009")
     axes.grid(axis="y", alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(table.with_suffix(".png"), dpi=120)
     print(f"written to {table.with_suffix('.png')}")
 
