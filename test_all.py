@@ -951,7 +951,7 @@ def test_nonzero_sectors_are_those_with_a_scale(name):
         assert sorted(found) == [14, 15, 21, 23, 27, 28, 29, 30, 31, 37, 39, 43, 45, 46, 47, 53, 55, 57, 59, 60, 61, 62, 63]
 
 
-# family, targets, dots and s of the seeds, then (equations, integrals) of the elimination
+# family, targets, dots and s of the seeds of the elimination
 BRUTE_FORCE = [
     ("bubble", [(9, 8), (12, 1), (4, -5), (-2, 6)], 17, 5),
     ("box", [(2, 1, 1, 2), (1, 1, 1, 3), (2, 0, 1, -1), (1, -1, 2, 0)], 4, 2),
