@@ -2178,7 +2178,9 @@ def write_pickle(record: dict[str, Any], path: Path) -> None:
                 pickle.dump(record, file, protocol=4)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
+                umask = os.umask(0o077)  # temporary files are private; the result is to have the user's usual permissions
+                os.umask(umask)
+                os.chmod(file.name, 0o666 & ~umask)
                 os.replace(file.name, path)
             except BaseException:
                 os.unlink(file.name)
