@@ -50,7 +50,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -91,8 +91,9 @@ BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for 
 REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
 TARGETS_PER_PASS = 32  # columns of coefficients carried at once
 MASTER_REGION = 8  # masters are looked for up to this number of dots plus s
-REGION_ROWS = 8_000  # the same for all identities from the corner to the integral
 SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
+REGION_ROWS = 8_000  # nor a region from the corner with more than this, of which few fall away before the elimination
+REGION_REACH = 120  # nor one that goes further: rules are stored as int8
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
 
 
@@ -924,7 +925,8 @@ class RuleFinder:
         t, dots = int(positive.sum()), int((target[positive] - 1).sum()) + region.dots
         s = int(-target[~positive].sum()) + region.s
         count = math.comb(t + dots, dots) * math.comb(self.sector.n - t + s, s)
-        seeds = integrals_near_corner(self.sector.bits, self.sector.n, dots, s) if count * self.structure.count <= REGION_ROWS else []
+        fits = count * self.structure.count <= REGION_ROWS and max(dots, s) <= REGION_REACH
+        seeds = integrals_near_corner(self.sector.bits, self.sector.n, dots, s) if fits else []
         return np.array(seeds, np.int64).reshape(-1, self.sector.n) - target
 
     def find(self, target: np.ndarray, level: int, equations: Equations) -> Rule | None:
@@ -1670,7 +1672,10 @@ class Store:
     def merge(self, family: Family, point: Point, new: Knowledge) -> None:
         """Add what was found; what other programs wrote meanwhile stays."""
         if new:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ReductionError(f"store {self.path}: {error.strerror}; give another --store") from None
             with self._locked():
                 self._use(lambda shelf: self._merge(shelf, family, point, new))
 
@@ -1918,7 +1923,10 @@ class Problem:
 
 @dataclass
 class Outcome:
-    """reductions: every target through masters (and through unreduced integrals, where some are left)."""
+    """reductions: every target through masters (and through unreduced integrals, where some are left).
+
+    store_trouble: why what was learned could not be stored, if so.
+    """
 
     reductions: dict[Index, Expression]
     masters: list[Index]
@@ -1926,6 +1934,7 @@ class Outcome:
     statistics: dict[str, int]
     seconds: float
     peak_memory_kb: int
+    store_trouble: str = ""
 
 
 class Controller:
@@ -1946,7 +1955,6 @@ class Controller:
     def run(self) -> Outcome:
         """Raises ReductionError where the problem cannot be set up; what was learned is stored unless the input is refused."""
         started = time.perf_counter()
-        refused = False
         try:
             self._prepare()
             wanted = tuple(dict.fromkeys(self.problem.targets + self.problem.preferred_masters))
@@ -1963,11 +1971,15 @@ class Controller:
                 used = {term for expression in reductions.values() for term in expression}
                 basis = sorted(used | set(self.problem.preferred_masters), key=weight)
         except InputError:
-            refused = True
             raise
-        finally:
-            if not refused:
-                self._flush()
+        except BaseException:
+            self._flush()
+            raise
+        trouble = ""
+        try:
+            self._flush()
+        except ReductionError as error:  # the result is there all the same
+            trouble = str(error)
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
@@ -1977,6 +1989,7 @@ class Controller:
             self.statistics,
             time.perf_counter() - started,
             sum(self.memory.values()),
+            trouble,
         )
 
     @property
@@ -2039,13 +2052,15 @@ class Controller:
         self.knowledge.update(learned)
         self.new.update(learned)
         if time.monotonic() - self.flushed > FLUSH_INTERVAL_S:
-            self._flush()
+            with suppress(ReductionError):  # a busy store must not cost the run: it is tried again, and the last time counts
+                self._flush()
 
     def _flush(self) -> None:
-        new, self.new = self.new, Knowledge()
-        if self.shelves:
-            self.shelves[-1].merge(self.family, self.point, new)
+        """Store what is new; it is kept where that fails. Raises ReductionError."""
         self.flushed = time.monotonic()
+        if self.shelves:
+            self.shelves[-1].merge(self.family, self.point, self.new)
+        self.new = Knowledge()
 
     def _reduce(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
         """Carry the coefficients of up to TARGETS_PER_PASS integrals, one column each, from the top sectors to the masters."""
@@ -2556,6 +2571,8 @@ def run_reduction(options: Options) -> int:
         print(summary(problem, outcome, output))
     if outcome.unreduced:
         say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point may do it")
+    if outcome.store_trouble:
+        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
     return 1 if outcome.unreduced else 0
 
 

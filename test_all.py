@@ -2872,6 +2872,17 @@ def test_locked_store_is_given_up_with_one_line(place, capsys, monkeypatch):
     assert said.count("\n") == 1 and "--store" in said
 
 
+def test_locked_store_does_not_cost_the_result(place, capsys, monkeypatch):
+    import filelock
+
+    monkeypatch.setattr(ibp_reduce, "LOCK_TIMEOUT_S", 0.2)
+    with filelock.FileLock("s.lock"):
+        assert exit_code([*BUBBLE, "--store", "s", "--quiet", "--output", "kept.pkl"]) == 1
+    assert "kept.pkl" in capsys.readouterr().err
+    kept = ibp_reduce.load_builtins(Path("kept.pkl").read_bytes())
+    assert kept["final_expr"] == reduced(*BUBBLE, "--store", "other")["final_expr"]
+
+
 # processes that share or leave a store ------------------------------------------------------------------------------
 
 # the program, which says 'done' after each search for masters, or each time that it has learned something
