@@ -37,20 +37,24 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
-import io
 import json
 import math
 import os
 import pickle
+import queue
 import re
 import shelve
+import shlex
+import shutil
 import sqlite3
+import struct
 import sys
 import time
 import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -59,7 +63,25 @@ from typing import Any
 
 import numpy as np
 
-from condor_worker import LONGEST_TIMEOUT_S, ExecutorError, InlineExecutor, LocalExecutor
+from condor_worker import (
+    LONGEST_TIMEOUT_S,
+    CondorExecutor,
+    CondorMissing,
+    Description,
+    DirectoryRefused,
+    ExecutorError,
+    InlineExecutor,
+    LocalExecutor,
+    Shared,
+    TimeLimits,
+    call_name,
+    claim_directory,
+    load_builtins,
+    private_directory,
+    remove_run,
+    replace_file,
+    task_cpus,
+)
 
 __version__ = "0.1.0"
 
@@ -89,6 +111,7 @@ MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
 REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
+LARGEST_BATCH = 100_000  # integrals in the result of a one-step task: some 30 MB
 TARGETS_PER_PASS = 32  # columns of coefficients carried at once
 MASTER_REGION = 8  # masters are looked for up to this number of dots plus s
 SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
@@ -890,11 +913,17 @@ class SearchSpace:
         return row, column, values
 
 
-def border_pattern(indices: np.ndarray, positive: np.ndarray, level: int) -> list[bytes]:
-    """How far each integral [N, n] is from the border of its sector in each index, as far as the seeds of this level notice."""
+def border_pattern(indices: np.ndarray, positive: np.ndarray, level: int, touching_only: bool = False) -> list[bytes]:
+    """How far each integral [N, n] is from the border of its sector in each index, as far as the seeds of this level notice.
+
+    touching_only: 0 where it touches the border, else the largest distance that is noticed.
+    """
     neighbourhood = NEIGHBOURHOODS[level]
     notice = neighbourhood.reach + 1 if isinstance(neighbourhood, Neighbourhood) else 127
-    return [line.tobytes() for line in np.minimum(np.abs(indices) - positive, notice).astype(np.int8)]
+    distance = np.minimum(np.abs(indices) - positive, notice)
+    if touching_only and notice < 127:
+        distance[distance > 0] = notice
+    return [line.tobytes() for line in distance.astype(np.int8)]
 
 
 class RuleFinder:
@@ -947,7 +976,7 @@ class RuleFinder:
         best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
         return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime, level)
 
-    def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> int:
+    def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> float:
         """Key of the heaviest integral that a combination expresses the target through, relative to it: the lighter, the fewer follow."""
         total: dict[int, int] = {}
         for r, factor in rows.items():
@@ -959,7 +988,7 @@ class RuleFinder:
             for key, value in zip(distance.tolist(), values[inside].tolist()):
                 total[key] = (total.get(key, 0) + factor * value) % equations.prime
         lighter = [key for key, value in total.items() if value and key < 0]
-        return max(lighter) if lighter else -(2**KEY_BITS)
+        return max(lighter) if lighter else -math.inf
 
     def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int, level: int) -> Rule:
         """Put the rows of a combination into an order of elimination, one pivot for each but the last."""
@@ -1132,6 +1161,7 @@ class SectorTask:
     """Everything needed to reduce a linear combination of integrals of one sector; a pure function of it, so any process may do it.
 
     keys [N], coefficients [N, K] for K targets. stops: integrals of this sector to stop at. steps: one-step results known already.
+    canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known.
     """
 
     layout: Layout
@@ -1144,6 +1174,7 @@ class SectorTask:
     steps: dict[Index, Expression]
     keys: np.ndarray
     coefficients: np.ndarray
+    canonical: bool = False
 
 
 @dataclass(eq=False)
@@ -1203,7 +1234,27 @@ def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray
 
 def reduce_sector(task: SectorTask) -> SectorResult:
     """Carry the coefficients of a task's integrals to masters and subsectors; the arithmetic is exact modulo the prime."""
-    return _SectorReduction(task).run()
+    with helper_processes() as helpers:
+        return _SectorReduction(task, helpers).run()
+
+
+@contextmanager
+def helper_processes() -> Iterator[Executor | None]:
+    """Processes for the processors that a task may use beside its own, None if there are none: most tasks have one processor."""
+    with LocalExecutor(task_cpus()) if task_cpus() > 1 else nullcontext() as helpers:
+        yield helpers
+
+
+def find_rule(context: bytes, target: Index, level: int) -> Rule | None:
+    """A search in a helper process. context: pickle of (layout, sector, equations at the generic point)."""
+    finder = _rule_finder(context)
+    return finder.find(np.array(target, np.int64), level, finder.structure)
+
+
+@lru_cache(maxsize=2)
+def _rule_finder(context: bytes) -> RuleFinder:
+    layout, bits, generic = pickle.loads(context)
+    return RuleFinder(Sector(layout, bits), generic)
 
 
 class _SectorReduction:
@@ -1213,8 +1264,9 @@ class _SectorReduction:
     down in order, and what arrives below the range waits for its block. So an integral whose coefficient cancels is mostly never reduced.
     """
 
-    def __init__(self, task: SectorTask):
-        self.task = task
+    def __init__(self, task: SectorTask, helpers: Executor | None = None):
+        self.task, self.helpers = task, helpers
+        self.ahead: dict[tuple[int, bytes], Rule | None] = {}
         self.p = task.equations.prime
         self.sector = Sector(task.layout, task.bits)
         self.finder = RuleFinder(self.sector, task.generic)
@@ -1222,7 +1274,7 @@ class _SectorReduction:
         self.subsectors: dict[int, Sector] = {}
         self.result = SectorResult(task.bits)
         self.unreduced: dict[int, Index] = {}
-        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays"), 0)
+        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays", "rules"), 0)
         self.masters = {self._key(stop): stop for stop in task.stops}
         self.known = {self._key(step): step for step in task.steps if task.layout.has_room_for((step, *task.steps[step]))}
         self.stops = np.array(sorted(self.masters), task.layout.dtype)
@@ -1230,6 +1282,7 @@ class _SectorReduction:
         self.new_rules: list[Rule] = []
         self.compiled: dict[int, list[CompiledRule]] = {}
         self.hopeless = set(task.known.hopeless)
+        self.canonical: dict[tuple[int, bytes], CompiledRule | None] = {}
         self.below: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
 
     def _key(self, indices: Index) -> int:
@@ -1260,10 +1313,14 @@ class _SectorReduction:
                 closed, terms = self._close(keys[cut:])
                 keys, coefficients = self._carry(closed, terms, keys, coefficients, cut)
         self.result.below = {bits: sum_by_key(*map(np.concatenate, zip(*parts)), self.p) for bits, parts in self.below.items()}
-        self.result.learned = SectorKnowledge(None, tuple(self.new_rules), frozenset(self.hopeless - self.task.known.hopeless))
+        self.result.learned = self.learned
         self.result.counts = self.counts
         self.result.process = (os.getpid(), peak_memory_kb())
         return self.result
+
+    @property
+    def learned(self) -> SectorKnowledge:
+        return SectorKnowledge(None, tuple(self.new_rules), frozenset(self.hopeless - self.task.known.hopeless))
 
     def _set_masters_aside(self, keys: np.ndarray, coefficients: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         stop = is_member(keys, self.stops)
@@ -1277,7 +1334,7 @@ class _SectorReduction:
         """All integrals at or above keys[0] that the reduction of these leads to, ascending, and their one-step results."""
         lowest, closed, wave, parts = keys[0], keys, keys, []
         while len(wave):
-            terms = self._reduce_wave(wave)
+            terms = self.reduce_wave(wave)
             parts.append(terms)
             inside = (terms.sector == self.task.bits) & (terms.key >= lowest)
             new = np.unique(terms.key[inside])
@@ -1311,7 +1368,7 @@ class _SectorReduction:
 
     # one step -----------------------------------------------------------------------------------------------------
 
-    def _reduce_wave(self, keys: np.ndarray) -> Terms:
+    def reduce_wave(self, keys: np.ndarray) -> Terms:
         """One-step results of these integrals: known ones, else level by level the known rules and then a search for new ones.
 
         So each integral is reduced by a rule of the lowest level that there is, which keeps dots and numerators from growing.
@@ -1320,11 +1377,15 @@ class _SectorReduction:
         known = is_member(keys, np.array(sorted(self.known), keys.dtype))
         wave.waiting &= ~known
         for level in range(len(NEIGHBOURHOODS)):
-            for rule in self._rules_of(level):
-                self._apply(rule, wave)
+            if self.task.canonical:
+                self._apply_canonical_rules(level, wave)
+            else:
+                for rule in self._rules_of(level):
+                    self._apply(rule, wave.where_waiting(), wave)
+                if wave.waiting.any():
+                    self._search(level, wave)
             if not wave.waiting.any():
                 break
-            self._search(level, wave)
         for position in np.flatnonzero(wave.waiting)[::-1]:
             if wave.waiting[position]:
                 self._search_everywhere(position, wave)
@@ -1332,9 +1393,9 @@ class _SectorReduction:
         self.counts["references"] += len(terms.value)
         return terms
 
-    def _apply(self, rule: CompiledRule, wave: _Wave) -> None:
-        """Replay a rule on the waiting integrals of a wave whose seeds it keeps inside the sector."""
-        chosen = np.flatnonzero(wave.waiting) if rule.valid else np.zeros(0, int)
+    def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: _Wave) -> None:
+        """Replay a rule on those of the chosen integrals of a wave whose seeds it keeps inside the sector."""
+        chosen = chosen if rule.valid else chosen[:0]
         chosen = chosen[((wave.indices[chosen] >= rule.low) & (wave.indices[chosen] <= rule.high)).all(1)]
         size = max(REPLAY_ELEMENTS // rule.form.shape[1], 1)
         for begin in range(0, len(chosen), size):
@@ -1349,22 +1410,68 @@ class _SectorReduction:
             self.counts["tries"] += len(part)
             self.counts["replays"] += 1
 
+    def _apply_canonical_rules(self, level: int, wave: _Wave) -> None:
+        """Reduce what waits by the rules of representatives and no others.
+
+        First by that of an integral far from the borders that this one does not touch, for what is left by that of one equally far from
+        all borders; so few searches serve many integrals, and which rule an integral gets depends on nothing but the integral.
+        """
+        for touching_only in (True, False):
+            waiting = wave.where_waiting()
+            classes: dict[bytes, list[int]] = {}
+            for position, pattern in zip(waiting, border_pattern(wave.indices[waiting], self.sector.positive, level, touching_only)):
+                classes.setdefault(pattern, []).append(position)
+            for pattern, positions in classes.items():
+                if (level, pattern) not in self.canonical:
+                    distance = np.frombuffer(pattern, np.int8).astype(np.int64)
+                    representative = np.where(self.sector.positive, distance + 1, -distance)
+                    rule = self.finder.find(representative, level, self.task.generic)
+                    self.canonical[level, pattern] = rule and CompiledRule(self.sector, self.task.equations, rule)
+                    self.counts["rules"] += rule is not None
+                if rule := self.canonical[level, pattern]:
+                    self._apply(rule, np.array(positions), wave)
+
     def _search(self, level: int, wave: _Wave) -> None:
         """Look for rules of a level for what waits, heaviest first, but only once among integrals equally far from the border."""
-        waiting = np.flatnonzero(wave.waiting)[::-1]
-        patterns = border_pattern(wave.indices[waiting], self.sector.positive, level)
-        for position, pattern in zip(waiting, patterns):
+        waiting = wave.where_waiting()[::-1]
+        queue = deque(zip(waiting, border_pattern(wave.indices[waiting], self.sector.positive, level)))
+        while queue:
+            if self.helpers is not None:
+                self._search_ahead(queue, level, wave)
+            position, pattern = queue.popleft()
             if (level, pattern) not in self.hopeless and wave.waiting[position]:
                 self._search_for(position, level, self.task.generic, wave)
                 if wave.waiting[position]:
                     self.hopeless.add((level, pattern))
 
+    def _search_ahead(self, queue: Iterable[tuple[int, bytes]], level: int, wave: _Wave) -> None:
+        """Let the helpers search for several of the next integrals at once; where these are few, at the next levels as well."""
+        helpers: dict[bytes, int] = {}
+        for position, pattern in queue:
+            if wave.waiting[position] and (level, pattern) not in self.hopeless and len(helpers) < self.helpers.processes:
+                helpers.setdefault(pattern, position)
+        if not helpers or (level, wave.indices[next(iter(helpers.values()))].tobytes()) in self.ahead:
+            return
+        requests = [(position, later) for later in range(level, len(NEIGHBOURHOODS)) for position in helpers.values()]
+        context = pickle.dumps((self.task.layout, self.task.bits, self.task.generic))
+        futures = {}
+        for position, later in requests[: self.helpers.processes]:
+            indices = wave.indices[position]
+            futures[later, indices.tobytes()] = self.helpers.submit(find_rule, context, tuple(indices.tolist()), later)
+        self.ahead = {request: future.result() for request, future in futures.items()}
+
     def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave) -> None:
         """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
-        rule = self.finder.find(wave.indices[position].astype(np.int64), level, equations)
-        if rule is not None and rule not in self.rules:
+        request = (level, wave.indices[position].tobytes())
+        if equations is self.task.generic and request in self.ahead:
+            rule = self.ahead[request]
+        else:
+            rule = self.finder.find(wave.indices[position].astype(np.int64), level, equations)
+        if rule is not None and self.task.canonical:
+            self._apply(CompiledRule(self.sector, self.task.equations, rule), np.array([position]), wave)
+        elif rule is not None and rule not in self.rules:
             compiled = self._add_rule(rule)
-            self._apply(compiled, wave)
+            self._apply(compiled, wave.where_waiting(), wave)
             if not wave.waiting[position]:
                 self._note_step(compiled, position, wave)
         wave.searched.add((position, level, equations))
@@ -1430,6 +1537,9 @@ class _Wave:
         self.parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         self.rules: list[CompiledRule] = []
         self.columns = 0
+
+    def where_waiting(self) -> np.ndarray:
+        return np.flatnonzero(self.waiting)
 
     def add(self, rule: CompiledRule, members: np.ndarray, values: np.ndarray) -> None:
         """values [N, C] of the rule at these members [N] of the wave, all of them reduced by it."""
@@ -1509,6 +1619,190 @@ def peak_memory_kb() -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 1024 if sys.platform == "darwin" else peak
+
+
+# =====================================================================================================================
+# One-step tasks
+# =====================================================================================================================
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all one-step tasks of a run have in common. stops: masters, and corners where they stay, by sector; run: Problem.name."""
+
+    run: str
+    family: Family
+    layout: Layout
+    nonzero: tuple[int, ...]
+    equations: Equations
+    generic: Equations
+    stops: dict[int, tuple[Index, ...]]
+    canonical: bool
+
+
+def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: tuple[int, ...] = (), seconds: float = math.inf) -> dict:
+    """One-step results of integrals, given by sector and packed keys; also of what they lead to in the allowed sectors, while time is left.
+
+    known: packed knowledge by sector. When time is up, part of the given integrals may be left undone. The result has builtin types only:
+    {"sectors": {bits: {"done": keys, "terms": …, "unreduced": indices, "learned": packed knowledge, "steps": …}}, "counts", "seconds",
+    "peak_memory_kb"}.
+    """
+    with helper_processes() as helpers:
+        work = _StepWork(setting.get(), known.get(), allowed, helpers)
+        return work.run({bits: unpack_keys(packed) for bits, packed in keys.items()}, seconds)
+
+
+def search_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> dict[str, Any]:
+    """`find_masters` with a result of builtin types."""
+    return _pack_sector(find_masters(nonzero, generic, bits), generic.n)
+
+
+class Frontier:
+    """The integrals that a closure under one-step reduction has met, by sector, and which of them wait; masters are passed over.
+
+    met, waiting, stops: {sector: sorted keys}.
+    """
+
+    def __init__(self, layout: Layout, stops: dict[int, tuple[Index, ...]]):
+        self.empty = np.zeros(0, layout.dtype)
+        self.stops = {bits: np.sort(Sector(layout, bits).encode(np.array(some))) if some else self.empty for bits, some in stops.items()}
+        self.met: dict[int, np.ndarray] = {}
+        self.waiting: dict[int, np.ndarray] = {}
+
+    def meet(self, bits: int, keys: np.ndarray) -> None:
+        """What is met for the first time waits."""
+        self.wait(bits, self.note(bits, keys))
+
+    def note(self, bits: int, keys: np.ndarray) -> np.ndarray:
+        """Count integrals as met; returns those that are new, sorted."""
+        keys, met = np.unique(keys), self.met.get(bits, self.empty)
+        keys = keys[~is_member(keys, met) & ~is_member(keys, self.stops[bits])]
+        if len(keys):
+            self.met[bits] = merge(met, keys)
+        return keys
+
+    def wait(self, bits: int, keys: np.ndarray) -> None:
+        if len(keys):
+            self.waiting[bits] = merge(self.waiting.get(bits, self.empty), keys)
+
+    def drop(self, bits: int, keys: np.ndarray) -> None:
+        """These sorted keys wait no longer."""
+        waiting = self.waiting.pop(bits, self.empty)
+        self.wait(bits, waiting[~is_member(waiting, keys)])
+
+    def take(self, bits: int, count: int) -> np.ndarray:
+        """The heaviest of those that wait in a sector; they wait no longer."""
+        keys = self.waiting.pop(bits)
+        if len(keys) > count:
+            self.waiting[bits] = keys[:-count]
+        return keys[-count:]
+
+
+class _StepWork:
+    """One-step reductions in several sectors, for one task."""
+
+    def __init__(self, setting: Setting, known: dict[int, tuple], allowed: tuple[int, ...], helpers: Executor | None):
+        self.setting, self.known, self.allowed, self.helpers = setting, known, allowed, helpers
+        self.sectors: dict[int, _SectorReduction] = {}
+        self.done: dict[int, np.ndarray] = {}
+        self.terms: dict[int, list[Terms]] = {}
+
+    def run(self, keys: dict[int, np.ndarray], seconds: float) -> dict[str, Any]:
+        started = time.monotonic()
+        frontier = Frontier(self.setting.layout, {bits: self.setting.stops[bits] for bits in {*keys, *self.allowed}})
+        for bits, some in keys.items():
+            frontier.meet(bits, some)
+        while frontier.waiting and (not self.done or (time.monotonic() < started + seconds and self._integrals < LARGEST_BATCH)):
+            bits = max(frontier.waiting, key=sector_order)  # from the top, so that the waves of the lower sectors are few and long
+            terms = self._reduce(bits, frontier.take(bits, BLOCK))
+            for below in np.unique(terms.sector).tolist():
+                if below in self.allowed:
+                    frontier.meet(below, terms.key[terms.sector == below])
+        counts = {name: sum(work.counts[name] for work in self.sectors.values()) for name in ("references", "tries", "replays", "rules")}
+        return {
+            "sectors": {bits: self._result(bits) for bits in self.done},
+            "counts": counts | {"integrals": self._integrals},
+            "seconds": time.monotonic() - started,
+            "peak_memory_kb": peak_memory_kb(),
+        }
+
+    @property
+    def _integrals(self) -> int:
+        return sum(map(len, self.done.values()))
+
+    def _reduce(self, bits: int, wave: np.ndarray) -> Terms:
+        work = self._sector(bits)
+        terms = work.reduce_wave(wave)
+        wave = wave[~is_member(wave, work.stops)]  # what has turned out to be irreducible is not done
+        self.done[bits] = merge(self.done.get(bits, wave[:0]), wave)
+        self.terms.setdefault(bits, []).append(terms)
+        return terms
+
+    def _sector(self, bits: int) -> _SectorReduction:
+        if bits not in self.sectors:
+            own, nothing = self.setting, np.zeros(0, self.setting.layout.dtype)
+            known, steps = self.known.get(bits, (None, {}))
+            knowledge = SectorKnowledge() if known is None else _unpack_sector(known, own.family)
+            task = SectorTask(
+                own.layout,
+                bits,
+                own.nonzero,
+                own.equations,
+                own.generic,
+                knowledge,
+                own.stops[bits],
+                steps,
+                nothing,
+                nothing,
+                own.canonical,
+            )
+            self.sectors[bits] = _SectorReduction(task, self.helpers)
+        return self.sectors[bits]
+
+    def _result(self, bits: int) -> dict[str, Any]:
+        work, terms = self.sectors[bits], Terms.join(self.terms[bits])
+        return {
+            "done": pack_keys(self.done[bits]),
+            "terms": tuple(pack_keys(getattr(terms, f.name)) for f in fields(Terms)),
+            "unreduced": sorted(work.unreduced.values()),
+            "learned": _pack_sector(work.learned, self.setting.family.n) if work.learned else None,
+            "steps": work.result.new_steps,
+        }
+
+
+def pack_keys(keys: np.ndarray) -> bytes | list[int]:
+    """An array of int64, or of Python integers, in builtin types."""
+    return keys.tolist() if keys.dtype == object else keys.astype(np.int64).tobytes()
+
+
+def unpack_keys(packed: bytes | list[int]) -> np.ndarray:
+    return np.frombuffer(packed, np.int64) if isinstance(packed, bytes) else np.array(packed, object)
+
+
+def merge(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Sorted union of two sorted arrays without common elements."""
+    return np.sort(np.concatenate([a, b]), kind="stable")
+
+
+def carry_sector(
+    bits: int, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, stops: np.ndarray, p: int
+) -> tuple[dict[int, np.ndarray], dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Carry coefficients [N, K] of integrals [N] of one sector through complete one-step results of it.
+
+    Returns lines [K] by key of its stops, and what arrives in lower sectors as {sector: (keys, coefficients)}.
+    """
+    own = terms.sector == bits
+    nodes = np.unique(np.concatenate([keys, terms.source, terms.key[own]]))
+    block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
+    keys, coefficients = sum_by_key(keys, coefficients, p)
+    block[np.searchsorted(nodes, keys)] = coefficients
+    source = np.searchsorted(nodes, terms.source)
+    propagate(block, source[own], np.searchsorted(nodes, terms.key[own]), terms.value[own], p)
+    reached = np.flatnonzero(is_member(nodes, stops) & block.any(1))
+    leaves = ~own & block.any(1)[source]
+    carried, key, sector = block[source[leaves]] * terms.value[leaves, None] % p, terms.key[leaves], terms.sector[leaves]
+    below = {b: sum_by_key(key[sector == b], carried[sector == b], p) for b in np.unique(sector).tolist()}
+    return {nodes[position]: block[position] for position in reached}, below
 
 
 # =====================================================================================================================
@@ -1596,18 +1890,6 @@ STORE_FORMAT = {"program": "ibp_reduce", "format": 1}
 LOCK_TIMEOUT_S = 60.0
 
 
-class BuiltinUnpickler(pickle.Unpickler):
-    """Reads pickles of builtin types and nothing else: a pickle that names any class or function is refused before it can run."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"names {module}.{name}; only builtin types are accepted")
-
-
-def load_builtins(data: bytes) -> Any:
-    """Raises pickle.UnpicklingError and what damaged pickles raise otherwise."""
-    return BuiltinUnpickler(io.BytesIO(data)).load()
-
-
 class _StoreDamaged(Exception):
     """What a store's file says of itself when it cannot be used."""
 
@@ -1673,7 +1955,7 @@ class Store:
         """Add what was found; what other programs wrote meanwhile stays."""
         if new:
             try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
                 raise ReductionError(f"store {self.path}: {error.strerror}; give another --store") from None
             with self._locked():
@@ -1901,6 +2183,101 @@ def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
     return SectorKnowledge(value["masters"], tuple(rules), frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"]))
 
 
+class Journal:
+    """What a run has finished, in one file that only grows: a header that names the run, then checksummed records of builtin types.
+
+    A record that is not whole (a kill, a full disk) ends the journal: it is cut off there, and what followed is computed again. One writer;
+    the run holds the claim on the directory.
+    """
+
+    HEAD = struct.Struct("<I16s")
+
+    def __init__(self, path: Path, run: str, say: Callable[[str], None] = lambda line: None):
+        """Opens a run's journal, or begins it. Raises InputError if the file belongs to another run, OSError."""
+        self.path, self.say = path, say
+        self.file = open(path, "a+b", buffering=0)  # noqa: SIM115  (closed by close)
+        self.end = 0
+        header = self._read_whole(0)
+        self.is_new = header is None
+        if header is None:
+            if os.path.getsize(path):
+                say(f"{path}: damaged at its beginning; started anew")
+            self._cut()
+            self.append({"program": "ibp_reduce", "run": run})
+            self.sync()
+        elif (theirs := header[0].get("run") if isinstance(header[0], dict) else "another program") != run:
+            self.file.close()
+            raise InputError(
+                f"{path.parent} holds the unfinished run of {theirs}; go on with that one, drop it by --fresh, or take another --work-dir"
+            )
+        else:
+            self.end = header[1]
+
+    def records(self) -> Iterator[tuple[int, Any]]:
+        """(position, value) of all whole records after the header; what follows them is cut off. To be used up before append()."""
+        while (found := self._read_whole(self.end)) is not None:
+            position, self.end = self.end, found[1]
+            yield position, found[0]
+        lost = os.path.getsize(self.path) - self.end
+        if lost:
+            self.say(f"{self.path}: {lost} bytes at its end are not a whole record and are dropped")
+            self._cut()
+
+    def read(self, position: int) -> Any:
+        """Raises ReductionError where the record is not what was written."""
+        found = self._read_whole(position)
+        if found is None:
+            raise ReductionError(f"{self.path}: the record at byte {position} has changed; run again, and it is cut off and computed anew")
+        return found[0]
+
+    def append(self, value: Any) -> int:
+        """Position of the new record, which is safe after sync(). Raises ReductionError."""
+        data = zlib.compress(pickle.dumps(value, protocol=4), 1)
+        position = self.end
+        rest = memoryview(self.HEAD.pack(len(data), hashlib.sha256(data).digest()[:16]) + data)
+        try:
+            while rest:
+                rest = rest[self.file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._cut()  # else what was written of it would spoil the next record
+            raise self._trouble(error) from None
+        self.end += self.HEAD.size + len(data)
+        return position
+
+    def sync(self) -> None:
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise self._trouble(error) from None
+
+    def close(self) -> None:
+        self.file.close()
+
+    def _trouble(self, error: OSError) -> ReductionError:
+        return ReductionError(f"{self.path}: {error.strerror}; make room, then go on with the same command")
+
+    def _cut(self) -> None:
+        self.file.truncate(self.end)
+
+    def _read_whole(self, position: int) -> tuple[Any, int] | None:
+        """A record and where it ends; None if there is none, or not a whole one."""
+        self.file.seek(position)
+        head = self.file.read(self.HEAD.size)
+        if len(head) < self.HEAD.size:
+            return None
+        length, digest = self.HEAD.unpack(head)
+        if length > os.path.getsize(self.path) - self.file.tell():
+            return None
+        data = self.file.read(length)
+        if len(data) < length or hashlib.sha256(data).digest()[:16] != digest:
+            return None
+        try:
+            return load_builtins(zlib.decompress(data)), position + self.HEAD.size + length
+        except UNREADABLE:  # whole, but not written by this program
+            return None
+
+
 # =====================================================================================================================
 # Controller
 # =====================================================================================================================
@@ -1919,6 +2296,22 @@ class Problem:
     targets: tuple[Index, ...]
     paper_masters_only: bool = False
     preferred_masters: tuple[Index, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells this problem's run from another's, for people and for a journal."""
+        parts = (
+            __version__,
+            self.family.identifier,
+            self.point.prime,
+            self.point.residues(),
+            self.targets,
+            self.paper_masters_only,
+            self.preferred_masters,
+        )
+        more = f" and {len(self.targets) - 1} more" if len(self.targets) > 1 else ""
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        return f"{show(self.targets[0])}{more} of {self.family.name} modulo {self.point.prime} ({digest})"
 
 
 @dataclass
@@ -1959,10 +2352,8 @@ class Controller:
             self._prepare()
             wanted = tuple(dict.fromkeys(self.problem.targets + self.problem.preferred_masters))
             self.masters = self._find_masters(wanted)
-            reductions: dict[Index, Expression] = {}
             self.layout = layout_for(wanted, self.family.n)
-            for begin in range(0, len(wanted), TARGETS_PER_PASS):
-                reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
+            reductions = self._reduce_all(wanted)
             known = {master for masters in self.masters.values() for master in masters}
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
             basis = sorted(known, key=weight)
@@ -1980,6 +2371,7 @@ class Controller:
             self._flush()
         except ReductionError as error:  # the result is there all the same
             trouble = str(error)
+        self.statistics["stragglers"] = self.executor.statistics["stragglers"]
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
@@ -2025,7 +2417,10 @@ class Controller:
             if self.corners_stay:
                 masters = {bits: found or (corner(bits, self.family.n),) for bits, found in masters.items()}
             return masters
-        missing = [bits for bits in below if self._sector(bits).masters is None]
+        self._search_masters([bits for bits in below if self._sector(bits).masters is None])
+        return {bits: self._sector(bits).masters or () for bits in below}
+
+    def _search_masters(self, missing: list[int]) -> None:
         running: dict[Future, int] = {}
         self.progress.start("masters", len(missing))
         while missing or running:
@@ -2035,7 +2430,6 @@ class Controller:
             for future in self._finished(running):
                 self._learn(running.pop(future), future.result())
                 self.progress.advance(self.statistics)
-        return {bits: self._sector(bits).masters or () for bits in below}
 
     def _finished(self, running: Iterable[Future]) -> set[Future]:
         """Wait until a task is done."""
@@ -2061,6 +2455,12 @@ class Controller:
         if self.shelves:
             self.shelves[-1].merge(self.family, self.point, self.new)
         self.new = Knowledge()
+
+    def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
+        reductions: dict[Index, Expression] = {}
+        for begin in range(0, len(wanted), TARGETS_PER_PASS):
+            reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
+        return reductions
 
     def _reduce(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
         """Carry the coefficients of up to TARGETS_PER_PASS integrals, one column each, from the top sectors to the masters."""
@@ -2094,7 +2494,17 @@ class Controller:
         known = self._sector(bits)
         steps = self.knowledge.steps.get(bits, {})
         task = SectorTask(
-            self.layout, bits, self.knowledge.nonzero, self.equations, self.generic, known, self.masters[bits], steps, keys, coefficients
+            self.layout,
+            bits,
+            self.knowledge.nonzero,
+            self.equations,
+            self.generic,
+            known,
+            self.masters[bits],
+            steps,
+            keys,
+            coefficients,
+            self.corners_stay,
         )
         self.statistics["tasks"] += 1
         small = not self.long and coefficients.size <= SMALL_TASK
@@ -2118,10 +2528,12 @@ class Controller:
 
 
 class Progress:
-    """A tqdm bar on a terminal, nothing elsewhere."""
+    """A tqdm bar on a terminal; elsewhere nothing, or with lines=True a line now and then."""
 
-    def __init__(self, quiet: bool = False):
+    def __init__(self, quiet: bool = False, lines: bool = False):
         self.active = not quiet and sys.stderr.isatty()
+        self.lines = not quiet and not self.active and lines
+        self.last_line = time.monotonic()
         self.bar: Any = None
 
     def start(self, what: str, total: int) -> None:
@@ -2137,6 +2549,23 @@ class Progress:
             self.bar.set_postfix_str(f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules", refresh=False)
             self.bar.update(1)
 
+    def show(self, what: str, done: int, total: int, text: str) -> None:
+        """Where a run is whose total grows."""
+        if self.active and (self.bar is None or not self.bar.desc.startswith(what)):
+            self.start(what, max(total, 1))
+        if self.bar is not None:
+            self.bar.total, self.bar.n = total, done
+            self.bar.set_postfix_str(text)
+        elif self.lines and time.monotonic() > self.last_line + LINE_INTERVAL_S:
+            self.last_line = time.monotonic()
+            self.say(f"{time.strftime('%H:%M:%S')} {done:,} of {total:,} {what}; {text}")
+
+    def say(self, line: str) -> None:
+        """A line beside the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        say(line)
+
     def tick(self) -> None:
         """Keep the clock of the bar going while a task takes long."""
         if self.bar is not None:
@@ -2146,6 +2575,441 @@ class Progress:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+# =====================================================================================================================
+# Asynchronous controller
+# =====================================================================================================================
+
+TICK_S = 0.5
+STATUS_FORMAT = 1
+STATUS_INTERVAL_S = 2.0  # how often status.json is written
+LINE_INTERVAL_S = 60.0  # how often a line is printed where there is no terminal for a bar
+KNOWLEDGE_INTERVAL_S = 2.0  # new rules reach new tasks that soon
+FIRST_JOBS = 8  # until so many have come back, jobs that go on by themselves are short, so that work to share appears early
+LARGEST_TASK = 0  # in place of a process id: what the processes of a pool take together says nothing
+HOPELESS_FAILURES = 5  # so many failed tasks before any succeeded end the run
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of a run of one-step tasks inside its work directory."""
+
+    path: Path
+
+    journal = property(lambda self: self.path / "run.journal")
+    shared = property(lambda self: self.path / "shared")
+    jobs = property(lambda self: self.path / "condor")
+    status = property(lambda self: self.path / "status.json")
+    stop_request = property(lambda self: self.path / "stop.request")
+
+    def drop_jobs(self) -> None:
+        """Forget the jobs, which are no longer in the queue, but not what happened to them."""
+        with suppress(FileNotFoundError):
+            os.replace(self.jobs / "events.jsonl", self.path / "events.jsonl")
+        shutil.rmtree(self.jobs, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Forget the run: nothing of it is needed any more."""
+        self.drop_jobs()
+        shutil.rmtree(self.shared, ignore_errors=True)
+        for path in (self.journal, self.stop_request):
+            path.unlink(missing_ok=True)
+
+
+class StopRequested(Exception):
+    """Another terminal asked the controller to end, by --stop."""
+
+
+class BatchPlan:
+    """How many integrals make a task: a fixed number, or what takes job_seconds by the costs learned so far."""
+
+    def __init__(self, fixed: int | None, job_seconds: float):
+        self.fixed, self.job_seconds = fixed, job_seconds
+        self.jobs = 0
+        self.cost: dict[int, tuple[int, float]] = {}
+
+    def note(self, bits: int, integrals: int, seconds: float) -> None:
+        """A task that mostly worked in this sector came back."""
+        count, total = self.cost.get(bits, (0, 0.0))
+        self.cost[bits] = (count + integrals, total + seconds)
+        self.jobs += 1
+
+    def size(self, bits: int) -> int | None:
+        """Integrals in a full batch; None while nothing is known."""
+        if self.fixed is not None:
+            return self.fixed
+        count, seconds = self.cost.get(bits) or tuple(map(sum, zip(*self.cost.values()))) or (0, 0.0)
+        return min(max(int(self.job_seconds * count / max(seconds, 1e-3)), 1), LARGEST_BATCH) if count else None
+
+    @property
+    def exploring_seconds(self) -> float:
+        return self.job_seconds if self.jobs >= FIRST_JOBS else self.job_seconds / 6
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A submitted task: its integrals by sector, the sectors that no other task goes on into meanwhile, and the knowledge it was given."""
+
+    keys: dict[int, np.ndarray]
+    claims: tuple[int, ...]
+    known: Shared
+
+
+class StepController(Controller):
+    """The asynchronous scheme: one-step results of integrals are the tasks, in batches, with no barrier between sectors or levels.
+
+    An integral that is met and neither a master nor known nor submitted is submitted at once, heavier ones first. What comes back goes to
+    the journal, from which the coefficients are carried down at the end. Where fewer integrals wait than fill a batch (batches of fixed
+    size are never filled up), one task per sector goes on by itself with what they lead to, until its time is up.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        executor: Any,
+        shelves: Sequence[Store],
+        progress: Progress,
+        directory: RunDirectory,
+        journal: Journal,
+        plan: BatchPlan,
+    ):
+        super().__init__(problem, executor, shelves, progress)
+        self.directory, self.journal, self.plan = directory, journal, plan
+        self.settled: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self.failures: list[str] = []
+        self.records: dict[int, list[int]] = {}  # positions in the journal, by sector
+        self.done: dict[int, np.ndarray] = {}
+        self.claimed: set[int] = set()
+        self.frontier: Frontier | None = None
+        self.known: Shared | None = None
+        self.known_rules = 0
+        self.known_since = -math.inf
+        self.users: Counter[Shared] = Counter()
+        self.monitor = Monitor(directory, progress)
+
+    # what an earlier controller left ------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        super()._prepare()
+        for position, record in self.journal.records():
+            self._note_record(position, record)
+        self.recovered = self.executor.recover()
+        if self.done or self.recovered:
+            known = sum(map(len, self.done.values()))
+            self.progress.say(f"going on: {known:,} integrals are done already, {len(self.recovered)} tasks are taken over")
+
+    def _note_record(self, position: int, record: dict[str, Any]) -> None:
+        bits = record["sector"]
+        if record["learned"] is not None:
+            self._learn(bits, _unpack_sector(record["learned"], self.family), record.get("steps"))
+        if "done" in record:
+            self.records.setdefault(bits, []).append(position)
+            done = unpack_keys(record["done"])
+            self.done[bits] = merge(self.done.get(bits, done[:0]), done)
+            self.statistics["integrals"] += len(done)
+            self.statistics["references"] += len(unpack_keys(record["terms"][0]))
+
+    def _taken_over(self, fn: Callable) -> list[tuple[Future, tuple]]:
+        """Tasks of an earlier controller that call this function."""
+        return [(future, args) for future, its_fn, args, _ in self.recovered if its_fn is fn]
+
+    def _follow(self, future: Future) -> Future:
+        future.add_done_callback(self.settled.put)
+        return future
+
+    # the loop -----------------------------------------------------------------------------------------------------
+
+    def _work_off(self, phase: str, running: dict[Future, Any], submit: Callable[[], None], take: Callable[[Any, Any], None]) -> None:
+        """Submit, wait and take results until nothing is left. Raises ReductionError at the end if tasks failed."""
+        submit()
+        self.monitor.tell(phase, self, at_once=True)
+        while running:
+            settled = self._wait()
+            for future in settled:
+                task = running.pop(future)
+                if (error := future.exception()) is not None:
+                    self._note_failure(error)
+                    self.claimed.difference_update(task.claims if isinstance(task, Batch) else ())
+                else:
+                    take(task, future.result())
+                    self.statistics["tasks"] += 1
+            if settled:
+                self.journal.sync()
+                for future in settled:
+                    self.executor.forget(future)
+                submit()
+            self.monitor.tell(phase, self)
+        if self.failures:
+            raise ReductionError(
+                f"{len(self.failures)} tasks failed, the first one: {self.failures[0]}; what is done is kept, run again to go on from there"
+            )
+
+    def _wait(self) -> list[Future]:
+        """What has settled, after a short while if nothing has."""
+        settled: list[Future] = []
+        with suppress(queue.Empty):
+            settled.append(self.settled.get(timeout=TICK_S))
+            while True:
+                settled.append(self.settled.get_nowait())
+        if self.directory.stop_request.exists():
+            raise StopRequested
+        return settled
+
+    def _note_failure(self, error: BaseException) -> None:
+        self.failures.append(str(error) or type(error).__name__)
+        if len(self.failures) >= HOPELESS_FAILURES and not self.statistics["tasks"]:
+            raise ReductionError(f"the first {len(self.failures)} tasks failed, the first one: {self.failures[0]}")
+
+    # masters ------------------------------------------------------------------------------------------------------
+
+    def _search_masters(self, missing: list[int]) -> None:
+        running: dict[Future, int] = {self._follow(future): args[-1] for future, args in self._taken_over(search_masters)}
+        left = [bits for bits in missing if bits not in running.values()]
+
+        def submit() -> None:
+            while left:
+                bits = left.pop()
+                running[self._follow(self.executor.submit(search_masters, self.knowledge.nonzero, self.generic, bits))] = bits
+
+        def take(bits: int, packed: dict[str, Any]) -> None:
+            self.journal.append({"sector": bits, "learned": packed})
+            self._learn(bits, _unpack_sector(packed, self.family))
+
+        self._work_off("masters", running, submit, take)
+
+    # one-step results ---------------------------------------------------------------------------------------------
+
+    def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
+        stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(wanted)}
+        setting = Setting(
+            self.problem.name, self.family, self.layout, self.knowledge.nonzero, self.equations, self.generic, stops, self.corners_stay
+        )
+        self.setting = Shared.write(setting, self.directory.shared)
+        self.frontier = Frontier(self.layout, stops)
+        running = self._restore()
+        for target in wanted:
+            if sector_of(target) in self.knowledge.nonzero:
+                self.frontier.meet(sector_of(target), Sector(self.layout, sector_of(target)).encode(np.array([target])))
+        self._work_off("integrals", running, lambda: self._submit_waiting(running), self._take_steps)
+        expressions: dict[Index, Expression] = {}
+        for begin in range(0, len(wanted), TARGETS_PER_PASS):
+            expressions |= self._carry_down(wanted[begin : begin + TARGETS_PER_PASS])
+        self.monitor.tell("done", self, at_once=True)
+        self.statistics["sectors"] = len(self.done)
+        self.statistics |= executor_totals(self.executor) | {"cache_entries": self.statistics["integrals"]}
+        return expressions
+
+    def _restore(self) -> dict[Future, Batch]:
+        """The frontier as an earlier controller left it: what is done, what tasks are at, and what neither has met yet."""
+        running = {}
+        for bits, keys in self.done.items():
+            self.frontier.note(bits, keys)
+        for future, (setting, known, keys, claims, _) in self._taken_over(reduce_steps):
+            if not self._is_ours(setting):
+                self.executor.forget(future)
+                continue
+            batch = Batch({bits: unpack_keys(some) for bits, some in keys.items()}, claims, known)
+            running[self._follow(future)] = self._begin(batch)
+            for bits, some in batch.keys.items():
+                self.frontier.note(bits, some)
+        for positions in self.records.values():
+            for position in positions:
+                self._meet_terms(self._terms(self.journal.read(position)))
+        return running
+
+    def _is_ours(self, setting: Shared) -> bool:
+        """Whether a task left by an earlier controller belongs to this problem."""
+        try:
+            return setting.get().run == self.problem.name
+        except ExecutorError:  # its file is gone, so its job can only fail
+            return False
+
+    def _begin(self, batch: Batch) -> Batch:
+        self.claimed.update(batch.claims)
+        self.users[batch.known] += 1
+        return batch
+
+    def _submit_waiting(self, running: dict[Future, Batch]) -> None:
+        for bits in sorted(self.frontier.waiting, key=sector_order, reverse=True):
+            while bits in self.frontier.waiting and (task := self._next_batch(bits)):
+                batch, seconds = task
+                packed = {sector: pack_keys(keys) for sector, keys in batch.keys.items()}
+                future = self.executor.submit(reduce_steps, self.setting, batch.known, packed, batch.claims, seconds)
+                running[self._follow(future)] = self._begin(batch)
+
+    def _next_batch(self, bits: int) -> tuple[Batch, float] | None:
+        """The next task of a sector in which integrals wait, and its time; None if they should rather wait for the task that is there."""
+        waiting, size = len(self.frontier.waiting[bits]), self.plan.size(bits)
+        if self.plan.fixed is not None:
+            return Batch({bits: self.frontier.take(bits, size)}, (), self._knowledge()), math.inf
+        if size is not None and waiting >= size:
+            return Batch({bits: self.frontier.take(bits, size)}, (), self._knowledge()), 2 * self.plan.job_seconds
+        if bits in self.claimed:
+            return None
+        keys = self.frontier.take(bits, waiting)
+        taken = self.claimed | self.frontier.waiting.keys()
+        claims = (bits, *(b for b in self.frontier.stops if b != bits and b & bits == b and b not in taken))
+        return Batch({bits: keys}, claims, self._knowledge()), self.plan.exploring_seconds
+
+    def _knowledge(self) -> Shared:
+        """The file with all rules and stored one-step results, renewed now and then."""
+        if self.known is None or (
+            self.known_rules != self.statistics["rules"] and time.monotonic() > self.known_since + KNOWLEDGE_INTERVAL_S
+        ):
+            packed = {}
+            for bits in self.frontier.stops if not self.corners_stay else ():
+                known = self._sector(bits)
+                packed[bits] = (_pack_sector(known, self.family.n) if known else None, self.knowledge.steps.get(bits, {}))
+            old, self.known = self.known, Shared.write(packed, self.directory.shared)
+            self.known_since, self.known_rules = time.monotonic(), self.statistics["rules"]
+            self._drop_unused(old)
+        return self.known
+
+    def _drop_unused(self, known: Shared | None) -> None:
+        if known is not None and known != self.known and not self.users[known]:
+            Path(known.path).unlink(missing_ok=True)
+
+    def _take_steps(self, batch: Batch, result: dict[str, Any]) -> None:
+        new = [self._take_sector(bits, found) for bits, found in result["sectors"].items()]
+        for terms in new:  # only now that all of them are noted as done
+            self._meet_terms(terms)
+        for bits, keys in batch.keys.items():  # a task whose time is up leaves some
+            self.frontier.wait(bits, keys[~is_member(keys, self.done.get(bits, keys[:0])) & ~is_member(keys, self.frontier.stops[bits])])
+        self.claimed.difference_update(batch.claims)
+        self.users[batch.known] -= 1
+        self._drop_unused(batch.known)
+        for name in ("tries", "replays", "rules"):
+            self.statistics[name] += result["counts"][name]
+        self.plan.note(max(batch.keys, key=sector_order), result["counts"]["integrals"], result["seconds"])
+        self.memory[LARGEST_TASK] = max(result["peak_memory_kb"], self.memory.get(LARGEST_TASK, 0))
+
+    def _take_sector(self, bits: int, found: dict[str, Any]) -> Terms:
+        """Journal what is new in a sector's part of a result: a task that was thought lost, or went on beside another one, repeats some."""
+        done, known = unpack_keys(found["done"]), self.done.get(bits, self.frontier.empty)
+        new = done[~is_member(done, known) & ~is_member(done, self.frontier.stops[bits])]
+        terms = Terms(*map(unpack_keys, found["terms"]))
+        kept = is_member(terms.source, new)
+        terms = Terms(*(getattr(terms, f.name)[kept] for f in fields(Terms)))
+        sector = Sector(self.layout, bits)
+        record = {
+            "sector": bits,
+            "done": pack_keys(new),
+            "terms": tuple(pack_keys(getattr(terms, f.name)) for f in fields(Terms)),
+            "unreduced": [i for i in found["unreduced"] if not is_member(sector.encode(np.array([i])), known)],
+            "learned": found["learned"],
+            "steps": found["steps"],
+        }
+        self._note_record(self.journal.append(record), record)
+        self._stop_at(bits, record["unreduced"])
+        self.frontier.note(bits, new)
+        self.frontier.drop(bits, new)
+        return terms
+
+    def _terms(self, record: dict[str, Any]) -> Terms:
+        self._stop_at(record["sector"], record["unreduced"])
+        return Terms(*map(unpack_keys, record["terms"]))
+
+    def _stop_at(self, bits: int, unreduced: Sequence[Index]) -> None:
+        """What nothing reduces ends the reduction like a master, and is reported."""
+        if unreduced:
+            keys = Sector(self.layout, bits).encode(np.array(unreduced))
+            self.frontier.stops[bits] = np.union1d(self.frontier.stops[bits], keys)
+            self.frontier.drop(bits, self.frontier.stops[bits])
+
+    def _meet_terms(self, terms: Terms) -> None:
+        for bits in np.unique(terms.sector).tolist():
+            self.frontier.meet(bits, terms.key[terms.sector == bits])
+
+    # coefficients -------------------------------------------------------------------------------------------------
+
+    def _carry_down(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
+        """From the top sector to the lowest, by the one-step results in the journal."""
+        pending, p = self._start(targets), self.point.prime
+        expressions: list[Expression] = [{} for _ in targets]
+        for bits in sorted(self.frontier.stops, key=sector_order, reverse=True):
+            if bits not in pending:
+                continue
+            keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
+            nothing = Terms(self.frontier.empty, np.zeros(0, np.int64), self.frontier.empty, np.zeros(0, np.int64))
+            terms = Terms.join([nothing, *(self._terms(self.journal.read(position)) for position in self.records.get(bits, ()))])
+            self._check_complete(bits, keys)
+            lines, below = carry_sector(bits, terms, keys, coefficients, self.frontier.stops[bits], p)
+            for b, part in below.items():
+                pending.setdefault(b, []).append(part)
+            for key, line in lines.items():
+                integral = tuple(Sector(self.layout, bits).decode(np.array([key], self.layout.dtype))[0].tolist())
+                for expression, value in zip(expressions, line.tolist()):
+                    if value:
+                        expression[integral] = value
+        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
+        return dict(zip(targets, ordered))
+
+    def _check_complete(self, bits: int, keys: np.ndarray) -> None:
+        """Raises ReductionError if a coefficient arrives where no one-step result is: a damaged journal must not become a wrong result."""
+        known = np.union1d(self.done.get(bits, self.frontier.empty), self.frontier.stops[bits])
+        if len(lost := keys[~is_member(keys, known)]):
+            raise ReductionError(f"{self.journal.path}: {len(lost)} results of sector {bits} are missing; start anew with --fresh")
+
+
+class Monitor:
+    """What a run of one-step tasks tells: status.json for other terminals, a bar or now and then a line here."""
+
+    def __init__(self, directory: RunDirectory, progress: Progress):
+        self.directory, self.progress = directory, progress
+        self.started = self.written = time.time()
+        self.history: deque[tuple[float, int]] = deque(maxlen=30)
+
+    def tell(self, phase: str, controller: StepController, at_once: bool = False) -> None:
+        now = time.time()
+        if now < self.written + STATUS_INTERVAL_S and not at_once:
+            return
+        self.written = now
+        done = controller.statistics["integrals"]
+        met = sum(map(len, controller.frontier.met.values())) if controller.frontier else 0
+        self.history.append((now, done))
+        then, before = self.history[0]
+        rate = (done - before) / (now - then) if now > then else 0.0
+        status = {
+            "format": STATUS_FORMAT,
+            "time": now,
+            "started": self.started,
+            "run": controller.problem.name,
+            "phase": phase,
+            "integrals": {"done": done, "met": met, "waiting": sum(map(len, controller.frontier.waiting.values())) if met else 0},
+            "tasks": controller.executor.counts(),
+            "statistics": executor_totals(controller.executor),
+            "cache": {"entries": done, "hits": max(controller.statistics["references"] - done, 0)},
+            "rules_found": controller.statistics["rules"],
+            "failures": controller.failures[:10],
+            "held": controller.executor.held_reasons(),
+            "integrals_per_s": rate,
+            "left_s": (met - done) / rate if rate > 0 else None,
+        }
+        with suppress(OSError):  # a full disk is told by the journal, which counts; a status that is old says so itself
+            replace_file(self.directory.status, json.dumps(status, indent=1).encode())
+        self.progress.show(phase, done, met, describe_status(status))
+
+
+def executor_totals(executor: Any) -> dict[str, int]:
+    """What happened to the tasks so far: jobs, stragglers, …, calls of HTCondor's tools."""
+    return {name: sum(count.values()) if isinstance(count, dict) else count for name, count in executor.statistics.items()}
+
+
+def describe_status(status: dict[str, Any]) -> str:
+    """One line of what a run is at."""
+    tasks = status["tasks"]
+    parts = [f"{tasks[state]} {state}" for state in ("running", "idle", "queued", "held", "failed") if tasks.get(state)]
+    parts.append(f"{status['cache']['hits']:,} hits")
+    if status["left_s"] is not None:
+        parts.append(f"{status['integrals_per_s']:.3g}/s, at least {format_seconds(status['left_s'])} left")
+    return ", ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
 
 
 # =====================================================================================================================
@@ -2184,22 +3048,9 @@ def plain_number(value: Fraction) -> int | str:
 
 def write_pickle(record: dict[str, Any], path: Path) -> None:
     """Atomically: a reader sees the old file or the new one. Raises ReductionError."""
-    import tempfile
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                pickle.dump(record, file, protocol=4)
-                file.flush()
-                os.fsync(file.fileno())
-                umask = os.umask(0o077)  # temporary files are private; the result is to have the user's usual permissions
-                os.umask(umask)
-                os.chmod(file.name, 0o666 & ~umask)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        replace_file(path, pickle.dumps(record, protocol=4), sync=True)
     except OSError as error:
         raise ReductionError(f"output {path}: {error.strerror or error}; give another --output") from None
 
@@ -2342,6 +3193,8 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 # =====================================================================================================================
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
+STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
+STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_TARGET_INDEX = 100
 
 
@@ -2369,7 +3222,34 @@ class Options:
     prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
     paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
     masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
-    straggler_timeout: float = _option(1800, "seconds after which a task is killed, with --local N > 1")
+    condor: bool = _option(False, "run on an HTCondor pool; this program must be on a host that can submit jobs")
+    batch: str | None = _option(
+        None,
+        "what a task is: 'sector', 'auto' (integrals for --job-seconds), or a number of integrals (default: sector; auto with --condor)",
+    )
+    job_seconds: float | None = _option(
+        None, "how long a task of --batch auto should take (default: 60 with --condor, else 1)", metavar="S"
+    )
+    straggler_timeout: str = _option(
+        "1800",
+        "seconds after which a task is stopped and run again with more processors; 'auto': also learned from the others",
+        metavar="S",
+    )
+    straggler_cpus: int = _option(8, "processors for the second run of a straggler", metavar="N")
+    check_interval: float = _option(5, "seconds between two looks at HTCondor's queue", metavar="S")
+    condor_option: tuple[str, ...] = _option(
+        (), "a further line for the submit file, such as accounting_group=x; repeatable", metavar="KEY=VALUE"
+    )
+    transfer_files: bool = _option(False, "let HTCondor transfer files: the execute nodes do not see the work directory")
+    request_memory: int = _option(1024, "memory for a job; stragglers and jobs held for memory get more", metavar="MB")
+    max_jobs: int = _option(5000, "jobs in HTCondor's queue at a time", metavar="N")
+    resume: bool = _option(
+        False, "go on with the unfinished run of the work directory (as the same command does), or say that there is none"
+    )
+    fresh: bool = _option(False, "drop the unfinished run of the work directory and its jobs first")
+    status: bool = _option(False, "show how far the run of the work directory is, and stop")
+    watch: bool = _option(False, "show it again and again until the run ends")
+    stop: bool = _option(False, "end the run of the work directory and remove its jobs; --resume goes on with what is done")
     store: str | None = _option(None, "rule store shared by runs (default: store.shelf in the work directory)", metavar="FILE")
     cold: bool = _option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = _option(False, "say what would be done, and stop")
@@ -2385,12 +3265,14 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    kinds = {"int": int, "float": float, "int | None": int}
+    kinds = {"int": int, "float": float, "int | None": int, "float | None": float}
     for option in fields(Options):
         names = dict.fromkeys((f"--{option.name.replace('_', '-')}", f"--{option.name}"))
         more = dict(option.metadata)
         if option.type == "bool":
             parser.add_argument(*names, action="store_true", **more)
+        elif option.type == "tuple[str, ...]":
+            parser.add_argument(*names, action="append", **more)
         else:
             parser.add_argument(*names, default=option.default, type=kinds.get(option.type, str), **more)
     return parser
@@ -2404,7 +3286,8 @@ def parse_options(argv: Sequence[str]) -> Options:
             joined[-1] += f"={word}"
         else:
             joined.append(word)
-    return Options(**vars(make_parser().parse_args(joined)))
+    values = vars(make_parser().parse_args(joined))
+    return Options(**values | {"condor_option": tuple(values["condor_option"] or ())})
 
 
 def parse_integral(text: str, family: Family, where: str) -> Index:
@@ -2471,8 +3354,7 @@ def make_problem(options: Options) -> Problem:
         raise InputError("--integral and --integrals contradict each other: give one of them")
     if options.local < 1:
         raise InputError(f"--local {options.local}: expected at least 1 process")
-    if not 0 < options.straggler_timeout <= LONGEST_TIMEOUT_S:
-        raise InputError(f"--straggler-timeout {options.straggler_timeout}: expected seconds above 0, at most {LONGEST_TIMEOUT_S:.0f}")
+    check_running_options(options)
     family = load_family(options.family)
     default = options.integral is None and options.integrals is None
     if default and family.name != "trianglebox":
@@ -2484,6 +3366,38 @@ def make_problem(options: Options) -> Problem:
     preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
     point = parse_point(options, family, targets + preferred)
     return Problem(family, point, targets, options.paper_masters_only or default, preferred)
+
+
+def check_running_options(options: Options) -> None:
+    """Raises InputError where the options say nothing sensible about how to run."""
+    if options.condor and options.local != 1:
+        raise InputError("--condor and --local contradict each other: give one of them")
+    if options.resume and options.fresh:
+        raise InputError("--resume and --fresh contradict each other: give one of them")
+    positive = ("job_seconds", "straggler_cpus", "check_interval", "request_memory", "max_jobs")
+    for name in positive:
+        if (value := getattr(options, name)) is not None and not 0 < value < LONGEST_TIMEOUT_S:
+            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
+    if options.batch == "sector" and options.condor:
+        raise InputError("--batch sector is for --local; with --condor give auto or a number of integrals")
+    if options.batch not in (None, "sector", "auto") and not re.fullmatch("[1-9][0-9]{0,8}", options.batch):
+        raise InputError(f"--batch {options.batch}: expected sector, auto, or a number of integrals")
+    for text in options.condor_option:
+        if not text.partition("=")[1]:
+            raise InputError(f"--condor-option {text!r}: expected KEY=VALUE")
+    make_limits(options)
+
+
+def make_limits(options: Options) -> TimeLimits:
+    """Raises InputError."""
+    text = options.straggler_timeout
+    try:
+        seconds = float(Options.straggler_timeout) if text == "auto" else float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < LONGEST_TIMEOUT_S:
+        raise InputError(f"--straggler-timeout {text}: expected auto, or seconds above 0, below {LONGEST_TIMEOUT_S:.0f}")
+    return TimeLimits(seconds, auto=text == "auto")
 
 
 def check_writable(path: Path, what: str, is_directory: bool) -> None:
@@ -2560,13 +3474,10 @@ def run_reduction(options: Options) -> int:
         print(plan(problem, [shipped, Store(path, read_only=True, say=say)]))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
-    progress = Progress(options.quiet)
-    try:
-        with InlineExecutor() if options.local == 1 else LocalExecutor(options.local, timeout_s=options.straggler_timeout) as executor:
-            outcome = Controller(problem, executor, shelves, progress).run()
-    finally:
-        progress.close()
-    write_pickle(result_record(problem, outcome), output)
+    one_step = options.condor or options.batch not in (None, "sector")
+    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(
+        problem, options, shelves, lambda outcome: write_pickle(result_record(problem, outcome), output)
+    )
     if not options.quiet:
         print(summary(problem, outcome, output))
     if outcome.unreduced:
@@ -2574,6 +3485,180 @@ def run_reduction(options: Options) -> int:
     if outcome.store_trouble:
         raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
     return 1 if outcome.unreduced else 0
+
+
+def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
+    """Raises ExecutorError."""
+    if options.condor:
+        pairs = tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in options.condor_option))
+        try:
+            return CondorExecutor(
+                jobs,
+                check_interval_s=options.check_interval,
+                stragglers=make_limits(options),
+                straggler_cpus=options.straggler_cpus,
+                memory_mb=options.request_memory,
+                options=pairs,
+                transfer_files=options.transfer_files,
+                max_jobs=options.max_jobs,
+                describe=describe_task,
+                say=say,
+            )
+        except ValueError as error:
+            raise InputError(str(error)) from None
+    if options.local == 1:
+        return InlineExecutor()
+    return LocalExecutor(options.local, stragglers=make_limits(options), straggler_cpus=options.straggler_cpus, describe=describe_task)
+
+
+def describe_task(fn: Callable, args: tuple, kwargs: dict) -> Description:
+    """What an executor may know of a task: tasks of a group take about as long per integral; heavier ones go first."""
+    if fn is reduce_steps:
+        _, _, keys, claims, _ = args
+        bits = max(keys, key=sector_order)
+        size = sum(len(unpack_keys(packed)) for packed in keys.values())
+        kind = "going on from sector" if claims else "sector"
+        return Description(f"{kind} {bits}", 1.0 if claims else float(size), bits.bit_count())
+    return Description(call_name(fn))
+
+
+def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
+    if os.path.exists(options.work_dir):
+        private_directory(options.work_dir)
+    progress = Progress(options.quiet)
+    try:
+        with make_executor(options, Path(options.work_dir), progress.say) as executor:
+            outcome = Controller(problem, executor, shelves, progress).run()
+    finally:
+        progress.close()
+    save(outcome)
+    return outcome
+
+
+def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
+    """A run that a later one can go on with. Raises DirectoryRefused where another controller is at work."""
+    progress = Progress(options.quiet, lines=True)
+    with claim_directory(options.work_dir) as work:
+        directory = RunDirectory(work)
+        for path in (directory.stop_request, directory.status):  # of an earlier run
+            path.unlink(missing_ok=True)
+        if options.fresh:
+            drop_run(directory)
+        if options.resume and not directory.journal.exists():
+            raise InputError(f"--resume: {work} holds no unfinished run; leave the option out to start one")
+        fixed = int(options.batch) if options.batch not in (None, "auto") else None
+        batch_plan = BatchPlan(fixed, options.job_seconds or (60.0 if options.condor else 1.0))
+        try:
+            with closing(Journal(directory.journal, problem.name, progress.say)) as journal:
+                if journal.is_new:
+                    drop_jobs(directory)  # of a run that nobody knows any more
+                with make_executor(options, directory.jobs, progress.say) as executor:
+                    outcome = StepController(problem, executor, shelves, progress, directory, journal, batch_plan).run()
+        except StopRequested:
+            drop_jobs(directory)
+            raise
+        finally:
+            progress.close()
+        save(outcome)
+        directory.clear()  # only now that the result is safe
+    return outcome
+
+
+def drop_jobs(directory: RunDirectory) -> None:
+    """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
+    if directory.jobs.exists():
+        say(f"{remove_run(directory.jobs)} jobs removed from HTCondor's queue")
+        directory.drop_jobs()
+
+
+def drop_run(directory: RunDirectory) -> None:
+    drop_jobs(directory)
+    directory.clear()
+
+
+def stop_run(options: Options) -> int:
+    """Ask a controller that is there to end, or end in its place. What is done stays."""
+    directory = RunDirectory(Path(options.work_dir))
+    if not directory.path.is_dir():
+        raise InputError(f"--work-dir {directory.path}: no such directory")
+    private_directory(directory.path)  # else it would be refused below again and again
+    deadline = time.monotonic() + STOP_PATIENCE_S
+    while True:
+        try:
+            with claim_directory(directory.path):
+                directory.stop_request.unlink(missing_ok=True)
+                drop_jobs(directory)
+                return 0
+        except DirectoryRefused:
+            if time.monotonic() > deadline:
+                raise
+            directory.stop_request.touch()
+            time.sleep(TICK_S)
+
+
+def show_status(options: Options) -> int:
+    """Print what the run of a work directory is at, with --watch until it ends."""
+    directory = RunDirectory(Path(options.work_dir))
+    while True:
+        text, alive = status_text(directory)
+        if options.watch and sys.stdout.isatty():
+            print("\033[H\033[2J", end="")
+        print(text, flush=True)
+        if not (options.watch and alive):
+            return 0
+        time.sleep(STATUS_INTERVAL_S)
+
+
+def status_text(directory: RunDirectory) -> tuple[str, bool]:
+    """A table, and whether a controller is at work. Raises InputError where no run was ever started, ReductionError."""
+    status = read_json(
+        directory.status, f"--status: {directory.path} holds no run of one-step tasks (--condor or --batch)", format=STATUS_FORMAT
+    )
+    owner = read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
+    age = time.time() - status["time"]
+    finished = not directory.journal.exists()
+    alive = not finished and (controller_lives(owner) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
+    doing = "finished" if finished else "at work" if alive else "GONE: go on with the same command, or remove its jobs by --stop"
+    integrals = status["integrals"]
+    rows = [
+        ("run", status["run"]),
+        ("controller", f"pid {owner['pid']} on {owner['host']}, {doing}"),
+        ("time", f"{format_seconds(status['time'] - status['started'])} until {format_seconds(age)} ago; phase: {status['phase']}"),
+        ("integrals", f"{integrals['done']:,} done of {integrals['met']:,} met, {integrals['waiting']:,} not yet in a task"),
+        ("tasks", ", ".join(f"{count:,} {state}" for state, count in status["tasks"].items())),
+        *(("held", f"{count} x {reason}") for reason, count in status["held"].items()),
+        ("so far", ", ".join(f"{count:,} {name}" for name, count in status["statistics"].items() if count)),
+        ("cache", f"{status['cache']['entries']:,} entries, {status['cache']['hits']:,} hits; {status['rules_found']:,} rules found"),
+        *(("failed", text) for text in status["failures"]),
+    ]
+    if alive:
+        left = f"at least {format_seconds(status['left_s'])} left" if status["left_s"] is not None else "no estimate yet"
+        rows.append(("pace", f"{status['integrals_per_s']:.3g} integrals/s, {left}"))
+    return "\n".join(f"{name:12}{value}" for name, value in rows), alive
+
+
+def read_json(path: Path, otherwise: str, **expected: Any) -> dict[str, Any]:
+    """Raises InputError where there is no such file, ReductionError where it is none of ours."""
+    try:
+        value = json.loads(path.read_bytes())
+        if not isinstance(value, dict) or any(value.get(name) != wanted for name, wanted in expected.items()):
+            raise ValueError("of another version")
+    except FileNotFoundError:
+        raise InputError(otherwise) from None
+    except (OSError, ValueError) as error:
+        raise ReductionError(f"{path}: not readable ({error}); a controller at work writes it anew") from None
+    return value
+
+
+def controller_lives(owner: dict[str, Any]) -> bool:
+    """Whether the process that claimed a directory on this host is still there."""
+    try:
+        os.kill(owner["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def check_benchmark_options(options: Options) -> None:
@@ -2595,6 +3680,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.list_families:
             print(list_families())
             code = 0
+        elif options.status or options.watch:
+            code = show_status(options)
+        elif options.stop:
+            code = stop_run(options)
         elif options.benchmark is not None:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)
@@ -2603,7 +3692,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_reduction(options)
         sys.stdout.flush()
         return code
-    except InputError as error:
+    except (InputError, DirectoryRefused, CondorMissing) as error:
         say(str(error))
         return 2
     except (ReductionError, ExecutorError) as error:
@@ -2614,12 +3703,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         say(str(error))
         return 1
-    except KeyboardInterrupt:
-        import shlex
-
-        again = shlex.join([sys.executable, sys.argv[0], *(word for word in arguments if word != "--cold")])
-        say(f"interrupted; the rules found so far are stored, go on with: {again}")
+    except StopRequested:
+        say(f"stopped on request; go on with: {again(arguments)}")
         return 130
+    except KeyboardInterrupt:
+        if options.condor:
+            jobs = shlex.join([sys.executable, sys.argv[0], "--work-dir", options.work_dir, "--stop"])
+            say(f"interrupted; jobs stay in the queue, go on with: {again(arguments)} -- or remove them with: {jobs}")
+        else:
+            say(f"interrupted; what was found is stored, go on with: {again(arguments)}")
+        return 130
+
+
+def again(arguments: Sequence[str]) -> str:
+    """The command that goes on with an interrupted run."""
+    return shlex.join([sys.executable, sys.argv[0], *(word for word in arguments if word not in ("--cold", "--fresh"))])
 
 
 if __name__ == "__main__":
