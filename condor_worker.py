@@ -661,16 +661,17 @@ class LocalWorker:
 
     def _wait_for_outcome(self, timeout_s, limit_s):
         timeout_s = math.inf if timeout_s is None else timeout_s
-        pause_s = min(timeout_s, POLL_S)
-        while not self.pipe.poll(pause_s):
-            elapsed = time.monotonic() - self.started
-            if elapsed >= timeout_s:
-                raise TimeoutError
+        while True:
             limit = limit_s()  # asked again and again: others that finish may teach a limit
             limit = math.inf if limit is None else limit
-            if elapsed >= limit:
+            elapsed_s = time.monotonic() - self.started
+            if self.pipe.poll(max(0.0, min(timeout_s - elapsed_s, limit - elapsed_s, POLL_S))):
+                return
+            elapsed_s = time.monotonic() - self.started
+            if elapsed_s >= timeout_s:
+                raise TimeoutError
+            if elapsed_s >= limit:
                 raise Straggling
-            pause_s = min(timeout_s - elapsed, limit - elapsed, POLL_S)
 
     def is_gone(self):
         """Whether the process cannot take a call. Idle, it says nothing, so a readable pipe is one at its end."""

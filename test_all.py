@@ -1,10 +1,12 @@
 """All tests, in sections that mirror the files.
 
     python -m pytest                  # what CI runs
-    python -m pytest -m slow          # searches from nothing that take minutes
+    python -m pytest -m slow          # searches from nothing that take minutes; chaos on a real HTCondor pool
+    python -m pytest -m condor        # what needs a pool (skipped where condor_submit is missing)
 
-Parts: executors (condor_worker.py); the reduction itself against oracles, closed forms, golden values and laws; the program from
-outside: bad input, command line, pickle, store, processes. Nothing is compared with a former run of the program, every wait is for an
+Parts: executors (condor_worker.py), HTCondor through fake tools and on a real pool; the reduction itself against oracles, closed forms,
+golden values and laws; the program from outside: bad input, command line, pickle, store, processes; one-step tasks, their controller
+and journal. Nothing is compared with a former run of the program, every wait is for an
 event with a deadline, and the oracles share no code with what they test.
 """
 
@@ -13,18 +15,23 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import io
 import itertools
 import json
 import math
 import os
 import pickle
+import py_compile
 import random
 import re
+import resource
 import shlex
 import shutil
 import signal
+import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +39,7 @@ import textwrap
 import threading
 import time
 import traceback
+import tracemalloc
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -43,12 +51,36 @@ from hypothesis import strategies as st
 
 import condor_worker
 import ibp_reduce
-from condor_worker import InlineExecutor, LocalExecutor, NotPicklable, RemoteError, TaskDied, TaskTimeout
+from condor_worker import (
+    CondorExecutor,
+    CondorMissing,
+    Description,
+    DirectoryRefused,
+    ExecutorError,
+    InlineExecutor,
+    LocalExecutor,
+    NotPicklable,
+    RemoteError,
+    Shared,
+    SubmitFailed,
+    TaskDied,
+    TaskHeld,
+    TaskTimeout,
+    TimeLimits,
+    claim_directory,
+    private_directory,
+    queue_counts,
+    remove_run,
+    task_cpus,
+)
 from ibp_reduce import (
     BUILT_IN_FAMILIES,
+    BatchPlan,
     Controller,
     Family,
+    Frontier,
     InputError,
+    Journal,
     Knowledge,
     Layout,
     Neighbourhood,
@@ -56,10 +88,16 @@ from ibp_reduce import (
     Point,
     Problem,
     Progress,
+    ReductionError,
     Rule,
+    RunDirectory,
     Sector,
     SectorKnowledge,
+    StepController,
     Store,
+    Terms,
+    carry_sector,
+    corner,
     derive_identities,
     evaluate_identities,
     find_masters,
@@ -68,10 +106,15 @@ from ibp_reduce import (
     invert,
     layout_for,
     load_family,
+    merge,
     null_vector,
+    pack_keys,
     propagate,
+    reduce_steps,
     sector_of,
+    sector_order,
     sum_by_key,
+    unpack_keys,
     weight,
 )
 
@@ -626,6 +669,2628 @@ def test_nothing_outlives_the_main_program(tmp_path, main, signal_number, wait_f
         assert script.returncode == -signal_number and tracebacks == 0
     else:
         assert tracebacks == 1 and ("KeyboardInterrupt" if signal_number else "not handled") in errors
+
+
+def runs(pid):
+    """Whether a process lives; one that waits for being reaped does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+# =====================================================================================================================
+# HTCondor
+# =====================================================================================================================
+
+
+# fake tools ---------------------------------------------------------------------------------------------------------
+
+FAKE_CONDOR = r'''"""HTCondor's tools, as far as condor_worker.py needs them, and a pool that lives in one SQLite file.
+
+Called as condor_submit, condor_q, ... it is such a tool; imported, it gives the tests Pool, with which they see every call and let
+jobs run, finish, vanish, be held. Output, exit codes and log events are those of a real pool (HTCondor 23.9.6).
+"""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import sqlite3
+import sys
+import time
+
+IDLE, RUNNING, REMOVED, COMPLETED, HELD = 1, 2, 3, 4, 5
+SCHEMA = """
+    create table if not exists calls (number integer primary key, tool text, arguments text, began real, ended real);
+    create table if not exists clusters (id integer primary key autoincrement);
+    create table if not exists jobs (cluster int, proc int, status int, gone text, ad text, start real, pid int, hold_code int,
+        hold_reason text, primary key (cluster, proc));
+    create table if not exists settings (name text primary key, value text);
+    create table if not exists runner (pid int);
+"""
+DEFAULTS = {
+    "run": "idle",  # idle: jobs wait for the test; now: within condor_submit; background: in processes, `slots` at a time
+    "slots": 4,
+    "down": False,  # every tool fails, or those named
+    "hang": [],  # tools that never end
+    "garbage": None,  # what condor_q prints, and its exit code
+    "submit_error": None,  # the message with which condor_submit fails
+    "submit_after": None,  # what the next condor_submit does after it has committed: error, die, hang, silent
+    "submit_takes_s": 0,  # before it commits
+    "removal_lingers": False,  # condor_rm marks jobs only
+}
+USAGE = (
+    "\t(%d) %s\n\t\tUsr 0 00:00:01, Sys 0 00:00:00  -  Run Remote Usage\n\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Run Local Usage\n"
+    "%s\t0  -  Run Bytes Sent By Job\n\t0  -  Run Bytes Received By Job\n%s"
+    "\tPartitionable Resources :    Usage  Request Allocated \n\t   Cpus                 :     0.97        1         1 \n"
+    "\t   Memory (MB)          :        6     1024      1024 \n\t   TimeExecute (s)      :        1                    \n"
+)
+TOTAL = (
+    "\t\tUsr 0 00:00:01, Sys 0 00:00:00  -  Total Remote Usage\n\t\tUsr 0 00:00:00, Sys 0 00:00:00  -  Total Local Usage\n",
+    "\t0  -  Total Bytes Sent By Job\n\t0  -  Total Bytes Received By Job\n",
+)
+
+
+class ToolError(Exception):
+    pass
+
+
+class Job:
+    def __init__(self, row):
+        self.cluster, self.proc, self.status, self.gone, ad, self.start, self.pid, self.hold_code, self.hold_reason = row
+        self.ad = json.loads(ad)  # the lines of the submit file, keys in lower case, macros replaced
+        self.key = (self.cluster, self.proc)
+        self.task = self.ad["my.condorworkertask"].strip('"')
+        self.cpus, self.memory, self.priority = (int(self.ad.get(k, 0)) for k in ("request_cpus", "request_memory", "priority"))
+
+    def __str__(self):
+        return f"{self.cluster}.{self.proc}"
+
+    def path(self, suffix):
+        return os.path.join(self.ad["initialdir"], self.task + suffix)
+
+    def attributes(self):
+        """What condor_q shows."""
+        shown = {"ClusterId": self.cluster, "ProcId": self.proc, "JobStatus": self.status, "JobPrio": self.priority, "Owner": "me"}
+        shown |= {"RequestCpus": self.cpus, "RequestMemory": self.memory, "CondorWorkerTask": self.task}
+        shown["CondorWorkerRun"] = self.ad["my.condorworkerrun"].strip('"')
+        if self.start is not None:
+            shown["JobCurrentStartDate"] = int(self.start)
+        if self.status == HELD:
+            shown |= {"HoldReasonCode": self.hold_code, "HoldReason": self.hold_reason}
+        return shown
+
+    def command(self):
+        return [self.ad["executable"], *split_quoted(self.ad["arguments"])]
+
+    def environment(self):
+        everything = self.ad.get("getenv", "false").lower() == "true"
+        words = split_quoted(self.ad.get("environment", '""'))
+        return (dict(os.environ) if everything else {}) | dict(word.split("=", 1) for word in words)
+
+
+class Pool:
+    def __init__(self, directory):
+        self.path = os.path.join(directory, "pool.sqlite")
+        if not os.path.exists(self.path):
+            with self.database() as database:
+                database.executescript(SCHEMA)
+
+    @contextlib.contextmanager
+    def database(self):
+        """A connection that holds the lock; what is changed is seen together, at the end of the block."""
+        database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+        try:
+            database.execute("pragma synchronous = off")
+            database.execute("begin immediate")
+            yield database
+            if database.in_transaction:
+                database.execute("commit")
+        finally:
+            database.close()
+
+    def set(self, **settings):
+        assert settings.keys() <= DEFAULTS.keys()
+        with self.database() as database:
+            database.executemany("replace into settings values (?, ?)", [(k, json.dumps(v)) for k, v in settings.items()])
+
+    def settings(self):
+        with self.database() as database:
+            return DEFAULTS | {name: json.loads(value) for name, value in database.execute("select * from settings")}
+
+    # what happened -------------------------------------------------------------------------------------------------
+
+    def calls(self, tool=""):
+        """(tool, arguments, when it began) of the calls so far."""
+        with self.database() as database:
+            rows = database.execute("select tool, arguments, began from calls where tool like ? order by number", [f"{tool}%"])
+            return [(name, json.loads(arguments), began) for name, arguments, began in rows]
+
+    def begin(self, tool, arguments):
+        with self.database() as database:
+            return database.execute(
+                "insert into calls (tool, arguments, began) values (?, ?, ?)", [tool, json.dumps(arguments), time.time()]
+            ).lastrowid
+
+    def end(self, number):
+        with self.database() as database:
+            database.execute("update calls set ended = ? where number = ?", [time.time(), number])
+
+    def history(self):
+        """All jobs ever, in the order of submission."""
+        with self.database() as database:
+            return list(map(Job, database.execute("select * from jobs order by cluster, proc")))
+
+    def jobs(self, *status):
+        """Those in the queue."""
+        return [job for job in self.history() if job.gone is None and (not status or job.status in status)]
+
+    # what happens --------------------------------------------------------------------------------------------------
+
+    def change(self, database, job, **columns):
+        names = ", ".join(f"{name} = ?" for name in columns)
+        database.execute(f"update jobs set {names} where cluster = ? and proc = ?", [*columns.values(), *job.key])
+
+    def log(self, job, *events):
+        """events: (number, text) or (number, text, when)"""
+        lines = []
+        for number, text, *when in events:
+            stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(*when))
+            lines.append(f"{number:03d} ({job.cluster:03d}.{job.proc:03d}.000) {stamp} {text.rstrip()}\n...\n")
+        self.append(job, "".join(lines))
+
+    def append(self, job, text):
+        if "log" in job.ad:
+            log = os.open(os.path.join(job.ad["initialdir"], job.ad["log"]), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(log, text.encode())
+            finally:
+                os.close(log)
+
+    def started(self, when=None, host="127.0.0.1:36637?addrs=127.0.0.1-36637"):
+        text = f"Job executing on host: <{host}>\n\tSlotName: slot1_1@node\n\tCpus = 1\n\tMemory = 1024"
+        return (1, text) if when is None else (1, text, when)
+
+    def evicted(self, when=None):
+        text = "Job was evicted.\n" + USAGE % (0, "CPU times", "", "")
+        return (4, text) if when is None else (4, text, when)
+
+    def start(self, job, ago_s=0, before=()):
+        """The job runs, since ago_s seconds; what the log says of the time before comes together with it."""
+        with self.database() as database:
+            self.change(database, job, status=RUNNING, start=time.time() - ago_s)
+            self.log(
+                job, *before, self.started(time.time() - ago_s), (6, "Image size of job updated: 5184\n\t3  -  MemoryUsage of job (MB)")
+            )
+
+    def perform(self, job):
+        """Do the work of a job, in a process of its own; the pool does not notice. Its exit code."""
+        request = {"command": job.command(), "home": job.ad["initialdir"], "environment": job.environment(), "errors": job.path(".err")}
+        self.forge.stdin.write(f"{json.dumps(request)}\n")
+        self.forge.stdin.flush()
+        return int(self.forge.stdout.readline())
+
+    def run(self, job):
+        self.start(job)
+        self.finish(job, self.perform(job))
+
+    def finish(self, job, exit_code=0):
+        """The job ends, by a signal where the code is negative; whatever it has left."""
+        self.leave(job, "completed", terminated(exit_code))
+
+    def leave(self, job, how, *events):
+        with self.database() as database:
+            self.change(database, job, gone=how)
+            self.log(job, *events)
+
+    def vanish(self, job):
+        self.leave(job, "vanished")
+
+    def evict(self, job):
+        with self.database() as database:
+            self.change(database, job, status=IDLE)
+            self.log(job, self.evicted())
+
+    def hold(self, job, code, reason, subcode=0):
+        with self.database() as database:
+            self.change(database, job, status=HELD, hold_code=code, hold_reason=reason)
+            self.log(job, *[self.evicted()] * (job.status == RUNNING), (12, f"Job was held.\n\t{reason}\n\tCode {code} Subcode {subcode}"))
+        kill_group(job.pid)
+
+    def release(self, job):
+        with self.database() as database:
+            self.change(database, job, status=IDLE, hold_code=None, hold_reason=None)
+            self.log(job, (13, "Job was released.\n\tvia condor_release (by user me)"))
+
+    def remove(self, job, lingers=False):
+        with self.database() as database:
+            if lingers:
+                self.change(database, job, status=REMOVED)
+                return
+            self.change(database, job, gone="removed")
+            self.log(job, *[self.evicted()] * (job.status == RUNNING), (9, "Job was aborted.\n\tvia condor_rm (by user me)"))
+        kill_group(job.pid)
+
+    def copy(self, job):
+        """The same job once more, in a cluster of its own."""
+        with self.database() as database:
+            cluster = database.execute("insert into clusters default values").lastrowid
+            insert(database, cluster, [job.ad])
+
+    # jobs that run by themselves -----------------------------------------------------------------------------------
+
+    def serve(self):
+        """Run what is idle, in processes, until nothing is left; in a process that outlives the caller."""
+        if os.fork():
+            os.wait()
+            return
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        null = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(null, number)
+        os.closerange(3, 256)
+        try:
+            with self.database() as database:
+                if any(alive(pid) for (pid,) in database.execute("select pid from runner")):
+                    os._exit(0)
+                database.execute("delete from runner")
+                database.execute("insert into runner values (?)", [os.getpid()])
+            self.run_all(self.settings()["slots"])
+        finally:
+            os._exit(0)
+
+    def run_all(self, slots):
+        children = {}
+        while True:
+            for job in self.claim(slots - len(children), last=not children):
+                children[self.fork(job)] = job
+            while children:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    break
+                self.reap(children.pop(pid), os.waitstatus_to_exitcode(status))
+            time.sleep(0.01)
+
+    def claim(self, number, last):
+        with self.database() as database:
+            rows = database.execute("select * from jobs where gone is null and status = 1 order by cluster, proc")
+            idle = sorted(map(Job, rows), key=lambda job: -job.priority)
+            if last and not idle:
+                database.execute("delete from runner")
+                database.execute("commit")
+                os._exit(0)
+            for job in idle[:number]:
+                self.change(database, job, status=RUNNING, start=time.time(), pid=None)
+                self.log(job, self.started())
+        return idle[:number]
+
+    def fork(self, job):
+        pid = fork_job(job.command(), job.ad["initialdir"], job.environment(), job.path(".err"), lambda: job_directory(job))
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)
+        with self.database() as database:
+            self.change(database, job, pid=pid)
+            ((gone, status),) = database.execute("select gone, status from jobs where cluster = ? and proc = ?", job.key)
+        if gone or status != RUNNING:  # removed or held before its process was known
+            kill_group(pid)
+        return pid
+
+    def reap(self, job, exit_code):
+        with self.database() as database:
+            ((gone, status),) = database.execute("select gone, status from jobs where cluster = ? and proc = ?", job.key)
+            if gone is None and status == RUNNING:
+                self.change(database, job, gone="completed")
+                self.log(job, terminated(exit_code))
+
+    def run_now(self, jobs):
+        """Run jobs within this process."""
+        for start in range(0, len(jobs), 500):
+            codes = []
+            for job in jobs[start : start + 500]:
+                with job_directory(job):
+                    codes.append(main_of(job.command(), job.ad["initialdir"]))
+            with self.database() as database:
+                for job, code in zip(jobs[start:], codes):
+                    self.change(database, job, gone="completed")
+                    self.log(job, self.started(), terminated(code))
+
+    def kill(self):
+        """End the processes of the pool."""
+        with self.database() as database:
+            pids = [pid for (pid,) in database.execute("select pid from runner") if alive(pid)]
+            groups = [pid for (pid,) in database.execute("select pid from jobs where gone is null") if pid and alive(pid)]
+            for pid in pids:  # while nobody can register another
+                os.kill(pid, signal.SIGKILL)
+            for pid in groups:
+                kill_group(pid)
+
+
+def terminated(exit_code):
+    if exit_code < 0:
+        text = "Job terminated.\n" + USAGE % (0, f"Abnormal termination (signal {-exit_code})\n\t(0) No core file", *TOTAL)
+        return 5, text + f"\n\tJob terminated of its own accord with signal {-exit_code}."
+    text = "Job terminated.\n" + USAGE % (1, f"Normal termination (return value {exit_code})", *TOTAL)
+    return 5, text + f"\n\tJob terminated of its own accord with exit-code {exit_code}."
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill_group(pid):
+    if pid:
+        with contextlib.suppress(OSError):
+            os.killpg(pid, signal.SIGKILL)
+
+
+def load_worker(path):
+    if "condor_worker" not in sys.modules:
+        import importlib.util  # here: the tools are to start fast
+
+        spec = importlib.util.spec_from_file_location("condor_worker", path)
+        sys.modules["condor_worker"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["condor_worker"]
+
+
+def main_of(words, home):
+    """The exit code of a job's command, run in this process."""
+    script = next(i for i, word in enumerate(words) if word.endswith(".py"))
+    try:
+        return load_worker(os.path.join(home, words[script])).main(words[script + 1 :]) or 0
+    except SystemExit as leaving:
+        return leaving.code or 0
+
+
+def fork_job(command, home, environment, errors, directory):
+    """The process of a job."""
+    load_worker(os.path.join(home, next(word for word in command if word.endswith(".py"))))  # once, here
+    pid = os.fork()
+    if pid == 0:
+        os.setpgid(0, 0)
+        code = 70
+        try:
+            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
+            os.environ.clear()
+            os.environ.update(environment)
+            with directory():
+                code = main_of(command, home)
+        finally:
+            os._exit(code)
+    return pid
+
+
+@contextlib.contextmanager
+def at(directory):
+    os.chdir(directory)
+    yield
+
+
+def forge():
+    """Run the jobs that come on standard input, one after the other: a fork of this process takes no time to start."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = fork_job(**request, directory=lambda request=request: at(request["home"]))
+        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        answers.flush()
+
+
+@contextlib.contextmanager
+def job_directory(job):
+    """Be where the job runs: in its initial directory, or in a scratch directory to which its files are copied, and back."""
+    home = job.ad["initialdir"]
+    if job.ad.get("should_transfer_files", "no").lower() != "yes":
+        os.chdir(home)
+        yield
+        return
+    import shutil
+
+    scratch = os.path.join(home, f"scratch-{job}")
+    os.mkdir(scratch)
+    os.chdir(scratch)
+    try:
+        for name in filter(None, map(str.strip, job.ad["transfer_input_files"].split(","))):
+            shutil.copy2(os.path.join(home, name), scratch)
+        before = {name: os.stat(name).st_mtime_ns for name in os.listdir()}
+        yield
+        for name in os.listdir():
+            if os.path.isfile(name) and before.get(name) != os.stat(name).st_mtime_ns:
+                shutil.copy2(name, home)
+    finally:
+        os.chdir(home)
+        shutil.rmtree(scratch)
+
+
+# the tools ---------------------------------------------------------------------------------------------------------
+
+
+def split_quoted(value):
+    """Words of HTCondor's new syntax: "one 'two words' it''s", where "" stands for a double quote."""
+    if not (len(value) > 1 and value[0] == value[-1] == '"'):
+        if '"' in value or "'" in value:
+            raise ToolError(f"ERROR: quotes in old syntax: {value}")
+        return value.split()
+    inner = value[1:-1]
+    if re.search('(?<!")"("")*(?!")', inner):
+        raise ToolError(f"ERROR: unescaped double quote: {value}")
+    words, word, quoted, i = [], None, False, 0
+    inner = inner.replace('""', '"')
+    while i < len(inner):
+        c = inner[i]
+        if c == "'" and quoted and inner[i + 1 : i + 2] == "'":
+            word, i = word + "'", i + 1
+        elif c == "'":
+            word, quoted = word or "", not quoted
+        elif c in " \t" and not quoted:
+            words, word = words + [word] * (word is not None), None
+        else:
+            word = (word or "") + c
+        i += 1
+    if quoted:
+        raise ToolError(f"ERROR: unbalanced quote: {value}")
+    return words + [word] * (word is not None)
+
+
+def replace_macros(value, names):
+    value = re.sub(r"(?<!\$)\$ENV\((\w+)\)", lambda found: os.environ.get(found[1], ""), value)
+    value = re.sub(r"(?<!\$)\$\((?!DOLLAR\))(\w+)(?::([^)]*))?\)", lambda found: names.get(found[1].lower(), found[2] or ""), value)
+    before = None
+    while value != before:  # as the real one, which takes the second of two for the argument of a $$
+        before, value = value, re.sub(r"(?<!\$)\$\(DOLLAR\)", "$", value, count=1)
+    return value
+
+
+def read_submit_file(path):
+    """The ads of a submit file."""
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().split("\n")
+    keys, items = {}, None
+    for line in map(str.strip, lines):
+        if not line or line.startswith("#"):
+            continue
+        if items is not None:
+            raise ToolError(f"ERROR: after the queue statement: {line}")
+        if queue := re.fullmatch(r"queue\s+([\w, ]+?)\s+from\s+(.+)", line, re.IGNORECASE):
+            names = re.split("[, ]+", queue[1])
+            with open(queue[2], encoding="utf-8") as file:
+                items = [dict(zip(names, re.split(r"\s*,\s*|\s+", row.strip(), maxsplit=len(names) - 1))) for row in file if row.strip()]
+        elif setting := re.fullmatch(r"(\+?[\w.]+)\s*=\s*(.*)", line):
+            keys[setting[1].lower().replace("+", "my.", 1)] = setting[2]
+        else:
+            raise ToolError(f"ERROR: on line: {line}")
+    if items is None:
+        raise ToolError("ERROR: no queue statement")
+    constant = {key: value for key, value in keys.items() if "$" not in value}
+    varying = {key: value for key, value in keys.items() if "$" in value}
+    for item in items:
+        names = {key.lower(): value for key, value in item.items()}
+        yield constant | {key: replace_macros(value, names) for key, value in varying.items()}
+
+
+def check_ad(ad):
+    if ad.get("universe", "vanilla") != "vanilla":
+        raise ToolError(f"ERROR: I don't know about the '{ad['universe']}' universe.")
+    if ad.get("transfer_executable", "true").lower() == "true" and not os.path.exists(ad["executable"]):
+        raise ToolError(f"ERROR: Executable file {ad['executable']} does not exist")
+    if not os.path.isdir(ad["initialdir"]):
+        raise ToolError(f"ERROR: No such directory: {ad['initialdir']}")
+    split_quoted(ad["arguments"])
+    split_quoted(ad.get("environment", '""'))
+
+
+def insert(database, cluster, ads):
+    rows = [(cluster, proc, IDLE, None, json.dumps(ad), None, None, None, None) for proc, ad in enumerate(ads)]
+    database.executemany("insert into jobs values (?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+    return list(map(Job, rows))
+
+
+def condor_submit(pool, arguments, settings):
+    (path,) = arguments
+    sys.stdout.write("Submitting job(s)")
+    sys.stdout.flush()
+    if settings["submit_error"]:
+        raise ToolError(settings["submit_error"])
+    ads = list(read_submit_file(path))
+    check_ad(ads[0])
+    time.sleep(settings["submit_takes_s"])
+    with pool.database() as database:  # a number once given is not given again
+        cluster = database.execute("insert into clusters default values").lastrowid
+    with pool.database() as database:
+        jobs = insert(database, cluster, ads)
+        texts = [
+            f"000 ({cluster:03d}.{job.proc:03d}.000) {time.strftime('%Y-%m-%d %H:%M:%S')} Job submitted from host: <127.0.0.1:1>"
+            for job in jobs
+        ]
+        pool.append(jobs[0], "".join(f"{text}\n...\n" for text in texts))
+    after = settings["submit_after"]
+    pool.set(submit_after=None)
+    if settings["run"] == "now":
+        pool.run_now(jobs)
+    elif settings["run"] == "background":
+        pool.serve()
+    if after == "error":
+        raise ToolError("\nERROR: Failed to commit job submission into the queue.\nERROR: Failed to receive message from schedd")
+    if after == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if after == "hang":
+        signal.pause()
+    if after != "silent":
+        print(f"{'.' * min(len(jobs), 60)}\n{len(jobs)} job(s) submitted to cluster {cluster}.")
+
+
+def select_jobs(pool, words):
+    """The jobs in the queue that ids or a constraint name, and which ids name none."""
+    jobs = pool.jobs()
+    chosen, missing, words = [], [], list(words)
+    while words:
+        word = words.pop(0)
+        if word == "-constraint":
+            constraint = words.pop(0)
+            chosen += [job for job in jobs if satisfies(job, constraint)]
+        elif word == "-reason":
+            words.pop(0)
+        elif word in ("-all", "all"):
+            chosen += jobs
+        elif re.fullmatch(r"\d+(\.\d+)?", word):
+            found = [job for job in jobs if word in (str(job), str(job.cluster))]
+            chosen += found
+            missing += [word] * (not found)
+        else:
+            raise ToolError(f"unknown argument {word}")
+    return chosen, missing, bool(jobs)
+
+
+def satisfies(job, constraint):
+    shown = {name.lower(): value for name, value in job.attributes().items()}
+    for term in constraint.split("&&"):
+        match = re.fullmatch(r'[\s(]*(\w+)\s*(==|=\?=|!=|=!=)\s*("[^"]*"|\d+)[\s)]*', term)
+        if match is None:
+            raise ToolError(f"Error: cannot parse constraint {constraint}")
+        if (shown.get(match[1].lower()) == json.loads(match[3])) != (match[2] in ("==", "=?=")):
+            return False
+    return True
+
+
+def condor_q(pool, arguments, settings):
+    if settings["garbage"]:
+        text, code = settings["garbage"]
+        sys.stdout.write(text)
+        return code
+    words, shown, chosen = list(arguments), None, []
+    while words:
+        word = words.pop(0)
+        if word == "-attributes":
+            shown = words.pop(0).split(",")
+        elif word == "-constraint":
+            chosen += [word, words.pop(0)]
+        elif word not in ("-json", "-allusers", "-nobatch"):
+            chosen.append(word)
+    jobs = select_jobs(pool, chosen or ["-all"])[0]
+    if "-json" not in arguments:
+        raise ToolError("the fake condor_q speaks JSON only")
+    ads = [job.attributes() for job in jobs]
+    if shown is not None:
+        names = {name.lower() for name in shown}
+        ads = [{name: value for name, value in ad.items() if name.lower() in names} for ad in ads]
+    if ads:
+        print("[\n" + "\n,\n".join(json.dumps(ad, indent=2) for ad in ads) + "\n]")
+    if settings["run"] == "background" and any(job.status == IDLE for job in jobs):
+        pool.serve()
+    return 0
+
+
+def act_on_jobs(verb, act, may_act):
+    def tool(pool, arguments, settings):
+        jobs, missing, any_left = select_jobs(pool, arguments)
+        if not any_left:
+            sys.stderr.write(f"{os.path.basename(sys.argv[0])}:0:There are no jobs in the queue\n")
+            return 0
+        for job in filter(may_act, jobs):
+            act(pool, job, settings)
+            print(f"Job {job} {verb}")
+        for word in missing:
+            sys.stderr.write(f"\nJob {word} not found\n")
+        if not jobs and not missing:
+            sys.stderr.write("\nCouldn't find/remove all jobs matching constraint\n")
+        if settings["run"] == "background":
+            pool.serve()
+        return 0 if any(map(may_act, jobs)) else 1
+
+    return tool
+
+
+TOOLS = {
+    "condor_submit": condor_submit,
+    "condor_q": condor_q,
+    "condor_rm": act_on_jobs(
+        "marked for removal", lambda pool, job, settings: pool.remove(job, settings["removal_lingers"]), lambda job: True
+    ),
+    "condor_hold": act_on_jobs(
+        "held", lambda pool, job, settings: pool.hold(job, 1, "via condor_hold (by user me)"), lambda job: job.status != HELD
+    ),
+    "condor_release": act_on_jobs("released", lambda pool, job, settings: pool.release(job), lambda job: job.status == HELD),
+}
+
+
+def main():
+    tool, pool = os.path.basename(sys.argv[0]), Pool(os.environ["FAKE_CONDOR"])
+    number = pool.begin(tool, sys.argv[1:])
+    try:
+        settings = pool.settings()
+        if tool in settings["hang"]:
+            signal.pause()
+        if settings["down"] is True or tool in (settings["down"] or ()):
+            raise ToolError("\n-- Failed to fetch ads from: <127.0.0.1:9618> : CEDAR:6001:Failed to connect to <127.0.0.1:9618>")
+        return TOOLS[tool](pool, sys.argv[1:], settings)
+    except ToolError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        pool.end(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+'''
+
+# what the jobs run: a module that loads in no time
+JOBS = '''
+import os, sys, threading, time
+import condor_worker
+
+class SectorError(ValueError):
+    pass
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise TypeError("no way")
+
+def square(x):
+    return x * x
+
+def add(x, *, y=0):
+    return x + y
+
+def same(x):
+    return x
+
+def fail(exception_type, *args):
+    raise exception_type(*args)
+
+def evaluate(expression):
+    return eval(expression)
+
+def note(path, line):
+    """Append a line, in one piece."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, f"{line}\\n".encode())
+    os.close(file)
+
+def noted_square(path, x, seconds=0):
+    note(path, x)
+    time.sleep(seconds)
+    return x * x
+
+def hang_on_one_cpu(path):
+    note(path, os.getpid())
+    if condor_worker.task_cpus() == 1:
+        threading.Event().wait()
+    return condor_worker.task_cpus()
+
+def hang(path):
+    note(path, os.getpid())
+    threading.Event().wait()
+
+def hang_within_on_one_cpu(path):
+    if condor_worker.task_cpus() > 1:
+        return "done"
+    with condor_worker.LocalExecutor(1) as executor:
+        executor.submit(hang, path).result()
+
+def read(shared):
+    return shared.get()
+
+def state():
+    names = ("OMP_NUM_THREADS", "PATH", "PYTHONPATH")
+    return {"cwd": os.getcwd(), "cpus": condor_worker.task_cpus()} | {name: os.environ.get(name) for name in names}
+'''
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory):
+    """The module of what the jobs run."""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "condor_jobs.py").write_text(JOBS, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("condor_jobs")
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def fake_tools(tmp_path_factory):
+    """The directory of the tools, and their module."""
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "fake_condor.py").write_text(FAKE_CONDOR, encoding="utf-8")
+    py_compile.compile(str(folder / "fake_condor.py"))
+    launcher = (
+        f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({str(folder)!r})\nimport fake_condor\n\nsys.exit(fake_condor.main())\n"
+    )
+    for name in ("condor_submit", "condor_q", "condor_rm", "condor_release", "condor_hold"):
+        (folder / name).write_text(launcher, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    spec = importlib.util.spec_from_file_location("fake_condor", folder / "fake_condor.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", f"import sys\nsys.path.append({str(folder)!r})\nimport fake_condor\nfake_condor.forge()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as module.Pool.forge:
+        yield folder, module
+
+
+@pytest.fixture
+def fake(fake_tools, tmp_path, monkeypatch, quick):
+    """An empty pool, the tools of which come first on PATH."""
+    folder, module = fake_tools
+    (tmp_path / "pool").mkdir()
+    monkeypatch.setenv("FAKE_CONDOR", str(tmp_path / "pool"))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    pool = module.Pool(str(tmp_path / "pool"))
+    yield pool
+    pool.kill()
+
+
+SHORT_WAITS = {"TICK_S": 0.02, "POLL_S": 0.1, "LINGER_S": 0.02, "SUBMIT_SPACING_S": 0.02, "GRACE_S": (0.1, 0.1), "LONGEST_BACKOFF_S": 0.2}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Waits of condor_worker, shortened."""
+    for name, value in SHORT_WAITS.items():
+        monkeypatch.setattr(condor_worker, name, value)
+
+
+@pytest.fixture
+def memory_path():
+    """A directory in memory, if that can be: a test of thousands of files is not one of the disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def make(tmp_path, fake):
+    """Makes executors, which are gone after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(directory=tmp_path / "work" / "condor", **options):
+            executor = CondorExecutor(directory, **({"check_interval_s": 0.08} | options))
+            stack.callback(executor.detach)
+            return executor
+
+        yield make
+
+
+def wait_for_jobs(fake, number, *status):
+    """The jobs in the queue, once there are so many."""
+    wait_until(lambda: len(fake.jobs(*status)) == number)
+    return fake.jobs(*status)
+
+
+def let_it_look(fake, times=3):
+    """Wait until the queue has been asked some times more: whatever the executor was to do, it has done."""
+    before = len(fake.calls("condor_q"))
+    wait_until(lambda: len(fake.calls("condor_q")) >= before + times)
+
+
+def results(futures):
+    return [future.result(DEADLINE_S) for future in futures]
+
+
+def task_files(executor_directory):
+    return sorted(path.name for path in Path(executor_directory).glob("[0-9]*.*"))
+
+
+def events(directory):
+    return [json.loads(line) for line in (Path(directory) / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+# results and exceptions ---------------------------------------------------------------------------------------------
+
+
+def test_results_do_not_depend_on_order_nor_on_the_cluster(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    executor.warm_up()
+    numbers = list(range(40))
+    random.Random(3).shuffle(numbers)
+    futures = {executor.submit(jobs.square, x): x for x in numbers}
+    assert {futures[f]: f.result(0) for f in concurrent.futures.as_completed(futures, DEADLINE_S)} == {x: x * x for x in numbers}
+    assert list(executor.map(jobs.square, numbers, timeout=DEADLINE_S)) == [x * x for x in numbers]
+    assert executor.submit(jobs.add, 1, y=2).result(DEADLINE_S) == 3
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        [None, True, 2**100, -1.5, 1 + 2j, "é\n", b"\0\xff", ""],
+        {"a": ((), [], {}, set(), frozenset({1, (2, 3)}), {4}), (1, "b"): {None: [0.0]}},
+        [[1] * 100_000, "x" * 300_000],
+        [float("inf"), -0.0],
+    ],
+    ids=["scalars", "nested", "large", "floats"],
+)
+def test_builtin_types_come_back_as_they_were(fake, make, jobs, value):
+    fake.set(run="now")
+    answer = make().submit(jobs.same, value).result(DEADLINE_S)
+    assert answer == value and repr(answer) == repr(value) and type(answer) is type(value)
+
+
+FOREIGN = {  # results: what the error must name
+    "__import__('numpy').arange(3)": "numpy.*ndarray",
+    "{'x': [1, (__import__('numpy').float64(2),)]}": "numpy",
+    "__import__('fractions').Fraction(1, 3)": "fractions.Fraction",
+    "__import__('condor_jobs').SectorError": "type",
+    "eval": "builtin_function",
+    "__import__('threading').Lock()": "lock",
+    "__import__('functools').reduce(lambda x, _: [x], range(100_000), [])": "(?i)recursion|deep",
+}
+
+
+def test_a_result_of_another_type_is_a_clear_error(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    futures = {expression: executor.submit(jobs.evaluate, expression) for expression in FOREIGN}
+    for expression, culprit in FOREIGN.items():
+        error = futures[expression].exception(DEADLINE_S)
+        assert isinstance(error, ExecutorError) and re.search(culprit, str(error)) and "\n" not in str(error), (expression, error)
+    assert len(fake.history()) == len(FOREIGN)  # trying again would not help
+    assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+
+
+def test_exceptions(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    with pytest.raises(ValueError, match="^sector 42 is empty$") as info:
+        executor.submit(jobs.fail, ValueError, "sector 42 is empty").result(DEADLINE_S)
+    assert type(info.value) is ValueError
+    assert "in fail\n" in "".join(traceback.format_exception(info.value))
+    with pytest.raises(RemoteError, match="^SectorError: sector 42 is empty$") as info:
+        executor.submit(jobs.fail, jobs.SectorError, "sector 42 is empty").result(DEADLINE_S)
+    assert info.value.type_name == "SectorError" and "in fail\n" in info.value.traceback_text
+    assert "in fail\n" in "".join(traceback.format_exception(info.value))
+
+
+def test_exceptions_that_are_hard_to_build_or_dangerous_to_raise(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    raised = {
+        SystemExit: ("3",),
+        KeyboardInterrupt: (),
+        GeneratorExit: (),
+        StopIteration: ("x",),
+        KeyError: ("x",),
+        FileNotFoundError: (2, "No such file", "x"),
+        UnicodeDecodeError: ("utf-8", b"\xff", 0, 1, "invalid"),
+        jobs.Unspeakable: (),
+    }
+    futures = {kind: executor.submit(jobs.fail, kind, *args) for kind, args in raised.items()}
+    errors = {kind: future.exception(DEADLINE_S) for kind, future in futures.items()}
+    for kind in SystemExit, KeyboardInterrupt, GeneratorExit:  # raised here they would end more than the task
+        assert isinstance(errors[kind], RemoteError) and errors[kind].type_name == kind.__name__
+    for kind in raised:
+        assert isinstance(errors[kind], (kind, RemoteError)), kind
+        assert "in fail\n" in "".join(traceback.format_exception(errors[kind])), kind
+    assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+
+
+def test_a_call_that_does_not_pickle(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    for future in executor.submit(lambda: 1), executor.submit(jobs.same, threading.Lock()):
+        with pytest.raises(NotPicklable):
+            future.result(DEADLINE_S)
+    assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+    assert len(fake.history()) == 1
+
+
+def test_a_function_of_this_file(fake, make):
+    fake.set(run="now")
+    assert make().submit(sum_of, 3, 4).result(DEADLINE_S) == 7
+
+
+def sum_of(*numbers):
+    return sum(numbers)
+
+
+def test_where_and_how_a_job_runs(fake, make, jobs, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", """/a "b" it's""")
+    executor = make()
+    future = executor.submit(jobs.state)
+    (job,) = wait_for_jobs(fake, 1)
+    assert subprocess.run(job.command(), cwd=executor.directory, env=job.environment(), timeout=DEADLINE_S).returncode == 0
+    fake.finish(job)
+    state = future.result(DEADLINE_S)
+    assert state["cwd"] == str(tmp_path / "work" / "condor") and state["cpus"] == 1 and state["OMP_NUM_THREADS"] == "1"
+    assert state["PATH"] == os.environ["PATH"] and state["PYTHONPATH"] == os.environ["PYTHONPATH"]
+    report = executor.report(future)
+    assert report["cpus"] == 1 and 0 <= report["seconds"] < DEADLINE_S and report["peak_memory_kb"] > 1000 and report["host"]
+    assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
+
+
+def test_report_of_a_task_that_is_not_done(fake, make, jobs):
+    executor = make()
+    assert executor.report(executor.submit(jobs.square, 3)) is None
+
+
+@pytest.fixture(params=["inline", "local", "condor"])
+def any_executor(request):
+    if request.param == "condor":
+        request.getfixturevalue("fake").set(run="now")
+        yield request.getfixturevalue("make")()
+    else:
+        with InlineExecutor() if request.param == "inline" else LocalExecutor(2) as executor:
+            yield executor
+
+
+def test_every_executor_tells_the_same(any_executor, jobs):
+    executor = any_executor
+    executor.warm_up()
+    assert executor.processes >= 1
+    done, failed = [executor.submit(jobs.square, x) for x in range(3)], executor.submit(jobs.fail, ValueError, "x")
+    assert results(done) == [0, 1, 4] and isinstance(failed.exception(DEADLINE_S), ValueError)
+    assert executor.statistics["tasks"] == 4 and executor.statistics["stragglers"] == 0
+    assert all(isinstance(value, (int, dict)) for value in executor.statistics.values())
+    assert executor.counts().keys() >= {"queued", "idle", "running", "held", "done", "failed"}
+    wait_until(lambda: executor.counts()["running"] == 0)
+    assert executor.counts()["queued"] == executor.counts()["idle"] == executor.counts()["held"] == 0
+    assert executor.report(done[0])["seconds"] >= 0
+    for future in done:
+        assert executor.forget(future) is None
+    executor.shutdown()
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="cannot submit square"):
+        executor.submit(jobs.square, 2)
+
+
+def test_callbacks_may_submit_and_forget(fake, make, jobs):
+    fake.set(run="now")
+    executor, last = make(), concurrent.futures.Future()
+
+    def go_on(future):
+        executor.forget(future)
+        if future.result() > 1000:
+            last.set_result(future.result())
+        else:
+            executor.submit(jobs.square, future.result()).add_done_callback(go_on)
+
+    executor.submit(jobs.square, 2).add_done_callback(go_on)
+    assert last.result(DEADLINE_S) == 65536
+    wait_until(lambda: not task_files(executor.directory))
+
+
+def test_an_unexpected_exception_of_the_watcher_fails_all(fake, make, jobs):
+    class Broken(TimeLimits):
+        def limit_s(self, description):
+            raise ZeroDivisionError("boom")
+
+    executor = make(stragglers=Broken(1))
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    fake.start(wait_for_jobs(fake, 3)[0])
+    for future in futures:
+        with pytest.raises(ExecutorError, match="boom") as info:
+            future.result(DEADLINE_S)
+        assert "\n" not in str(info.value)
+    with pytest.raises((ExecutorError, RuntimeError)):
+        executor.submit(jobs.square, 3).result(DEADLINE_S)
+
+
+# output files -------------------------------------------------------------------------------------------------------
+
+
+class Planted:
+    """Makes a directory when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def edited(**fields):
+    return lambda content, trap: pickle.dumps(pickle.loads(content) | fields)
+
+
+def with_outcome(make_outcome):
+    def damage(content, trap):
+        outcome = make_outcome(trap)
+        sound = pickle.loads(content)
+        assert sound["digest"] == hashlib.sha256(sound["outcome"]).hexdigest()
+        return pickle.dumps(sound | {"outcome": outcome, "digest": hashlib.sha256(outcome).hexdigest()})
+
+    return damage
+
+
+BAD_OUTCOMES = {
+    "missing": None,
+    "empty": b"",
+    "truncated": lambda content, trap: content[:-9],
+    "half": lambda content, trap: content[: len(content) // 2],
+    "text": b"Killed\n",
+    "no dictionary": pickle.dumps([1]),
+    "fields missing": pickle.dumps({"format": 1}),
+    "another task's": edited(task="9999999"),
+    "wrong digest": edited(digest="0" * 64),
+    "wrong format": edited(format=99),
+    "odd outcome": with_outcome(lambda trap: pickle.dumps(("maybe", 9))),
+    "short outcome": with_outcome(lambda trap: pickle.dumps(("ok",))),
+    "outcome is text": with_outcome(lambda trap: b"ok"),
+    "planted": lambda content, trap: pickle.dumps(Planted(trap)),
+    "planted within": with_outcome(lambda trap: pickle.dumps(("ok", Planted(trap)))),
+    "exception planted": with_outcome(lambda trap: pickle.dumps(("error", "SystemExit", Planted(trap), ""))),
+}
+
+
+def leave_damaged(fake, job, name, trap):
+    """The output file of a job, damaged."""
+    path, content = Path(job.path(".out")), BAD_OUTCOMES[name]
+    if callable(content):
+        assert fake.perform(job) == 0
+        content = content(path.read_bytes(), trap)
+    if content is not None:
+        path.write_bytes(content)
+
+
+def test_a_damaged_output_file_is_made_anew_and_nothing_in_it_is_executed(fake, make, jobs, tmp_path):
+    executor = make()
+    futures = {name: executor.submit(jobs.square, x) for x, name in enumerate(BAD_OUTCOMES)}
+    for name, job in zip(BAD_OUTCOMES, wait_for_jobs(fake, len(BAD_OUTCOMES))):
+        leave_damaged(fake, job, name, tmp_path / "trap")
+        fake.finish(job)
+    fake.set(run="background")
+    assert {name: future.result(DEADLINE_S) for name, future in futures.items()} == {name: x * x for x, name in enumerate(BAD_OUTCOMES)}
+    assert len(fake.history()) == 2 * len(BAD_OUTCOMES) and not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("name", ["truncated", "planted within"])
+def test_an_output_file_that_is_always_damaged(fake, make, jobs, tmp_path, name):
+    executor = make(retries=1)
+    future = executor.submit(jobs.square, 3)
+    for attempt in range(2):
+        wait_until(lambda attempt=attempt: len(fake.history()) == attempt + 1)
+        (job,) = fake.jobs()
+        leave_damaged(fake, job, name, tmp_path / "trap")
+        fake.finish(job)
+    with pytest.raises(TaskDied, match=r"square.*\.err") as info:
+        future.result(DEADLINE_S)
+    assert "\n" not in str(info.value) and not (tmp_path / "trap").exists() and len(fake.history()) == 2
+
+
+@pytest.mark.parametrize(("exit_code", "said"), [(3, r"\b3\b"), (-9, "SIGKILL|signal 9")])
+def test_a_job_that_ends_without_output(fake, make, jobs, exit_code, said):
+    executor = make(retries=1)
+    future = executor.submit(jobs.square, 3)
+    for attempt in range(2):
+        wait_until(lambda attempt=attempt: len(fake.history()) == attempt + 1)
+        (job,) = fake.jobs()
+        fake.start(job)
+        Path(job.path(".err")).write_text("loading\nlast words\n", encoding="utf-8")
+        fake.finish(job, exit_code)
+    with pytest.raises(TaskDied, match=f"(?=.*({said}))(?=.*{job.task}.err)(?=.*last words)") as info:
+        future.result(DEADLINE_S)
+    assert "\n" not in str(info.value) and "loading" not in str(info.value)
+    assert executor.statistics["failed"] == 1 and executor.statistics["retries"] == 1
+
+
+def test_an_output_file_that_comes_late_is_used(fake, make, jobs):
+    """As on a network file system, where the log may be seen before the file."""
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.perform(job)
+    hidden = Path(job.path(".out")).rename(Path(job.path(".hidden")))
+    fake.finish(job)
+    wait_until(lambda: any(job.task in json.dumps(event) and event["event"] != "submitted" for event in events(executor.directory)))
+    hidden.rename(job.path(".out"))
+    assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
+
+
+def test_a_result_for_which_the_disk_has_no_room(fake, make, jobs):
+    """The limit on a file's size fails as a full disk does."""
+    executor = make(retries=0)
+    future = executor.submit(jobs.same, "x" * 1_000_000)
+    (job,) = wait_for_jobs(fake, 1)
+    before = set(os.listdir(executor.directory))
+    code = "import sys, condor_worker\ncondor_worker.DISK_PAUSES_S = (0, 0)\nsys.exit(condor_worker.main(sys.argv[1:]))"
+    arguments = job.command()[job.command().index(condor_worker.__file__) + 1 :]
+    with limited_file_size(500_000), open(job.path(".err"), "wb") as errors:
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=executor.directory, env=os.environ | path_to(), stderr=errors)
+    assert done.returncode == 3
+    assert set(os.listdir(executor.directory)) - before <= {f"{job.task}.err"}  # no half a file
+    (line,) = Path(job.path(".err")).read_text(encoding="utf-8").splitlines()
+    assert job.task in line
+    fake.finish(job, 3)
+    with pytest.raises(TaskDied, match=re.escape(line[-20:])):
+        future.result(DEADLINE_S)
+
+
+def path_to(*folders):
+    """PYTHONPATH of a process that is to find condor_worker."""
+    return {"PYTHONPATH": os.pathsep.join(map(str, [HERE, *folders]))}
+
+
+@contextlib.contextmanager
+def limited_file_size(size):
+    """No file grows beyond that, neither of this process nor of those it starts."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_call_for_which_the_disk_has_no_room(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    with limited_file_size(500_000):
+        future = executor.submit(jobs.same, "x" * 1_000_000)
+        with pytest.raises(ExecutorError) as info:
+            future.result(DEADLINE_S)
+        assert "\n" not in str(info.value) and str(executor.directory) in str(info.value)
+        assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+    assert not [name for name in os.listdir(executor.directory) if "tmp" in name]
+
+
+def test_a_journal_that_cannot_be_written_is_said_once(fake, make, jobs, tmp_path):
+    fake.set(run="now")
+    said = []
+    journal = private_directory(tmp_path / "work" / "condor") / "events.jsonl"
+    journal.write_text('{"time": 0, "event": "note"}\n' * 30_000, encoding="utf-8")
+    executor = make(say=lambda *words: said.append(" ".join(map(str, words))))
+    with limited_file_size(500_000):
+        assert results([executor.submit(jobs.square, x) for x in range(3)]) == [0, 1, 4]
+        assert results([executor.submit(jobs.square, x) for x in range(3)]) == [0, 1, 4]
+    assert len([line for line in said if "events.jsonl" in line]) == 1, said
+
+
+# job side -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_script_as_the_main_program(fake, tmp_path):
+    """Functions and exceptions of a script, which is not run a second time."""
+    fake.set(run="background")
+    script = tmp_path / """it's "here".py"""
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from condor_worker import CondorExecutor
+
+            class Special(Exception):
+                pass
+
+            def work(x):
+                if x < 0:
+                    raise Special(f"negative: {x}")
+                return x * x
+
+            if __name__ == "__main__":
+                with CondorExecutor(sys.argv[1], check_interval_s=0.2) as executor:
+                    futures = [executor.submit(work, x) for x in (3, 4, -1)]
+                    print(futures[0].result(), futures[1].result(), repr(futures[2].exception()))
+            """
+        ),
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, script.name, tmp_path / "work"],
+        cwd=tmp_path,
+        env=os.environ | path_to(),
+        text=True,
+        capture_output=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.stderr == "" and done.stdout.startswith("9 16 RemoteError('Special', 'negative: -1'")
+
+
+HOSTILE_NAMES = [
+    "blank and  two",
+    """it's "here" """.strip(),
+    "a,b;c",
+    "$(x) $HOME $ENV(HOME) $(task) $RANDOM_CHOICE(1,2)",
+    "ünï→\u202e",
+    "; touch pwned; `touch pwned` $(touch pwned) | touch pwned & touch pwned",
+    "#comment = \\ \\\\x",
+    "-constraint",
+    "'",
+    '"',
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_hostile_directory_names(fake, make, jobs, tmp_path, monkeypatch, name):
+    fake.set(run="background")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    directory = tmp_path / name
+    executor = make(directory)
+    assert Path(executor.submit(jobs.state).result(DEADLINE_S)["cwd"]) == directory
+    assert list((tmp_path / "here").iterdir()) == [] and not list(tmp_path.rglob("pwned"))
+    assert all(job.ad["initialdir"] == str(directory) for job in fake.history())
+
+
+def test_a_relative_directory_and_a_changed_one(fake, make, jobs, tmp_path, monkeypatch):
+    fake.set(run="background")
+    monkeypatch.chdir(tmp_path)
+    executor = make("here")
+    monkeypatch.chdir("/")
+    assert executor.submit(jobs.state).result(DEADLINE_S)["cwd"] == str(tmp_path / "here")
+
+
+@pytest.mark.parametrize("name", ["a\nqueue 1000", "a $$(y)", "a\\", "a\r"])
+def test_directory_names_that_no_submit_file_can_hold(fake, tmp_path, name):
+    """A real condor_submit replaces $(DOLLAR) but once in $(DOLLAR)$(DOLLAR)."""
+    with pytest.raises(ValueError) as info:
+        CondorExecutor(tmp_path / name)
+    assert "\n" not in str(info.value) and not (tmp_path / name).exists()
+
+
+def test_transfer_of_files(fake, make, jobs, tmp_path):
+    """The job runs elsewhere and finds what it needs in its own directory."""
+    fake.set(run="background")
+    shared = Shared.write({"table": list(range(1000))}, tmp_path / "else, where")
+    executor = make(transfer_files=True)
+    state = executor.submit(jobs.state)
+    values = [executor.submit(jobs.read, shared) for _ in range(3)]
+    assert Path(state.result(DEADLINE_S)["cwd"]).name.startswith("scratch-")
+    assert results(values) == [{"table": list(range(1000))}] * 3
+    ad = fake.history()[0].ad
+    transferred = ad["transfer_input_files"].split(",")
+    assert ad["should_transfer_files"].upper() == "YES" and ad["when_to_transfer_output"].upper() == "ON_EXIT"
+    assert not any(os.path.isabs(name.strip()) for name in transferred)
+    assert {"condor_worker.py", "condor_jobs.py"} <= {name.strip() for name in transferred}
+
+
+def test_without_transfer_the_file_system_is_shared(fake, make, jobs):
+    executor = make()
+    executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    assert job.ad["should_transfer_files"].upper() == "NO" and "transfer_input_files" not in job.ad
+
+
+# options ------------------------------------------------------------------------------------------------------------
+
+
+RESERVED = ["executable", "arguments", "queue", "log", "output", "error", "initialdir", "max_materialize", "max_idle"]
+RESERVED += ["transfer_input_files", "should_transfer_files", "request_cpus", "request_memory", "priority"]
+
+
+@pytest.mark.parametrize("key", [*RESERVED, "Executable", "REQUEST_MEMORY"])
+def test_reserved_options(fake, tmp_path, key):
+    with pytest.raises(ValueError, match=key) as info:
+        CondorExecutor(tmp_path, options=[(key, "1")])
+    hints = {"request_cpus": "cpus", "request_memory": "memory_mb", "max_idle": "max_jobs", "max_materialize": "max_jobs"}
+    assert hints.get(key.lower(), "") in str(info.value) and "\n" not in str(info.value)
+
+
+@pytest.mark.parametrize("option", [("a b", "1"), ("", "1"), ("x=y", "1"), ("1x", "1"), ("++x", "1"), ("x\n", "1"), ("x", "1\nqueue 9")])
+def test_impossible_options(fake, tmp_path, option):
+    with pytest.raises(ValueError):
+        CondorExecutor(tmp_path, options=[option])
+
+
+def test_options_reach_the_submit_file(fake, make, jobs):
+    options = [("accounting_group", "physics.loops"), ("requirements", '(OpSysMajorVer > 7) && (Arch == "X86_64")'), ("+Project", '"ibp"')]
+    executor = make(options=[*options, ("MY.Other", "3"), ("request_disk", "7 GB")], cpus=2, memory_mb=3000)
+    executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    assert job.ad["accounting_group"] == "physics.loops" and job.ad["requirements"] == options[1][1]
+    assert job.ad["my.project"] == '"ibp"' and job.ad["my.other"] == "3" and job.ad["request_disk"] == "7 GB"
+    assert (job.cpus, job.memory) == (2, 3000)
+    run = json.loads((executor.directory / "run.json").read_text(encoding="utf-8"))["run"]
+    assert job.ad["my.condorworkerrun"] == f'"{run}"'
+
+
+@pytest.mark.parametrize(
+    "options", [{"check_interval_s": 0}, {"cpus": 0}, {"memory_mb": 0}, {"max_jobs": 0}, {"retries": -1}, {"timeout_s": 0}]
+)
+def test_impossible_numbers_for_condor(fake, tmp_path, options):
+    with pytest.raises(ValueError):
+        CondorExecutor(tmp_path, **options)
+
+
+@pytest.mark.parametrize("missing", ["condor_submit", "condor_q", "condor_rm"])
+def test_without_htcondor(fake_tools, tmp_path, monkeypatch, missing):
+    (tmp_path / "bin").mkdir()
+    for tool in fake_tools[0].glob("condor_*"):
+        if tool.name != missing:
+            (tmp_path / "bin" / tool.name).symlink_to(tool)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(CondorMissing, match=missing) as info:
+        CondorExecutor(tmp_path / "work")
+    assert "\n" not in str(info.value)
+
+
+# what happens to jobs -----------------------------------------------------------------------------------------------
+
+
+def test_counts_tell_what_the_jobs_do(fake, make, jobs):
+    executor = make(max_jobs=4)
+    futures = [executor.submit(jobs.square, x) for x in range(6)]
+    idle, running, held, done = wait_for_jobs(fake, 4)
+    fake.run(done)
+    assert futures[3].result(DEADLINE_S) == 9
+    wait_for_jobs(fake, 4)
+    fake.start(running)
+    fake.hold(held, 1, "because")  # and soon released
+    wait_until(lambda: executor.counts()["running"] == 1 and executor.counts()["done"] == 1)
+    counts = executor.counts()
+    assert counts["queued"] == 1 and counts["idle"] + counts["held"] == 3 and counts["failed"] == 0, counts
+
+
+@pytest.mark.parametrize("logged", [True, False], ids=["removed", "vanished"])
+def test_a_job_that_somebody_removed_is_submitted_again(fake, make, jobs, logged):
+    executor = make(retries=2)
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.start(job)
+    fake.remove(job) if logged else fake.vanish(job)
+    (again,) = wait_for_jobs(fake, 1)
+    assert again.task == job.task and (again.cpus, again.memory) == (job.cpus, job.memory)
+    fake.run(again)
+    assert future.result(DEADLINE_S) == 9 and executor.statistics["retries"] == 1
+
+
+def test_a_job_that_is_removed_again_and_again(fake, make, jobs):
+    executor = make(retries=2)
+    future = executor.submit(jobs.square, 3)
+    for attempt in range(3):
+        wait_until(lambda attempt=attempt: len(fake.history()) == attempt + 1)
+        fake.remove(fake.jobs()[0])
+    with pytest.raises(ExecutorError, match="square.*remove") as info:
+        future.result(DEADLINE_S)
+    assert "\n" not in str(info.value) and len(fake.history()) == 3
+
+
+def test_a_removed_job_that_has_left_its_output(fake, make, jobs):
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.perform(job)
+    fake.remove(job)
+    assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
+
+
+HOLDS = [
+    (1, "via condor_hold (by user root)"),
+    (6, "Error from slot1@node: Failed to execute"),
+    (7, "Failed to open '/x' as standard error"),
+]
+
+
+def test_a_held_job_is_released_and_at_last_given_up(fake, make, jobs):
+    said = []
+    executor = make(check_interval_s=0.02, say=lambda *words: said.append(" ".join(map(str, words))))
+    futures = [executor.submit(jobs.square, x) for x in range(len(HOLDS))]
+    held = wait_for_jobs(fake, len(HOLDS))
+
+    def releases():
+        return (executor.directory / "jobs.log").read_bytes().count(b"\n013 (")
+
+    for number in range(4):
+        for job, (code, reason) in zip(held, HOLDS):
+            fake.hold(job, code, reason)
+        if number < 3:
+            wait_until(lambda number=number: releases() == len(held) * (number + 1) or any(future.done() for future in futures))
+            assert not any(future.done() for future in futures), futures
+            let_it_look(fake, 2)
+    for future, (code, reason) in zip(futures, HOLDS):
+        with pytest.raises(TaskHeld, match=rf"square(?=.*\b{code}\b).*{re.escape(reason)}") as info:
+            future.result(DEADLINE_S)
+        assert "\n" not in str(info.value) and len([line for line in said if reason in line]) == 1, said
+    wait_for_jobs(fake, 0)
+    assert len(fake.history()) == len(HOLDS) and releases() == 3 * len(HOLDS)
+
+
+def test_a_job_that_is_held_again_at_once(fake, make, jobs):
+    """The queue and the log tell of the same hold, which counts once."""
+    executor = make(check_interval_s=0.02)
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    for releases in range(4):
+        fake.hold(job, 1, "because")
+        wait_until(lambda releases=releases: (len(fake.calls("condor_release")) > releases and fake.jobs(1)) or future.done())
+    assert isinstance(future.exception(DEADLINE_S), TaskHeld)
+    assert (len(fake.calls("condor_release")), executor.statistics["held"]) == (3, 4)
+
+
+def test_jobs_held_together_are_released_together_and_go_on(fake, make, jobs):
+    executor = make(check_interval_s=0.3)
+    futures = [executor.submit(jobs.square, x) for x in range(20)]
+    for job in wait_for_jobs(fake, 20):
+        fake.hold(job, 1, "because")
+    wait_for_jobs(fake, 20, 1)
+    assert len(fake.calls("condor_release")) <= 3
+    fake.set(run="background")
+    assert results(futures) == [x * x for x in range(20)] and executor.statistics["held"] >= 20
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (34, "Error from slot1@node: Job has gone over memory limit of 1024 megabytes"),
+        (26, "MemoryUsage exceeded"),
+        (21, "over memory limit"),
+    ],
+)
+def test_a_job_held_for_its_memory_gets_more_up_to_a_limit(fake, make, jobs, code, reason):
+    executor = make(memory_mb=1000, max_memory_mb=4000)
+    future = executor.submit(jobs.square, 3)
+    for memory in 1000, 2000, 4000:
+        wait_until(lambda memory=memory: [job.memory for job in fake.jobs()] == [memory])
+        fake.start(fake.jobs()[0])
+        fake.hold(fake.jobs()[0], code, reason)
+    with pytest.raises(TaskHeld, match=rf"(?=.*\b{code}\b)(?=.*{reason})"):
+        future.result(DEADLINE_S)
+    wait_for_jobs(fake, 0)
+    assert [job.memory for job in fake.history()] == [1000, 2000, 4000] and not fake.calls("condor_release")
+
+
+def test_more_memory_helps(fake, make, jobs):
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.hold(job, 34, "memory")
+    wait_until(lambda: [again.memory for again in fake.jobs()] == [2 * job.memory])
+    fake.run(fake.jobs()[0])
+    assert future.result(DEADLINE_S) == 9
+
+
+def test_a_second_job_of_a_task_is_removed(fake, make, jobs):
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.copy(job)
+    wait_until(lambda: len(fake.history()) == 2 and fake.history()[1].gone == "removed")
+    assert fake.history()[0].gone is None
+    fake.run(job)
+    assert future.result(DEADLINE_S) == 9
+
+
+# the queue does not answer ------------------------------------------------------------------------------------------
+
+
+def no_changes_since(fake, before):
+    return [call for call in fake.calls()[before:] if call[0] != "condor_q"] == []
+
+
+def test_while_the_schedd_is_down_nothing_is_concluded(fake, make, jobs):
+    said = []
+    executor = make(say=lambda *words: said.append(" ".join(map(str, words))))
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    all_jobs = wait_for_jobs(fake, 3)
+    let_it_look(fake)
+    fake.set(down=True)
+    before = len(fake.calls())
+    let_it_look(fake, 2)
+    fake.perform(all_jobs[0])
+    fake.vanish(all_jobs[0])  # done, and the log does not tell
+    fake.vanish(all_jobs[1])  # lost
+    let_it_look(fake, 2)
+    assert no_changes_since(fake, before) and not any(future.done() for future in futures)
+    fake.set(down=False)
+    assert futures[0].result(DEADLINE_S) == 0
+    fake.set(run="background")
+    assert results(futures) == [0, 1, 4]
+    assert sorted(job.task for job in fake.history()) == sorted([job.task for job in all_jobs] + [all_jobs[1].task])
+    assert len(said) == 2 and "condor_q" in said[0], said  # down, and back
+
+
+GARBAGE = [
+    "garbage",
+    "[",
+    "[" * 100_000,
+    "[1, 2]",
+    "{}",
+    '""',
+    "[{}]",
+    '[{"ClusterId": "x", "ProcId": [], "JobStatus": null}]',
+    "[null]",
+    "\0",
+]
+
+
+def test_garbage_from_the_queue_is_not_an_empty_queue(fake, make, jobs, monkeypatch):
+    monkeypatch.setattr(condor_worker, "LONGEST_BACKOFF_S", 0.05)
+    executor = make(check_interval_s=0.05)
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    let_it_look(fake, 1)
+    before = len(fake.calls())
+    for text, code in [*((text, 0) for text in GARBAGE), ("", 1), ("[]", 1)]:
+        fake.set(garbage=[text, code])
+        asked = len(fake.calls("condor_q"))
+        wait_until(lambda asked=asked: len(fake.calls("condor_q")) >= asked + 2 or future.done())
+        assert no_changes_since(fake, before) and not future.done(), (text[:99], future)
+        assert executor.counts()["idle"] == 1, text[:99]
+    fake.set(garbage=None)
+    let_it_look(fake, 3)
+    assert no_changes_since(fake, before) and not future.done()
+    fake.run(job)
+    assert future.result(DEADLINE_S) == 9
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Less than a second for any tool of HTCondor."""
+    run = subprocess.run
+    monkeypatch.setattr(
+        subprocess, "run", lambda *args, timeout=None, **options: run(*args, timeout=timeout and min(timeout, 0.7), **options)
+    )
+
+
+def test_a_queue_that_hangs_is_no_empty_queue(fake, make, jobs, impatient):
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    let_it_look(fake, 1)
+    fake.set(hang=["condor_q"])
+    before = len(fake.calls())
+    let_it_look(fake, 2)
+    assert no_changes_since(fake, before)
+    fake.set(hang=[])
+    fake.run(job)
+    assert future.result(DEADLINE_S) == 9
+
+
+@pytest.mark.parametrize("how", ["error", "die", "silent", "hang"])
+def test_a_submission_that_worked_though_it_failed(fake, make, jobs, impatient, how):
+    fake.set(submit_after=how)
+    executor = make()
+    futures = [executor.submit(jobs.square, x) for x in range(5)]
+    all_jobs = wait_for_jobs(fake, 5)
+    let_it_look(fake)
+    assert len(fake.history()) == 5 and len(fake.calls("condor_submit")) == 1
+    for job in all_jobs:
+        fake.run(job)
+    assert results(futures) == [x * x for x in range(5)]
+    assert len(fake.history()) == 5 and not fake.calls("condor_rm")
+
+
+def test_a_submission_that_worked_though_it_failed_and_is_over_already(fake, make, jobs):
+    fake.set(submit_after="error", run="now")
+    executor = make()
+    assert results([executor.submit(jobs.square, x) for x in range(5)]) == [x * x for x in range(5)]
+    assert len(fake.history()) == 5
+
+
+def test_a_submission_that_cannot_work(fake, make, jobs):
+    message = "ERROR: Parse error in expression: Requirements = ((Target.Arch"
+    fake.set(submit_error=message)
+    executor = make(check_interval_s=0.05)
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    for future in futures:
+        with pytest.raises(SubmitFailed, match=re.escape("Parse error in expression")) as info:
+            future.result(DEADLINE_S)
+        assert "\n" not in str(info.value)
+    assert len(fake.calls("condor_submit")) == 3
+    fake.set(submit_error=None, run="now")
+    assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+
+
+def test_a_submission_waits_for_the_schedd(fake, make, jobs):
+    fake.set(down=True)
+    executor = make()
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    wait_until(lambda: len(fake.calls()) >= 3)
+    assert not any(future.done() for future in futures)
+    fake.set(down=False, run="background")
+    assert results(futures) == [0, 1, 4] and len(fake.history()) == 3
+
+
+def test_a_condor_rm_that_fails_is_repeated(fake, make, jobs):
+    executor = make(timeout_s=60)
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    let_it_look(fake, 1)
+    fake.set(down=["condor_rm"])
+    fake.start(job, ago_s=100)
+    wait_until(lambda: fake.calls("condor_rm"))
+    let_it_look(fake, 2)
+    assert fake.jobs() and not future.done()
+    fake.set(down=False)
+    assert isinstance(future.exception(DEADLINE_S), TaskTimeout)
+    wait_for_jobs(fake, 0)
+
+
+# user log -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_is_half_written(fake, make, jobs):
+    executor = make()
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.perform(job)
+    event = f"005 (001.000.000) {time.strftime('%Y-%m-%d %H:%M:%S')} Job terminated.\n\t(1) Normal termination (return value 0)\n...\n"
+    fake.append(job, event[:20])
+    let_it_look(fake)
+    assert not future.done()
+    fake.append(job, event[20:])
+    assert future.result(DEADLINE_S) == 9
+
+
+@pytest.mark.parametrize("how", ["truncated", "replaced", "deleted", "garbage"])
+def test_a_log_that_is_tampered_with(fake, make, jobs, how):
+    executor = make()
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    all_jobs = wait_for_jobs(fake, 3)
+    log = executor.directory / "jobs.log"
+    fake.run(all_jobs[0])
+    assert futures[0].result(DEADLINE_S) == 0
+    if how == "truncated":
+        os.truncate(log, 0)
+    elif how == "garbage":
+        with open(log, "ab") as file:
+            file.write(b"\n...\n\xff\xfe 005 (\n...\n005 (999.999.000) 2026\n...\n001 (x.y.z) yesterday\n...\n005\n...\n...\n")
+    else:
+        log.unlink()
+        if how == "replaced":
+            log.write_text("", encoding="utf-8")
+    fake.run(all_jobs[1])
+    fake.run(all_jobs[2])
+    assert results(futures) == [0, 1, 4] and len(fake.history()) == 3
+
+
+# stragglers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_straggler_is_run_again_with_more_cpus(fake, make, jobs, tmp_path):
+    executor = make(stragglers=TimeLimits(60))
+    futures = [executor.submit(jobs.state) for _ in range(5)]
+    all_jobs = wait_for_jobs(fake, 5)
+    for job in all_jobs[:3]:
+        fake.start(job, ago_s=100)
+    fake.start(all_jobs[3], ago_s=5)
+    wait_until(lambda: len(fake.history()) == 8 and len(fake.jobs()) == 5)
+    again = fake.history()[5:]
+    assert sorted(job.task for job in again) == [job.task for job in all_jobs[:3]]
+    assert all((job.cpus, job.memory) == (8, 2 * all_jobs[0].memory) for job in again)
+    assert len(fake.calls("condor_rm")) <= 3  # not one for each
+    for job in again[1:]:
+        fake.run(job)
+    fake.start(again[0], ago_s=10_000)  # has no such limit now
+    let_it_look(fake)
+    assert len(fake.history()) == 8
+    fake.finish(again[0], fake.perform(again[0]))
+    assert [future.result(DEADLINE_S)["cpus"] for future in futures[:3]] == [8, 8, 8]
+    assert executor.report(futures[0])["cpus"] == 8
+    for job in all_jobs[3:]:
+        fake.run(job)
+    assert [future.result(DEADLINE_S)["cpus"] for future in futures[3:]] == [1, 1]
+    assert executor.statistics["stragglers"] == 3 and not Path("pwned").exists()
+
+
+def test_a_straggler_whose_output_is_there_first(fake, make, jobs):
+    executor = make(stragglers=TimeLimits(60))
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.set(removal_lingers=True)
+    fake.start(job, ago_s=100)
+    wait_until(lambda: fake.jobs(3))
+    fake.perform(job)
+    fake.remove(job)
+    assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
+
+
+def test_a_straggler_is_not_run_twice_at_a_time(fake, make, jobs):
+    executor = make(stragglers=TimeLimits(60))
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    fake.set(removal_lingers=True)
+    fake.start(job, ago_s=100)
+    wait_until(lambda: fake.jobs(3))
+    let_it_look(fake, 3)
+    fake.set(down=True)
+    let_it_look(fake, 2)
+    assert len(fake.history()) == 1
+    fake.set(down=False, removal_lingers=False)
+    fake.remove(job)
+    (again,) = wait_for_jobs(fake, 1)
+    assert again.key != job.key and again.cpus == 8
+    fake.run(again)
+    assert future.result(DEADLINE_S) == 9
+
+
+def test_an_eviction_resets_the_clock(fake, make, jobs):
+    executor = make(stragglers=TimeLimits(60))
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    now = time.time()
+    fake.start(job, ago_s=10, before=[fake.started(now - 500), fake.evicted(now - 400), fake.started(now - 300), fake.evicted(now - 20)])
+    let_it_look(fake, 3)
+    assert not fake.calls("condor_rm") and len(fake.history()) == 1
+    fake.evict(job)
+    let_it_look(fake, 2)
+    fake.run(job)
+    assert future.result(DEADLINE_S) == 9 and executor.statistics["stragglers"] == 0 and executor.statistics["evicted"] >= 2
+
+
+def test_waiting_in_the_queue_is_not_slowness(fake, make, jobs):
+    executor = make(stragglers=TimeLimits(0.3), timeout_s=0.3)
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    let_it_look(fake, 5)  # 0.7 s
+    assert not fake.calls("condor_rm") and len(fake.history()) == 1
+    fake.perform(job)
+    fake.finish(job)
+    assert future.result(DEADLINE_S) == 9
+
+
+def test_a_log_without_the_start_of_a_job(fake, make, jobs):
+    """The queue tells it too."""
+    executor = make(stragglers=TimeLimits(60))
+    future = executor.submit(jobs.square, 3)
+    (job,) = wait_for_jobs(fake, 1)
+    with fake.database() as database:
+        fake.change(database, job, status=2, start=time.time() - 100)
+    wait_until(lambda: [again.cpus for again in fake.jobs()] == [8])
+    fake.run(fake.jobs()[0])
+    assert future.result(DEADLINE_S) == 9
+
+
+def test_the_hard_time_limit(fake, make, jobs):
+    executor = make(timeout_s=60, retries=3)
+    slow, fast = executor.submit(jobs.square, 3), executor.submit(jobs.square, 4)
+    first, second = wait_for_jobs(fake, 2)
+    fake.start(first, ago_s=100)
+    with pytest.raises(TaskTimeout, match="square.* 60 s"):
+        slow.result(DEADLINE_S)
+    fake.run(second)
+    assert fast.result(DEADLINE_S) == 16 and len(fake.history()) == 2 and fake.history()[0].gone == "removed"
+
+
+def test_the_limit_that_is_learned(fake, make, jobs):
+    fake.set(run="now")
+    executor = make(stragglers=TimeLimits(None, auto=True, floor_s=50), describe=lambda fn, args, kwargs: Description(group=fn.__name__))
+    results([executor.submit(jobs.square, x) for x in range(12)])
+    fake.set(run="idle")
+    known, unknown = executor.submit(jobs.square, 3), executor.submit(jobs.same, 4)
+    for job in wait_for_jobs(fake, 2):
+        fake.start(job, ago_s=100)
+    wait_until(lambda: len(fake.history()) == 15)
+    first, second = sorted(fake.jobs(), key=lambda job: job.cpus)
+    assert (first.cpus, second.cpus) == (1, 8)
+    fake.finish(first, fake.perform(first))
+    fake.run(second)
+    assert results([known, unknown]) == [9, 4]
+
+
+# how often, how much, in which order --------------------------------------------------------------------------------
+
+
+def priority_of_argument(fn, args, kwargs):
+    return Description(priority=args[0])
+
+
+def test_the_heaviest_first(fake, make, jobs):
+    executor = make(max_jobs=2, describe=priority_of_argument)
+    futures = [executor.submit(jobs.square, x) for x in (100, 100)]
+    first = wait_for_jobs(fake, 2)
+    numbers = [3, 1, 4, 1, 5, 9, 4]
+    futures += [executor.submit(jobs.square, x) for x in numbers]
+    wait_until(lambda: executor.counts()["queued"] == len(numbers))
+    assert executor.processes == 2
+    for done in range(len(numbers)):
+        fake.run(first.pop(0))
+        wait_until(lambda done=done: len(fake.history()) == 3 + done)
+        first.append(fake.history()[-1])
+    for job in first:
+        fake.run(job)
+    assert results(futures) == [x * x for x in [100, 100, *numbers]]
+    assert [job.priority for job in fake.history()[2:]] == sorted(numbers, reverse=True)
+    tasks = [job.task for job in fake.history()[2:]]
+    assert tasks == sorted(tasks, key=lambda task: (-numbers[int(task) - int(min(tasks))], task))  # ties: first in first out
+
+
+def test_many_tasks_are_one_cluster(fake, make, jobs):
+    executor = make(describe=priority_of_argument)
+    futures = [executor.submit(jobs.square, x) for x in range(200)]
+    all_jobs = wait_for_jobs(fake, 200)
+    assert len({job.cluster for job in all_jobs}) == len(fake.calls("condor_submit")) <= 3
+    assert {job.priority for job in all_jobs} == set(range(200))
+    assert len({job.ad["log"] for job in all_jobs}) == 1
+    executor.remove_jobs()
+    assert not any(future.done() and future.exception() is None for future in futures)
+
+
+def test_max_jobs_is_respected(fake, make, jobs, tmp_path):
+    fake.set(run="background", slots=2)
+    executor = make(max_jobs=5)
+    futures, most = [executor.submit(jobs.noted_square, str(tmp_path / "runs"), x) for x in range(15)], 0
+    while not all(future.done() for future in futures):
+        most = max(most, len(fake.jobs()))
+    assert results(futures) == [x * x for x in range(15)] and most <= 5
+    sizes = [len(list(group)) for _, group in itertools.groupby(fake.history(), key=lambda job: job.cluster)]
+    assert sum(sizes) == 15 and max(sizes) <= 5
+
+
+def test_the_queue_is_asked_once_per_interval_whatever_happens(fake, make, jobs, monkeypatch):
+    asked, run = [], subprocess.run
+
+    def note_and_run(command, **options):
+        asked.extend([time.monotonic()] * (command[0] == "condor_q"))
+        return run(command, **options)
+
+    monkeypatch.setattr(subprocess, "run", note_and_run)
+    fake.set(run="background")
+    executor = make(check_interval_s=0.3, stragglers=TimeLimits(60))
+    until = time.monotonic() + 1.8
+    while time.monotonic() < until:  # something is submitted all the time
+        executor.submit(jobs.noted_square, os.devnull, 3, 0.1).result(DEADLINE_S)
+    assert len(asked) >= 3 and min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.29, asked
+
+
+def test_the_queue_is_not_asked_while_no_job_is_out(fake, make, jobs):
+    fake.set(run="now")
+    executor = make(check_interval_s=0.05)
+    executor.submit(jobs.square, 3).result(DEADLINE_S)
+    wait_until(lambda: executor.counts()["running"] == executor.counts()["idle"] == 0)
+    before = len(fake.calls())
+    with pytest.raises(concurrent.futures.TimeoutError):
+        concurrent.futures.Future().result(0.5)
+    assert len(fake.calls()) <= before + 1
+
+
+@pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_many_tasks(fake, make, jobs, number, memory_path):
+    """In the time of a few calls of the tools."""
+    fake.set(run="now")
+    executor = make(memory_path / "condor", check_interval_s=5)
+    start = time.monotonic()
+    futures = [executor.submit(jobs.square, x) for x in range(number)]
+    submitted = time.monotonic()
+    assert results(futures) == [x * x for x in range(number)]
+    seconds = time.monotonic() - start
+    print(f"{number} tasks: {submitted - start:.1f} s to submit, {seconds:.1f} s in all, {len(fake.calls())} calls of tools")
+    assert len(fake.calls("condor_submit")) <= 4 + number / 100 and len(fake.calls("condor_q")) <= 2 + seconds / 5
+    for future in futures:
+        executor.forget(future)
+    executor.shutdown()
+    assert task_files(executor.directory) == []
+
+
+def test_a_thousand_waiting_jobs_cost_next_to_nothing(fake, make, jobs):
+    executor = make(check_interval_s=0.7)
+    for x in range(1000):
+        executor.submit(jobs.square, x)
+    wait_for_jobs(fake, 1000)
+    let_it_look(fake, 1)
+    before, start = time.process_time(), time.monotonic()
+    while time.monotonic() - start < 1:
+        threading.Event().wait(0.1)  # no polling of ours
+    assert (time.process_time() - before) / (time.monotonic() - start) < 0.1
+
+
+# ending -------------------------------------------------------------------------------------------------------------
+
+
+def test_forgotten_files(fake, make, jobs):
+    fake.set(run="background")
+    executor = make()
+    futures = [executor.submit(jobs.square, x) for x in range(5)]
+    results(futures)
+    wait_for_jobs(fake, 0)
+    tasks = sorted({name.partition(".")[0] for name in task_files(executor.directory)})
+    assert len(tasks) == 5
+    for future in futures[:4]:
+        executor.forget(future)
+        executor.forget(future)
+    wait_until(lambda: {name.partition(".")[0] for name in task_files(executor.directory)} == {tasks[4]})
+    executor.shutdown()
+    assert task_files(executor.directory) == [] and not list(executor.directory.glob("submit-*"))
+
+
+def test_files_that_a_killed_controller_was_deleting(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    for name in "0000042.out", "0000042.err", "submit-3.sub", "submit-3.items":
+        (executor.directory / name).touch()
+    executor.detach()
+    successor = make()
+    assert successor.recover() == [] and successor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+    successor.shutdown()
+    assert {path.name for path in successor.directory.iterdir()} == {"run.json", "jobs.log", "events.jsonl"}
+
+
+@pytest.mark.parametrize("cancel", [False, True])
+def test_shutdown_waits_and_cancels_what_the_cluster_does_not_have(fake, make, jobs, cancel):
+    executor = make(max_jobs=2)
+    futures = [executor.submit(jobs.square, x) for x in range(5)]
+    wait_for_jobs(fake, 2)
+    wait_until(lambda: all(future.running() for future in futures[:2]))
+    assert futures[2].cancel() and not futures[0].cancel()
+    executor.shutdown(wait=False, cancel_futures=cancel)
+    with pytest.raises(RuntimeError, match="cannot submit square"):
+        executor.submit(jobs.square, 2)
+    fake.set(run="background")
+    executor.shutdown()
+    assert [future.cancelled() for future in futures] == [False, False, True, cancel, cancel]
+    assert [future.result(0) for future in futures if not future.cancelled()] == ([0, 1] if cancel else [0, 1, 9, 16])
+    assert concurrent.futures.wait(futures, 0).not_done == set() and task_files(executor.directory) == []
+    assert len(fake.history()) == (2 if cancel else 4)
+
+
+def test_detached_jobs_are_adopted(fake, make, jobs):
+    executor = make(describe=priority_of_argument)
+    lost = [executor.submit(jobs.square, x) for x in range(6)]
+    all_jobs = sorted(wait_for_jobs(fake, 6), key=lambda job: job.task)
+    executor.detach()
+    assert len(fake.jobs()) == 6
+    fake.run(all_jobs[0])  # done while nobody looks
+    fake.vanish(all_jobs[1])  # lost while nobody looks
+    successor = make(describe=priority_of_argument)
+    found = {args[0]: future for future, fn, args, kwargs in successor.recover() if fn is jobs.square and not kwargs}
+    assert found.keys() == set(range(6)) and found[0].result(DEADLINE_S) == 0
+    wait_until(lambda: len(fake.jobs()) == 5)
+    fresh = successor.submit(jobs.square, 7)
+    wait_for_jobs(fake, 6)
+    fake.set(run="background")
+    assert [found[x].result(DEADLINE_S) for x in range(6)] == [x * x for x in range(6)] and fresh.result(DEADLINE_S) == 49
+    assert len(fake.history()) == 8 and not any(future.done() and not future.exception() for future in lost)
+    assert len({job.task for job in fake.history()}) == 7 and max(job.task for job in fake.history()) == fake.history()[-1].task
+    successor.shutdown()
+    assert task_files(successor.directory) == [] and fake.calls("condor_rm") == []
+
+
+def test_an_exception_detaches(fake, make, jobs):
+    with pytest.raises(KeyboardInterrupt), make() as executor:
+        executor.submit(jobs.square, 3)
+        wait_for_jobs(fake, 1)
+        raise KeyboardInterrupt
+    assert len(fake.jobs()) == 1 and fake.calls("condor_rm") == []
+    fake.set(run="background")
+    ((future, _, args, _),) = make().recover()
+    assert future.result(DEADLINE_S) == 9 and args == (3,)
+
+
+def test_what_was_never_submitted_is_recovered(fake, make, jobs):
+    fake.set(down=True)
+    executor = make()
+    for x in range(3):
+        executor.submit(jobs.square, x)
+    executor.detach()
+    fake.set(down=False, run="background")
+    found = make().recover()
+    assert [future.result(DEADLINE_S) for future, _, _, _ in found] == [0, 1, 4] and len(fake.history()) == 3
+
+
+def test_recovery_while_the_schedd_is_down(fake, make, jobs):
+    executor = make()
+    for x in range(3):
+        executor.submit(jobs.square, x)
+    wait_for_jobs(fake, 3)
+    executor.detach()
+    fake.set(down=True)
+    successor = make()
+    found = successor.recover()
+    assert sorted(args[0] for _, _, args, _ in found) == [0, 1, 2]
+    before = len(fake.calls())
+    wait_until(lambda: len(fake.calls()) >= before + 2)
+    fake.set(down=False)
+    let_it_look(fake)
+    assert len(fake.history()) == 3 and fake.calls("condor_rm") == []
+    fake.set(run="background")
+    assert sorted(future.result(DEADLINE_S) for future, _, _, _ in found) == [0, 1, 4]
+
+
+def test_outcomes_that_nobody_forgot_are_told_again(fake, make, jobs):
+    fake.set(run="now")
+    executor = make()
+    futures = [executor.submit(jobs.square, 3), executor.submit(jobs.fail, ValueError, "x"), executor.submit(jobs.square, 4)]
+    concurrent.futures.wait(futures, DEADLINE_S)
+    executor.forget(futures[2])
+    executor.detach()
+    found = make().recover()
+    assert len(found) == 2 and len(fake.history()) == 3
+    outcomes = {fn.__name__: future for future, fn, _, _ in found}
+    assert outcomes["square"].result(DEADLINE_S) == 9 and isinstance(outcomes["fail"].exception(DEADLINE_S), ValueError)
+
+
+def test_a_damaged_call_file_is_dropped_and_its_job_removed(fake, make, jobs):
+    executor = make()
+    for x in range(3):
+        executor.submit(jobs.square, x)
+    all_jobs = wait_for_jobs(fake, 3)
+    executor.detach()
+    Path(all_jobs[0].path(".call")).write_bytes(b"damaged")
+    Path(all_jobs[1].path(".call")).unlink()
+    said = []
+    successor = make(say=lambda *words: said.append(" ".join(map(str, words))))
+    ((future, _, args, _),) = successor.recover()
+    assert args == (2,) and len([line for line in said if all_jobs[0].task in line]) == 1
+    wait_for_jobs(fake, 1)
+    assert [job.gone for job in fake.history()] == ["removed", "removed", None]
+    fake.run(all_jobs[2])
+    assert future.result(DEADLINE_S) == 4
+    assert "orphan" in {event["event"] for event in events(successor.directory)}
+
+
+def test_jobs_of_a_run_that_is_not_recovered_are_removed(fake, make, jobs, tmp_path):
+    executor, other = make(), make(tmp_path / "other")
+    executor.submit(jobs.square, 3)
+    kept = other.submit(jobs.square, 4)
+    wait_for_jobs(fake, 2)
+    executor.detach()
+    fresh = make().submit(jobs.square, 5)
+    wait_until(lambda: [job.gone for job in fake.history()].count("removed") == 1 and len(fake.history()) == 3)
+    for job in wait_for_jobs(fake, 2):
+        fake.run(job)
+    assert results([fresh, kept]) == [25, 16]
+
+
+def test_more_memory_is_remembered(fake, make, jobs):
+    executor = make()
+    executor.submit(jobs.square, 3)
+    fake.hold(wait_for_jobs(fake, 1)[0], 34, "memory")
+    wait_until(lambda: [job.memory for job in fake.jobs()] == [2048])
+    wait_until(lambda: len([event for event in events(executor.directory) if event["event"] == "submitted"]) == 2)
+    executor.detach()
+    fake.vanish(fake.jobs()[0])
+    ((future, *_),) = make().recover()
+    (job,) = wait_for_jobs(fake, 1)
+    assert job.memory == 2048
+    fake.run(job)
+    assert future.result(DEADLINE_S) == 9
+
+
+def test_the_jobs_of_a_run_are_counted_and_removed(fake, make, jobs, tmp_path):
+    executor, other = make(), make(tmp_path / "other")
+    for x in range(4):
+        executor.submit(jobs.square, x)
+    other.submit(jobs.square, 5)
+    wait_for_jobs(fake, 5)
+    mine = [job for job in fake.jobs() if job.ad["initialdir"] == str(executor.directory)]
+    executor.detach()
+    fake.start(mine[0])
+    fake.hold(mine[1], 1, "because")
+    counts = queue_counts(executor.directory)
+    assert (counts["idle"], counts["running"], counts["held"]) == (2, 1, 1)
+    assert remove_run(executor.directory) == 4
+    assert [job.key for job in fake.jobs()] == [job.key for job in fake.history() if job.key not in {job.key for job in mine}]
+    assert remove_run(executor.directory) == 0 and other.remove_jobs() == 1 and fake.jobs() == []
+
+
+def test_the_journal_is_lines_of_json(fake, make, jobs):
+    fake.set(run="background")
+    executor = make()
+    results([executor.submit(jobs.square, x) for x in range(3)])
+    lines = events(executor.directory)
+    assert all("time" in line and "event" in line for line in lines)
+    submitted = [line for line in lines if line["event"] == "submitted"]
+    assert sorted(task for line in submitted for task in line["tasks"]) == sorted(job.task for job in fake.history())
+    assert {line["cluster"] for line in submitted} == {job.cluster for job in fake.history()}
+
+
+def test_files_are_private(fake, make, jobs):
+    executor = make()
+    executor.submit(jobs.square, 3)
+    wait_for_jobs(fake, 1)
+    assert executor.directory.stat().st_mode & 0o777 == 0o700
+    executor.detach()
+    executor.directory.chmod(0o770)
+    with pytest.raises(DirectoryRefused, match="chmod go-w"):
+        make()
+
+
+# killed controllers -------------------------------------------------------------------------------------------------
+
+CONTROLLER = """
+import concurrent.futures, sys, time
+from pathlib import Path
+from condor_jobs import note
+from condor_worker import CondorExecutor, claim_directory
+
+
+def work(runs, x, seconds):
+    note(runs, x)
+    time.sleep(seconds)
+    return x * x
+
+
+if __name__ == "__main__":
+    folder, number, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
+    results = folder / "results"
+    results.touch()
+    with claim_directory(folder / "work") as work_dir, CondorExecutor(work_dir / "condor", check_interval_s=0.2) as executor:
+        known = {int(line.split()[0]) for line in results.read_text().splitlines()}
+        futures = {future: args[1] for future, fn, args, kwargs in executor.recover() if fn is work}
+        print("recovered", flush=True)
+        for x in set(range(number)) - known - set(futures.values()):
+            futures[executor.submit(work, str(folder / "runs"), x, seconds)] = x
+        for future in concurrent.futures.as_completed(futures):
+            if futures[future] not in known:
+                note(results, f"{futures[future]} {future.result()}")
+                known.add(futures[future])
+            executor.forget(future)
+    print("done", flush=True)
+"""
+
+
+def start_controller(tmp_path, jobs, number, seconds):
+    script = tmp_path / "controller.py"
+    script.write_text(CONTROLLER, encoding="utf-8")
+    return subprocess.Popen(
+        [sys.executable, script, tmp_path, str(number), str(seconds)],
+        env=os.environ | path_to(Path(jobs.__file__).parent),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def lines_of(path):
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_controllers_that_are_killed_lose_nothing_and_repeat_nothing(fake, jobs, tmp_path, seed):
+    chance, number = random.Random(seed), 40
+    fake.set(run="background")
+    for _ in range(5):
+        controller = start_controller(tmp_path, jobs, number, 0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            controller.wait(chance.uniform(0.1, 0.9))
+        kill = chance.choice([os.kill, os.killpg])  # alone, or with the tool that it is just calling
+        if controller.poll() is None:
+            kill(controller.pid, signal.SIGKILL)
+        controller.communicate()
+        wait_until(lambda: not submitting(fake))
+    controller = start_controller(tmp_path, jobs, number, 0.05)
+    assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
+    assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(number))
+    assert sorted(lines_of(tmp_path / "runs"), key=int) == [str(x) for x in range(number)]  # each ran once
+    assert fake.jobs() == [] and task_files(tmp_path / "work" / "condor") == []
+
+
+def submitting(fake):
+    """Whether a condor_submit still lives. One that was killed left its call open."""
+    for stat in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if b"condor_submit" in stat.read_bytes() and fake.path.encode().rpartition(b"/")[0] in (stat.parent / "environ").read_bytes():
+                return True
+    return False
+
+
+def test_a_submission_that_outlives_its_controller(fake, jobs, tmp_path):
+    fake.set(run="background", submit_takes_s=0.5, slots=2)
+    controller = start_controller(tmp_path, jobs, 20, 0.1)
+    wait_until(lambda: fake.calls("condor_submit"))
+    os.kill(controller.pid, signal.SIGKILL)
+    controller.communicate()
+    fake.set(submit_takes_s=0)
+    controller = start_controller(tmp_path, jobs, 20, 0.1)
+    assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
+    assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(20))
+    wait_until(lambda: not submitting(fake))
+    assert set(lines_of(tmp_path / "runs")) == {str(x) for x in range(20)}
+
+
+# directories --------------------------------------------------------------------------------------------------------
+
+
+def test_a_claimed_directory_is_private(tmp_path):
+    with claim_directory(tmp_path / "a" / "b") as path:
+        assert path == tmp_path / "a" / "b" and path.stat().st_mode & 0o777 == 0o700
+        controller = json.loads((path / "controller.json").read_text(encoding="utf-8"))
+        assert controller["pid"] == os.getpid() and controller.keys() >= {"host", "pid", "started", "command"}
+    with claim_directory(tmp_path / "a" / "b"):
+        pass
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777, 0o1777])
+def test_a_directory_that_others_may_write_to_is_refused(tmp_path, mode):
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+    for use in private_directory, lambda path: claim_directory(path).__enter__():
+        with pytest.raises(DirectoryRefused, match=r"open.*others.*chmod go-w") as info:
+            use(tmp_path / "open")
+        assert "\n" not in str(info.value) and isinstance(info.value, ExecutorError)
+
+
+def test_a_directory_that_others_may_read_is_made_private_or_left(tmp_path):
+    (tmp_path / "readable").mkdir(mode=0o755)
+    assert private_directory(tmp_path / "readable") == tmp_path / "readable"
+
+
+def test_what_is_not_our_directory_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "foreign").mkdir()
+    cases = ["file", "file/below"]
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "foreign", 12345, -1)
+        cases.append("foreign")
+    for name in cases:
+        with pytest.raises(DirectoryRefused, match=name.partition("/")[0]) as info:
+            private_directory(tmp_path / name)
+        assert "\n" not in str(info.value)
+
+
+CLAIM = (
+    "import sys, condor_worker\nwith condor_worker.claim_directory(sys.argv[1]):\n    print('claimed', flush=True)\n    sys.stdin.read()"
+)
+
+
+def claim_elsewhere(path):
+    """A process that holds the claim on a directory."""
+    process = subprocess.Popen([sys.executable, "-c", CLAIM, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
+    assert process.stdout.readline() == "claimed\n"
+    return process
+
+
+def test_a_second_claim_names_the_first(tmp_path):
+    with (
+        claim_directory(tmp_path / "mine"),
+        pytest.raises(DirectoryRefused, match=rf"\b{os.getpid()}\b"),
+        claim_directory(tmp_path / "mine"),
+    ):
+        pass
+    process = claim_elsewhere(tmp_path / "mine")
+    try:
+        with pytest.raises(DirectoryRefused, match=rf"(?=.*{re.escape(os.uname().nodename)})(?=.*\b{process.pid}\b)") as info:
+            claim_directory(tmp_path / "mine").__enter__()
+        assert "\n" not in str(info.value)
+    finally:
+        process.kill()
+        process.communicate()
+    with claim_directory(tmp_path / "mine"):  # free again after a SIGKILL
+        with pytest.raises(DirectoryRefused):
+            claim_directory(tmp_path / "mine").__enter__()
+        with claim_directory(tmp_path / "other"):
+            pass
+
+
+def test_a_claim_by_a_path_that_looks_different(tmp_path):
+    (tmp_path / "mine").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    with claim_directory(tmp_path / "mine"), pytest.raises(DirectoryRefused), claim_directory(tmp_path / "link"):
+        pass
+
+
+def test_a_claim_where_native_locks_fail(tmp_path, monkeypatch):
+    filelock = pytest.importorskip("filelock")
+
+    class NoLocks(filelock.FileLock):
+        def _acquire(self):
+            raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+
+    monkeypatch.setattr(filelock, "FileLock", NoLocks)
+    with claim_directory(tmp_path / "mine"):
+        assert (tmp_path / "mine" / "controller.softlock").exists()
+        with pytest.raises(DirectoryRefused, match=str(os.getpid())):
+            claim_directory(tmp_path / "mine").__enter__()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    (tmp_path / "mine" / "controller.softlock").write_text(f"{dead.pid}\n{os.uname().nodename}\n", encoding="utf-8")
+    controller = {"host": os.uname().nodename, "pid": dead.pid, "started": 0, "command": "x"}
+    (tmp_path / "mine" / "controller.json").write_text(json.dumps(controller), encoding="utf-8")
+    with claim_directory(tmp_path / "mine"):  # taken over: its holder is dead
+        pass
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"pid": []}'])
+def test_a_claim_beside_a_damaged_controller_file(tmp_path, content):
+    process = claim_elsewhere(tmp_path / "mine")
+    try:
+        path = tmp_path / "mine" / "controller.json"
+        path.unlink() if content is None else path.write_text(content, encoding="utf-8")
+        with pytest.raises(DirectoryRefused, match="mine") as info:
+            claim_directory(tmp_path / "mine").__enter__()
+        assert "\n" not in str(info.value)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+# shared values ------------------------------------------------------------------------------------------------------
+
+
+def test_shared_values(tmp_path, jobs, monkeypatch):
+    value = {"rules": [(1, 2)] * 1000}
+    shared = Shared.write(value, tmp_path / "a" / "b")
+    assert Path(shared.path).name == f"{shared.digest}.shared" and Path(shared.path).parent == tmp_path / "a" / "b"
+    written = os.stat(shared.path)
+    assert Shared.write(value, tmp_path / "a" / "b") == shared and len(list((tmp_path / "a" / "b").iterdir())) == 1
+    assert os.stat(shared.path).st_ino == written.st_ino
+    assert Shared.write([1], tmp_path / "a" / "b").digest != shared.digest
+    assert shared.get() == value and shared.get() is shared.get()
+    with LocalExecutor(1) as executor:
+        assert executor.submit(jobs.read, shared).result(DEADLINE_S) == value
+    (tmp_path / "here").mkdir()
+    shutil.copy(shared.path, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    assert Shared(f"/nowhere/{shared.digest}.shared", shared.digest).get() == value
+    with pytest.raises(NotPicklable):
+        Shared.write(threading.Lock(), tmp_path)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b"", lambda b: b + b"x", lambda b: pickle.dumps(Planted("trap")), None])
+def test_a_damaged_shared_value_is_refused(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    shared = Shared.write({"rules": [(1, 2)] * 10}, tmp_path)
+    path = Path(shared.path)
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ExecutorError, match=shared.digest[:8]) as info:
+        shared.get()
+    assert "\n" not in str(info.value) and not (tmp_path / "trap").exists()
+
+
+def test_shared_values_on_a_full_disk(tmp_path):
+    with limited_file_size(100_000), pytest.raises(OSError):
+        Shared.write("x" * 1_000_000, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# time limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_fixed_limit():
+    assert TimeLimits(None).limit_s(Description()) is None and TimeLimits(7).limit_s(Description("a", 100)) == 7
+    limits = TimeLimits(7)
+    for _ in range(50):
+        limits.note(Description("a"), 1000)
+    assert limits.limit_s(Description("a")) == 7
+
+
+def test_ten_tasks_of_a_group_make_a_limit():
+    limits = TimeLimits(None, auto=True, floor_s=30)
+    for _ in range(9):
+        limits.note(Description("a", size=2), 20)
+    assert limits.limit_s(Description("a")) is None
+    limits.note(Description("a", size=4), 40)
+    assert limits.limit_s(Description("a")) == pytest.approx(60)  # 6 times 10 s per unit
+    assert limits.limit_s(Description("a", size=5)) == pytest.approx(300)
+    assert limits.limit_s(Description("a", size=0.1)) == 30  # the floor
+    assert limits.limit_s(Description("b")) is None
+    capped = TimeLimits(100, auto=True, floor_s=30)
+    for _ in range(10):
+        capped.note(Description("a"), 10)
+    assert (capped.limit_s(Description("a")), capped.limit_s(Description("a", size=9)), capped.limit_s(Description("b"))) == (60, 100, 100)
+
+
+SECONDS = st.lists(st.floats(0, 1e4), min_size=10, max_size=60)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seconds=SECONDS, size=st.floats(0.01, 1e3), scale=st.floats(0.01, 50), data=st.data())
+def test_laws_of_the_learned_limit(seconds, size, scale, data):
+    def limit(seconds, size, noted_size=1.0, **options):
+        limits = TimeLimits(None, auto=True, **({"floor_s": 0} | options))
+        for value in seconds:
+            limits.note(Description("a", size=noted_size), value)
+        return limits.limit_s(Description("a", size=size))
+
+    usual = limit(seconds, size)
+    assert limit(data.draw(st.permutations(seconds)), size) == pytest.approx(usual)  # order
+    assert limit([scale * value for value in seconds], size) == pytest.approx(scale * usual)  # unit of time
+    assert limit(seconds, size, noted_size=scale) == pytest.approx(usual / scale)  # unit of size
+    assert limit(seconds, 2 * size) == pytest.approx(2 * usual)
+    assert 6 * size * sorted(seconds)[len(seconds) // 2 - 1] * 0.999999 <= usual <= 6 * size * max(seconds) * 1.000001
+    assert limit(seconds, size, floor_s=7) == pytest.approx(max(7, usual))
+    slower = [value + 1 for value in seconds]
+    assert limit(slower, size) > usual
+
+
+def test_limits_keep_their_memory_and_stand_several_threads():
+    limits, failures = TimeLimits(None, auto=True), []
+
+    def note(offset):
+        try:
+            for x in range(3_000):
+                limits.note(Description("a"), 100 + (offset + x * 7919) % 1000 / 1000)
+                assert x < 10 or 600 <= limits.limit_s(Description("a")) <= 606.1
+        except BaseException as error:
+            failures.append(error)
+
+    note(0)
+    tracemalloc.start()
+    try:
+        threads = [threading.Thread(target=note, args=(offset,)) for offset in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE_S)
+        assert tracemalloc.get_traced_memory()[0] < 300_000
+    finally:
+        tracemalloc.stop()
+    assert failures == []
+
+
+# local executor -----------------------------------------------------------------------------------------------------
+
+
+def test_task_cpus_outside_of_a_task(jobs):
+    assert task_cpus() == 1
+    with InlineExecutor() as executor:
+        assert executor.submit(task_cpus).result() == 1
+    assert task_cpus() == 1
+
+
+class LimitOnceStarted(TimeLimits):
+    """Tasks of a group are stragglers from when there is a file on."""
+
+    def __init__(self, path, group):
+        super().__init__(None)
+        self.path, self.group = path, group
+
+    def limit_s(self, description):
+        return 0.01 if description.group == self.group and self.path.exists() else None
+
+
+def group_by_function(fn, args, kwargs):
+    return Description(group=fn.__name__)
+
+
+def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang_on_one_cpu")
+    with LocalExecutor(2, stragglers=limits, straggler_cpus=6, retries=0, describe=group_by_function) as executor:
+        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        others = [executor.submit(jobs.square, x) for x in range(10)]
+        assert slow.result(DEADLINE_S) == 6 and results(others) == [x * x for x in range(10)]
+        assert executor.submit(task_cpus).result(DEADLINE_S) == 1  # in whichever process
+        assert executor.submit(task_cpus).result(DEADLINE_S) == 1
+        first, second = map(int, lines_of(tmp_path / "pids"))
+        assert first != second and not runs(first)
+        assert executor.statistics["stragglers"] == 1 and executor.statistics["tasks"] == 13 and executor.statistics["died"] == 0
+        assert executor.report(slow)["cpus"] == 6
+
+
+def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, jobs, quick):
+    limits = TimeLimits(None, auto=True, floor_s=0.3)
+    with LocalExecutor(2, stragglers=limits, describe=lambda fn, args, kwargs: Description(group="all")) as executor:
+        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        wait_until(lambda: lines_of(tmp_path / "pids"))
+        results([executor.submit(jobs.square, x) for x in range(12)])
+        assert slow.result(DEADLINE_S) == 8
+
+
+def test_a_local_straggler_keeps_its_hard_limit(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang")
+    with LocalExecutor(1, timeout_s=0.7, stragglers=limits, describe=group_by_function) as executor:
+        hanging = executor.submit(jobs.hang, str(tmp_path / "pids"))
+        with pytest.raises(TaskTimeout, match="hang"):
+            hanging.result(DEADLINE_S)
+        assert len(lines_of(tmp_path / "pids")) == 2 and executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+
+
+def test_processes_of_a_local_straggler_die_with_it(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang_within_on_one_cpu")
+    with LocalExecutor(1, stragglers=limits, describe=group_by_function) as executor:
+        assert executor.submit(jobs.hang_within_on_one_cpu, str(tmp_path / "pids")).result(DEADLINE_S) == "done"
+        (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+        wait_until(lambda: not runs(grandchild))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, None])
+def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
+    code = "import sys, condor_jobs\nfrom condor_worker import LocalExecutor\nif __name__ == '__main__':\n"
+    code += "    executor = LocalExecutor(1)\n    executor.submit(condor_jobs.hang_within_on_one_cpu, sys.argv[1])\n    sys.stdin.read()"
+    (tmp_path / "main.py").write_text(code, encoding="utf-8")
+    environment = os.environ | path_to(Path(jobs.__file__).parent)
+    script = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path / "pids"], env=environment, stdin=subprocess.PIPE)
+    wait_until(lambda: lines_of(tmp_path / "pids"))
+    (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+    if signal_number is None:
+        script.stdin.close()
+    else:
+        script.send_signal(signal_number)
+    script.wait(DEADLINE_S)
+    wait_until(lambda: not runs(grandchild))
+
+
+def test_local_queue_takes_the_heaviest_first(tmp_path, jobs):
+    with LocalExecutor(1, describe=lambda fn, args, kwargs: Description(priority=args[1] // 10 if len(args) > 1 else 100)) as executor:
+        blocker = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        wait_until(lambda: lines_of(tmp_path / "pids"))
+        numbers = [31, 15, 92, 65, 35, 89, 93, 12, 38, 46, 99, 90]
+        futures = [executor.submit(jobs.noted_square, str(tmp_path / "runs"), x) for x in numbers]
+        assert executor.counts()["queued"] == len(numbers) and executor.counts()["running"] == 1
+        os.kill(int(lines_of(tmp_path / "pids")[0]), signal.SIGKILL)  # tried again
+        wait_until(lambda: len(lines_of(tmp_path / "pids")) == 2)
+        os.kill(int(lines_of(tmp_path / "pids")[1]), signal.SIGKILL)
+        assert isinstance(blocker.exception(DEADLINE_S), TaskDied)
+        assert results(futures) == [x * x for x in numbers]
+    assert list(map(int, lines_of(tmp_path / "runs"))) == sorted(numbers, key=lambda x: -(x // 10))
+    assert executor.statistics["died"] == 1 and executor.statistics["failed"] == 1
+
+
+# a real pool --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def real_pool():
+    if shutil.which("condor_submit") is None:
+        pytest.skip("condor_submit is not on PATH")
+    try:
+        answer = subprocess.run(["condor_q", "-totals"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"condor_q does not answer: {error}")
+    if answer.returncode != 0:
+        pytest.skip(f"condor_q fails: {answer.stderr.strip()}")
+
+
+def in_the_queue(directory):
+    return sum(queue_counts(directory).get(state, 0) for state in ("idle", "running", "held"))
+
+
+def job_id(directory, task):
+    """Ask the pool itself which job a task is."""
+    command = ["condor_q", "-json", "-attributes", "ClusterId,ProcId,CondorWorkerTask,Iwd"]
+    text = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    found = [ad for ad in json.loads(text or "[]") if ad.get("CondorWorkerTask") == task and ad["Iwd"] == str(directory)]
+    return f"{found[-1]['ClusterId']}.{found[-1]['ProcId']}" if found else None
+
+
+@pytest.mark.condor
+def test_a_pool_with_a_hostile_directory(real_pool, jobs, tmp_path):
+    with CondorExecutor(tmp_path / """it's "here", $(x) $ENV(HOME) #\\ ünï; touch pwned""", check_interval_s=1) as executor:
+        futures = [executor.submit(jobs.square, x) for x in range(30)]
+        where = executor.submit(jobs.state)
+        assert results(futures) == [x * x for x in range(30)]
+        assert where.result(DEADLINE_S)["cwd"] == str(executor.directory) and where.result()["OMP_NUM_THREADS"] == "1"
+        assert executor.report(where)["host"]
+    assert task_files(executor.directory) == [] and in_the_queue(executor.directory) == 0 and not list(tmp_path.rglob("pwned"))
+
+
+@pytest.mark.condor
+def test_a_pool_with_file_transfer(real_pool, jobs, tmp_path):
+    shared = Shared.write(list(range(100)), tmp_path / "else where")
+    with CondorExecutor(tmp_path / "it's here", check_interval_s=1, transfer_files=True) as executor:
+        where, value = executor.submit(jobs.state), executor.submit(jobs.read, shared)
+        assert value.result(DEADLINE_S) == list(range(100))
+        assert not where.result(DEADLINE_S)["cwd"].startswith(str(tmp_path))
+
+
+@pytest.mark.condor
+def test_a_pool_where_jobs_are_removed_held_and_slow(real_pool, jobs, tmp_path):
+    limits = TimeLimits(4)
+    with CondorExecutor(tmp_path / "work", check_interval_s=1, stragglers=limits, straggler_cpus=4) as executor:
+        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "slow"))
+        removed, held = (executor.submit(jobs.noted_square, str(tmp_path / name), 3, 2) for name in ("removed", "held"))
+        for tool, name in ("condor_rm", "removed"), ("condor_hold", "held"):
+            wait_until(lambda name=name: lines_of(tmp_path / name))
+            task = f"{2 if name == 'removed' else 3:07d}"
+            assert subprocess.run([tool, job_id(executor.directory, task)], capture_output=True, timeout=60).returncode == 0
+        assert results([removed, held, slow]) == [9, 9, 4]
+        assert len(lines_of(tmp_path / "slow")) == len(lines_of(tmp_path / "removed")) == len(lines_of(tmp_path / "held")) == 2
+        assert executor.statistics["stragglers"] == 1 and executor.statistics["held"] == 1
+    assert in_the_queue(executor.directory) == 0
+
+
+@pytest.mark.condor
+def test_a_pool_whose_controller_is_killed(real_pool, jobs, tmp_path):
+    for _ in range(2):
+        controller = start_controller(tmp_path, jobs, 20, 1)
+        assert controller.stdout.readline() == "recovered\n"
+        wait_until(lambda: len(lines_of(tmp_path / "runs")) >= 2)
+        os.kill(controller.pid, signal.SIGKILL)
+        controller.communicate()
+    controller = start_controller(tmp_path, jobs, 20, 1)
+    assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
+    assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(20))
+    assert sorted(lines_of(tmp_path / "runs"), key=int) == [str(x) for x in range(20)]
+    assert in_the_queue(tmp_path / "work" / "condor") == 0
 
 
 # =====================================================================================================================
@@ -2609,19 +5274,7 @@ class Touches:
 
 @pytest.mark.parametrize(
     "value",
-    [
-        Touches(),
-        Fraction(1, 2),
-        Path("x"),
-        rule_of(1),
-        len,
-        int,
-        print,
-        range(3),
-        slice(1, 2),
-        [{"deep": (Touches(),)}],
-        ValueError("x"),
-    ],
+    [Touches(), Fraction(1, 2), Path("x"), rule_of(1), len, int, print, range(3), slice(1, 2), [{"deep": (Touches(),)}], ValueError("x")],
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("protocol", range(2, 6))
@@ -2857,7 +5510,7 @@ def test_task_beyond_its_time_limit_is_run_again_with_more_processes(place):
     words = ["--output", "r.pkl", "--paper-masters-only", "--cold", "--quiet"]
     assert exit_code(words) == 0
     expected = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
-    assert exit_code([*words, "--local", "2", "--straggler-timeout", "0.1", "--straggler-cpus", "2"]) == 0
+    assert exit_code([*words, "--local", "2", "--straggler-timeout", "0.02", "--straggler-cpus", "2"]) == 0
     result = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
     assert result["reductions"] == expected["reductions"]
     assert (expected["statistics"]["stragglers"], result["statistics"]["stragglers"] > 0) == (0, True)
@@ -3098,3 +5751,1086 @@ def test_import_has_no_side_effects(bare, place):
     run = python(bare, place, OBSERVED_IMPORT)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert snapshot(place) == {}
+
+
+# =====================================================================================================================
+# One-step tasks
+# =====================================================================================================================
+
+
+def run_steps(work, name, targets, batch=None, job_seconds=1.0, executor=None, shelves=(), said=None, **options):
+    """Outcome of a run of one-step tasks in a work directory, where its journal stays."""
+    family = BUILT_IN_FAMILIES[name]
+    problem = Problem(family, point_of(family, options.pop("prime", P31)), tuple(targets), **options)
+    directory, progress = RunDirectory(Path(work)), Progress(quiet=True)
+    directory.path.mkdir(exist_ok=True)
+    progress.say = (said if said is not None else []).append
+    with contextlib.closing(Journal(directory.journal, problem.name, progress.say)) as journal:
+        plan = BatchPlan(batch, job_seconds)
+        return StepController(problem, executor or InlineExecutor(), shelves, progress, directory, journal, plan).run()
+
+
+def said_by(outcome):
+    return outcome.reductions, outcome.masters, outcome.unreduced
+
+
+class Observed(InlineExecutor):
+    """Remembers the calls of one-step tasks, with None after each round; `change` may put another result in place, or an exception.
+
+    left: calls that an earlier controller is said to have left, each perhaps with what changes its result.
+    """
+
+    def __init__(self, change=lambda args, result: result, left=()):
+        super().__init__()
+        self.change, self.left, self.rounds = change, left, []
+
+    def submit(self, fn, /, *args, **kwargs):
+        self.rounds.append(args)
+        return self._changed_result(super().submit(fn, *args, **kwargs), args, self.change)
+
+    def _changed_result(self, done, args, change):
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(change(args, done.result()))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def recover(self):
+        return [(self._changed_result(super(Observed, self).submit(reduce_steps, *args), args, change), reduce_steps, args, {})
+                for args, change in self.left]  # fmt: skip
+
+    def forget(self, future):
+        self.rounds.append(None)
+
+    @property
+    def calls(self):
+        return [args for args in self.rounds if args is not None]
+
+    @property
+    def keys(self):
+        """All that was asked for: [(sector, key)]."""
+        return [pair for args in self.calls for pair in pairs(args[2])]
+
+
+class OutOfTime(Observed):
+    """The time of each task is up after its first wave."""
+
+    def submit(self, fn, /, *args):
+        return super().submit(fn, *args[:4], -1.0)
+
+
+def pairs(packed):
+    return [(bits, key) for bits, keys in packed.items() for key in unpack_keys(keys).tolist()]
+
+
+def records_of(journal):
+    """The whole records of a journal, read without the program; [] if not even its header is whole."""
+    data, found = Path(journal).read_bytes(), []
+    while len(data) >= 20:
+        length, _ = struct.unpack("<I16s", data[:20])
+        if len(data) < 20 + length:
+            break
+        found.append(pickle.loads(zlib.decompress(data[20 : 20 + length])))
+        data = data[20 + length :]
+    return found[1:]
+
+
+def done_in(journal):
+    return [pair for record in records_of(journal) if "done" in record for pair in pairs({record["sector"]: record["done"]})]
+
+
+# laws of whole runs -------------------------------------------------------------------------------------------------
+
+# family, targets and options of problems; ways to run them: batch, job_seconds, processes, constants
+PROBLEMS = {
+    "trianglebox": ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), LAW_TARGETS[2], (1, 0, 0, 0, 1, 0, -1)], {"paper_masters_only": True}),
+    "trianglebox, corners stay": ("trianglebox", [LAW_TARGETS[2], (1, 1, 1, 1, 1, 2, -1)], {}),
+    "trianglebox, preferred": ("trianglebox", [PREFERRED[2][1]], {"paper_masters_only": True, "preferred_masters": tuple(PREFERRED[2][2])}),
+    "sunrise, preferred": ("sunrise", [PREFERRED[1][1], (0, 2, 1, -1, -1)], {"preferred_masters": tuple(PREFERRED[1][2])}),
+    "doublebox": ("doublebox", [*SAMPLES["doublebox"], (0, 0, 1, 1, 1, 0, 0, 0, 0)], {}),
+    "box": ("box", SAMPLES["box"], {}),
+}
+WAYS = {
+    "one by one": (1, 1.0, 1, {"TARGETS_PER_PASS": 1}),
+    "by sevens": (7, 1.0, 1, {}),
+    "auto": (None, 1.0, 1, {}),
+    "auto, no time": (None, 1e-3, 1, {}),
+    "auto, work is left": (None, 0.1, 1, {"BLOCK": 2}),
+    "python integers": (7, 1.0, 1, {"KEY_BITS": 8}),
+    "python integers, auto": (None, 1e-2, 1, {"KEY_BITS": 8}),
+    "two processes": (7, 1.0, 2, {}),
+    "two processes, auto": (None, 1e-2, 2, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def by_sectors(reduce_at):
+    """What the other controller gives for a problem, once for all."""
+    kept = {}
+
+    def run(problem):
+        if problem not in kept:
+            name, targets, options = PROBLEMS[problem]
+            kept[problem] = reduce_at(name, targets, **options)
+        return kept[problem]
+
+    return run
+
+
+SLOW_WAYS = {"one by one", "auto, no time", "python integers, auto"}  # the first problem shows them
+
+
+@pytest.mark.parametrize(
+    ("problem", "way"), [(p, way) for number, p in enumerate(PROBLEMS) for way in WAYS if number == 0 or way not in SLOW_WAYS]
+)
+def test_one_step_tasks_give_what_sectors_give(problem, way, by_sectors, shelves, pool, tmp_path, monkeypatch):
+    name, targets, options = PROBLEMS[problem]
+    expected = by_sectors(problem)
+    batch, job_seconds, processes, constants = WAYS[way]
+    for constant, value in constants.items():
+        monkeypatch.setattr(ibp_reduce, constant, value)
+    executor = pool if processes == 2 else OutOfTime() if "BLOCK" in constants else Observed()
+    outcome = run_steps(tmp_path / "run", name, targets, batch, job_seconds, executor, shelves, **options)
+    assert said_by(outcome) == said_by(expected) and not outcome.unreduced
+    if "BLOCK" in constants:  # what tasks had left came again in later ones
+        assert len(executor.keys) > len(set(executor.keys)) > 0
+    assert outcome.statistics["hits"] == outcome.statistics["references"] - outcome.statistics["integrals"]
+    done = done_in(tmp_path / "run/run.journal")
+    assert len(done) == len(set(done)) == outcome.statistics["integrals"] > 0
+
+
+CORNER_TARGETS = [(1, 1, 1, 1, 1, 2, -1), (2, 1, 1, 1, 1, 0, -1), (1, 1, 0, 1, 1, 1, -1), (1, 0, 2, 1, 1, 1, 0)]
+
+
+@pytest.fixture(scope="module")
+def alone(reduce_at):
+    return {target: reduce_at("trianglebox", [target]).reductions[target] for target in CORNER_TARGETS}
+
+
+@pytest.mark.parametrize("way", ["controller", "by sevens", "auto, work is left", "two processes, auto", "few, backwards"])
+def test_where_corners_stay_an_expression_depends_on_its_integral_only(way, alone, reduce_at, pool, tmp_path, monkeypatch):
+    if way == "controller":
+        assert reduce_at("trianglebox", CORNER_TARGETS[::-1]).reductions == alone
+        return
+    batch, job_seconds, processes, constants = WAYS.get(way, (3, 1.0, 1, {}))
+    for constant, value in constants.items():
+        monkeypatch.setattr(ibp_reduce, constant, value)
+    targets = CORNER_TARGETS[2:0:-1] if way == "few, backwards" else CORNER_TARGETS
+    executor = pool if processes == 2 else OutOfTime() if "BLOCK" in constants else None
+    outcome = run_steps(tmp_path / "run", "trianglebox", targets, batch, job_seconds, executor)
+    assert outcome.reductions == {target: alone[target] for target in targets}
+    extra = {term for expression in alone.values() for term in expression} - set(TRIANGLEBOX.paper_masters)
+    assert extra and extra == {corner(sector_of(term), 7) for term in extra}  # else it would say nothing
+
+
+def test_where_corners_stay_targets_that_are_zero_but_large_change_nothing(alone, reduce_at, tmp_path):
+    """They make keys so large that they are Python integers, and the steps between them exceed 62 bits."""
+    targets = [*CORNER_TARGETS[:2], (100, 100, -100, -100, 100, 100, -100), (1, *[-100] * 6)]
+    assert layout_for(targets, 7).dtype is object
+    expected = {target: alone.get(target, {}) for target in targets}
+    assert run_steps(tmp_path / "run", "trianglebox", targets, 20).reductions == expected
+    assert reduce_at("trianglebox", targets).reductions == expected
+
+
+@pytest.mark.parametrize("batch", [1, 4, 50])
+def test_each_integral_is_reduced_once_and_the_heavier_first(batch, shelves, tmp_path):
+    observed = Observed()
+    name, targets, options = PROBLEMS["trianglebox"]
+    outcome = run_steps(tmp_path / "run", name, targets, batch, executor=observed, shelves=shelves, **options)
+    assert len(observed.keys) == len(set(observed.keys)) == outcome.statistics["integrals"]
+    assert sorted(observed.keys) == sorted(done_in(tmp_path / "run/run.journal"))
+    assert outcome.statistics["tasks"] == len(observed.calls) and (batch > 1 or len(observed.calls) == len(observed.keys))
+    references = sum(len(unpack_keys(record["terms"][0])) for record in records_of(tmp_path / "run/run.journal"))
+    assert outcome.statistics["hits"] == references - len(observed.keys) > 0
+    ends = [-1, *(number for number, args in enumerate(observed.rounds) if args is None), len(observed.rounds)]
+    rounds = [observed.rounds[a + 1 : b] for a, b in zip(ends, ends[1:]) if b > a + 1]
+    assert len(rounds) > 5
+    for calls in rounds:
+        keys = [(sector_order(bits), key) for args in calls for bits, key in pairs(args[2])[::-1]]
+        assert keys == sorted(keys, reverse=True)
+        assert all(len(pairs(args[2])) <= batch for args in calls)
+
+
+# parts against naive versions ---------------------------------------------------------------------------------------
+
+LAYOUT = layout_for([(3, 3, 3)], 3)
+STOPS = {7: ((1, 1, 1), (2, 1, 1)), 3: (), 1: ((1, 0, 0),)}
+STOP_KEYS = {bits: set(Sector(LAYOUT, bits).encode(np.array(some)).tolist()) if some else set() for bits, some in STOPS.items()}
+some_keys = st.tuples(st.sampled_from(sorted(STOPS)), st.lists(st.integers(0, 12), max_size=6))
+laws = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+def state(table):
+    return {bits: keys.tolist() for bits, keys in table.items() if len(keys)}
+
+
+@laws
+@given(st.lists(st.tuples(st.sampled_from(["meet", "note", "take"]), some_keys, st.integers(1, 4)), max_size=15))
+def test_frontier_equals_one_of_sets(actions):
+    """Also: met only grows, what waits is met, stops never are, and the heaviest are taken."""
+    frontier, met, waiting = Frontier(LAYOUT, STOPS), {}, {}
+    for action, (bits, keys), count in actions:
+        keys = np.array(keys, np.int64)
+        new = set(keys.tolist()) - met.get(bits, set()) - STOP_KEYS[bits]
+        if action == "take":
+            if bits in frontier.waiting:
+                heaviest = sorted(waiting[bits])[-count:]
+                assert frontier.take(bits, count).tolist() == heaviest
+                waiting[bits] -= set(heaviest)
+        else:
+            met[bits] = met.get(bits, set()) | new
+            if action == "meet":
+                frontier.meet(bits, keys)
+                waiting[bits] = waiting.get(bits, set()) | new
+            else:
+                assert frontier.note(bits, keys).tolist() == sorted(new)
+        assert state(frontier.met) == {bits: sorted(some) for bits, some in met.items() if some}
+        assert state(frontier.waiting) == {bits: sorted(some) for bits, some in waiting.items() if some}
+        assert set(frontier.waiting) == set(state(frontier.waiting))  # a sector in which nothing waits is not there
+
+
+@laws
+@given(st.lists(some_keys, max_size=6), st.randoms(use_true_random=False))
+def test_order_of_meeting_does_not_matter(meetings, draw):
+    first, second = Frontier(LAYOUT, STOPS), Frontier(LAYOUT, STOPS)
+    for frontier, order in (first, meetings), (second, draw.sample(meetings * 2, 2 * len(meetings))):
+        for bits, keys in order:
+            frontier.meet(bits, np.array(keys, np.int64))
+    assert state(first.met) == state(second.met) == state(first.waiting) == state(second.waiting)
+
+
+@laws
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 10**6), st.floats(0, 1e4)), max_size=12),
+    st.floats(1e-6, 1e4),
+    st.floats(1, 100),
+    st.integers(1, 3),
+)
+def test_batch_plan(notes, job_seconds, factor, bits):
+    plan, longer, fixed = BatchPlan(None, job_seconds), BatchPlan(None, factor * job_seconds), BatchPlan(5, job_seconds)
+    for used in plan, longer, fixed:
+        for note in notes:
+            used.note(*note)
+    assert fixed.size(bits) == 5
+    assert 0 < plan.exploring_seconds <= job_seconds and (plan.exploring_seconds < job_seconds) == (len(notes) < ibp_reduce.FIRST_JOBS)
+    own = [note for note in notes if note[0] == bits] or notes
+    integrals, seconds = sum(note[1] for note in own), sum(note[2] for note in own)
+    if not integrals:
+        assert plan.size(bits) is None
+        return
+    assert 1 <= plan.size(bits) <= longer.size(bits) <= ibp_reduce.LARGEST_BATCH
+    size = job_seconds * integrals / max(seconds, 1e-3)  # what takes the wanted time, if it is a possible number
+    assert abs(plan.size(bits) - min(max(size, 1), ibp_reduce.LARGEST_BATCH)) <= 1
+
+
+int64 = st.integers(-(2**63), 2**63 - 1)
+
+
+@laws
+@given(st.lists(int64, unique=True), st.lists(int64, unique=True), st.integers(0, 2**200))
+def test_packed_keys_come_back_and_merged_keys_are_sorted(a, b, large):
+    for dtype, more in (np.int64, []), (object, [large]):
+        keys = np.array([*a, *more], dtype)
+        packed = pickle.loads(pickle.dumps(pack_keys(keys)))
+        back = unpack_keys(packed)
+        assert back.tolist() == keys.tolist() and back.dtype == dtype and ibp_reduce.load_builtins(pickle.dumps(packed)) == packed
+        one, other = np.array(sorted(a), dtype), np.array(sorted({*b, *more} - set(a)), dtype)
+        assert merge(one, other).tolist() == sorted({*a, *one.tolist(), *other.tolist()})
+
+
+@laws
+@given(
+    st.integers(2, 10),
+    st.integers(1, 3),
+    st.sampled_from([3, 1009, P31]),
+    st.sampled_from([np.int64, object]),
+    st.randoms(use_true_random=False),
+)
+def test_carry_sector_equals_substitution(count, columns, p, dtype, draw):
+    """Integrals 0 … count-1 of sector 7, of which the lightest are stops; one-step results lead down, also to sectors 3 and 1."""
+    scale = 2**80 if dtype is object else 1
+    stops = range(draw.randint(0, count // 2))
+    steps = {
+        key: [((7, draw.randrange(key)) if key and draw.random() < 0.6 else (draw.choice([3, 1]), draw.randrange(4)), draw.randrange(1, p))
+              for _ in range(draw.randint(0, 4))]
+        for key in range(len(stops), count)
+    }  # fmt: skip
+    arriving = [(draw.randrange(count), [draw.randrange(p) for _ in range(columns)]) for _ in range(draw.randint(1, 5))]
+    carried = {}
+    for key, line in arriving:
+        carried[7, key] = [(a + b) % p for a, b in zip(carried.get((7, key), [0] * columns), line)]
+    for key in reversed(range(len(stops), count)):
+        line = carried.pop((7, key), [0] * columns)
+        for term, value in steps[key]:
+            carried[term] = [(a + value * b) % p for a, b in zip(carried.get(term, [0] * columns), line)]
+    terms = [(scale * key, scale * term, bits, value) for key, some in steps.items() for (bits, term), value in some]
+    draw.shuffle(terms)
+    source, key, sector, value = (list(column) for column in zip(*terms)) if terms else ([], [], [], [])
+    tables = {"source": (source, dtype), "key": (key, dtype), "sector": (sector, np.int64), "value": (value, np.int64)}
+    given_terms = Terms(**{name: np.array(*table) for name, table in tables.items()})
+    keys, coefficients = np.array([scale * key for key, _ in arriving], dtype), np.array([line for _, line in arriving], np.int64)
+    lines, below = carry_sector(7, given_terms, keys, coefficients, np.array([scale * key for key in stops], dtype), p)
+    found = {(7, key): line.tolist() for key, line in lines.items()}
+    found |= {(bits, key): line for bits, (some, block) in below.items() for key, line in zip(some.tolist(), block.tolist())}
+    assert found == {(bits, scale * key): line for (bits, key), line in carried.items() if any(line)}
+
+
+# results that come twice, overlap or belong elsewhere ---------------------------------------------------------------
+
+
+@pytest.fixture
+def complete(shelves, tmp_path):
+    """complete(problem, batch): the calls of a run and its journal, made anew with its first records only."""
+
+    def run(problem, batch, keep):
+        name, targets, options = PROBLEMS[problem]
+        observed = Observed()
+        run_steps(tmp_path / "run", name, targets, batch, executor=observed, shelves=shelves, **options)
+        shorten(tmp_path / "run/run.journal", keep)
+        return name, targets, options, observed.calls
+
+    return run
+
+
+def shorten(journal, keep):
+    """Leave the header of a journal and the first records."""
+    data, end = journal.read_bytes(), 0
+    for _ in range(keep + 1):
+        end += 20 + struct.unpack("<I", data[end : end + 4])[0]
+    journal.write_bytes(data[:end])
+
+
+@pytest.mark.parametrize("keep", [0, 6, 25])
+def test_tasks_of_an_earlier_controller_are_taken_over_even_twice(keep, complete, by_sectors, shelves, tmp_path):
+    name, targets, options, calls = complete("trianglebox", 4, keep)
+    before = done_in(tmp_path / "run/run.journal")
+    taken = calls[::3] + calls[::6]  # some of them in the journal already, some twice
+    observed, said = Observed(left=[(args, lambda _, result: result) for args in taken]), []
+    outcome = run_steps(tmp_path / "run", name, targets, 4, executor=observed, shelves=shelves, said=said, **options)
+    assert said_by(outcome) == said_by(by_sectors("trianglebox"))
+    assert len(set(done_in(tmp_path / "run/run.journal"))) == len(done_in(tmp_path / "run/run.journal")) == outcome.statistics["integrals"]
+    assert not set(observed.keys) & (set(before) | {pair for args in taken for pair in pairs(args[2])})
+    assert said == [f"going on: {len(before):,} integrals are done already, {len(taken)} tasks are taken over"]
+
+
+@pytest.mark.parametrize("batch", [2, None])
+def test_tasks_that_do_more_than_they_were_asked_change_nothing(batch, by_sectors, shelves, tmp_path):
+    name, targets, options = PROBLEMS["trianglebox"]
+    everything = tuple(range(64))
+
+    def do_all(args, result):
+        setting, known, keys, *_ = args
+        return reduce_steps(setting, known, keys, tuple(bits for bits in everything if bits in setting.get().stops), math.inf)
+
+    outcome = run_steps(tmp_path / "run", name, targets, batch, 1e-3, Observed(do_all), shelves, **options)
+    assert said_by(outcome) == said_by(by_sectors("trianglebox"))
+    usual = run_steps(tmp_path / "usual", name, targets, 2, shelves=shelves, **options).statistics
+    assert {name: outcome.statistics[name] for name in ("integrals", "references")} == {
+        name: usual[name] for name in ("integrals", "references")
+    }
+
+
+def test_tasks_of_another_run_are_not_taken_for_ones_of_this(by_sectors, shelves, tmp_path):
+    """The journal was lost, or damaged at its beginning; what is left belongs to another prime."""
+    name, targets, options = PROBLEMS["trianglebox"]
+    observed = Observed()
+    run_steps(tmp_path / "run", name, targets, 4, executor=observed, shelves=shelves, prime=1009, **options)
+    (tmp_path / "run/run.journal").write_bytes(b"damaged")
+    left = Observed(left=[(args, lambda _, result: result) for args in observed.calls])
+    try:
+        outcome = run_steps(tmp_path / "run", name, targets, 4, executor=left, shelves=shelves, **options)
+    except ReductionError:
+        return
+    assert said_by(outcome) == said_by(by_sectors("trianglebox"))
+
+
+@pytest.mark.parametrize("first", ["reduced", "unreduced"])
+def test_an_integral_that_one_task_reduces_and_another_one_does_not(first, complete, by_sectors, reduce_at, shelves, tmp_path):
+    """Whichever comes first: what is said of the targets stays true."""
+    name, targets, options, calls = complete("trianglebox", 4, 0)
+    args = calls[5]
+    bits, key = pairs(args[2])[0]
+
+    def give_up(_, result):
+        found = result["sectors"][bits]
+        done, terms = unpack_keys(found["done"]), [unpack_keys(column) for column in found["terms"]]
+        integral = tuple(Sector(args[0].get().layout, bits).decode(np.array([key]))[0].tolist())
+        less = {"done": pack_keys(done[done != key]), "terms": tuple(pack_keys(column[terms[0] != key]) for column in terms)}
+        return result | {"sectors": result["sectors"] | {bits: found | less | {"unreduced": [integral]}}}
+
+    left = [(args, lambda _, result: result), (args, give_up)]
+    observed = Observed(left=left if first == "reduced" else left[::-1])
+    outcome = run_steps(tmp_path / "run", name, targets, 4, executor=observed, shelves=shelves, **options)
+    rest = reduce_at(name, outcome.unreduced or targets[:1], **options).reductions
+    inserted = {
+        target: combine(*((value, rest.get(term, {term: 1})) for term, value in expression.items()))
+        for target, expression in outcome.reductions.items()
+    }
+    assert inserted == by_sectors("trianglebox").reductions
+
+
+@pytest.mark.parametrize("way", ["one by one", "by sevens", "auto", "auto, work is left", "python integers"])
+@pytest.mark.parametrize("levels", [0, 1])
+def test_unreduced_integrals_are_the_same_in_both_schemes(levels, way, reduce_at, tmp_path, monkeypatch):
+    targets = [(1, 1, 1, 1, 1, 1, -2), (1, 1, 1, 1, 1, 0, -1)]
+    batch, job_seconds, _, constants = WAYS[way]
+    for constant, value in {**constants, "NEIGHBOURHOODS": ibp_reduce.NEIGHBOURHOODS[:levels]}.items():
+        monkeypatch.setattr(ibp_reduce, constant, value)
+    for more in {}, {"paper_masters_only": True}:
+        expected = reduce_at("trianglebox", targets, shelves=[], **more)
+        work = tmp_path / f"run{len(more)}"
+        outcome = run_steps(work, "trianglebox", targets, batch, job_seconds, **more)
+        assert said_by(outcome) == said_by(expected)
+        assert outcome.unreduced and not set(outcome.unreduced) & set(outcome.masters)
+        observed = Observed()  # and again from the journal alone
+        again = run_steps(work, "trianglebox", targets, batch, job_seconds, observed, **more)
+        assert said_by(again) == said_by(expected) and not set(observed.keys) & set(done_in(work / "run.journal"))
+
+
+# tasks that fail ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 5, None])
+def test_a_failing_task_costs_itself_only_and_a_second_run_makes_up_for_it(batch, by_sectors, shelves, tmp_path):
+    name, targets, options = PROBLEMS["trianglebox"]
+    unlucky = []
+
+    def fail_once(args, result):
+        if not unlucky and len(observed.calls) > (3 if batch is None else 12):
+            unlucky.extend(pairs(args[2]))
+            raise RuntimeError("the node is on fire")
+        return result
+
+    observed = Observed(fail_once)
+    work = tmp_path / "run"
+    with pytest.raises(ReductionError, match="1 tasks failed.*the node is on fire.*run again"):
+        run_steps(work, name, targets, batch, 1e-2, observed, shelves, **options)
+    kept = set(done_in(work / "run.journal"))
+    assert set(observed.keys) - set(unlucky) <= kept and unlucky and len(observed.calls) > (4 if batch is None else 20)
+    second = Observed()
+    outcome = run_steps(work, name, targets, batch, 1e-2, second, shelves, **options)
+    assert said_by(outcome) == said_by(by_sectors("trianglebox"))
+    assert not set(second.keys) & kept and set(unlucky) <= set(done_in(work / "run.journal"))
+    if batch is not None:
+        assert set(second.keys) >= set(unlucky)
+
+
+def test_five_failures_at_the_start_end_the_run(shelves, tmp_path):
+    def fail(args, result):
+        if observed.calls[0] is not args or not lucky:
+            raise ValueError("no such library")
+        return result
+
+    targets = [(a, 1, 1, b) for a in range(2, 5) for b in range(1, 4)]
+    for lucky, text in (False, "the first 5 tasks failed.*no such library"), (True, "tasks failed, the first one: no such library"):
+        observed = Observed(fail)
+        with pytest.raises(ReductionError, match=text):
+            run_steps(tmp_path / f"run{lucky}", "box", targets, 1, executor=observed, shelves=shelves)
+        assert bool(done_in(tmp_path / f"run{lucky}/run.journal")) == lucky
+
+
+# =====================================================================================================================
+# Journal
+# =====================================================================================================================
+
+BOX = ("box", SAMPLES["box"])
+
+
+@pytest.fixture(scope="module")
+def written(reduce_at, shelves, tmp_path_factory):
+    """Bytes of the journal of a whole run, where its records begin, and the answer."""
+    work = tmp_path_factory.mktemp("journal")
+    outcome = run_steps(work, *BOX, 2, shelves=shelves)
+    assert said_by(outcome) == said_by(reduce_at(*BOX))
+    data, starts = (work / "run.journal").read_bytes(), [0]
+    while starts[-1] < len(data):
+        starts.append(starts[-1] + 20 + struct.unpack("<I", data[starts[-1] : starts[-1] + 4])[0])
+    return data, starts, said_by(outcome)
+
+
+@pytest.fixture
+def go_on(written, shelves, tmp_path):
+    """go_on(bytes of a journal): the run gives the right answer; whole are the integrals that it had done, and the lines that it said."""
+    work = tmp_path / "run"
+    work.mkdir()
+
+    def run(data, batch=2):
+        (work / "run.journal").write_bytes(data)
+        observed, said = Observed(), []
+        assert said_by(run_steps(work, *BOX, batch, executor=observed, shelves=shelves, said=said)) == written[2]
+        after = done_in(work / "run.journal")
+        assert len(after) == len(set(after))
+        return set(after) - set(observed.keys), said
+
+    return run
+
+
+def test_journal_cut_off_anywhere(written, go_on):
+    data, starts, _ = written
+    assert len(starts) > 8
+    ends = {end for start in starts for end in (start - 1, start, start + 1, start + 19, start + 20, start + 21) if 0 <= end <= len(data)}
+    for end in sorted(random.Random(1).sample(sorted(ends), 30) + [*range(0, len(data), len(data) // 20), *starts[:4]]):
+        kept, said = go_on(data[:end])
+        assert kept == set(done_in_bytes(data, starts, end)), end
+        assert bool(kept) == any("going on" in line for line in said)
+        assert any("not a whole record" in line or "damaged" in line for line in said) == (end not in starts), (end, said)
+
+
+def done_in_bytes(data, starts, end):
+    """Integrals in the records that are whole before this position."""
+    for start, stop in zip(starts[1:], starts[2:]):
+        if stop <= end:
+            record = pickle.loads(zlib.decompress(data[start + 20 : stop]))
+            yield from pairs({record["sector"]: record["done"]})
+
+
+def test_journal_with_a_flipped_byte(written, go_on):
+    """What is before the damage stays; the answer is right."""
+    data, starts, _ = written
+    draw = random.Random(3)
+    for offset in sorted({*draw.sample(range(len(data)), 25), *(start + i for start in starts[1:4] for i in (0, 2, 4, 20))}):
+        kept, _ = go_on(flipped(data, offset, draw.choice([0xFF, 1, 64])))
+        assert kept == (set(done_in_bytes(data, starts, offset)) if offset >= starts[1] else set()), offset
+
+
+def test_flipped_length_costs_no_memory(written, tmp_path):
+    """A length of gigabytes in the head of a record is refused before it is allocated."""
+    data, starts, _ = written
+    (tmp_path / "j").write_bytes(flipped(data, starts[2] + 3, 0xF0))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    journal = Journal(tmp_path / "j", problem_of(*BOX).name)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if sys.platform == "linux" else 2**33
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limit[1]))
+    try:
+        assert len(list(journal.records())) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+        journal.close()
+
+
+def problem_of(name, targets, **options):
+    return Problem(BUILT_IN_FAMILIES[name], point_of(BUILT_IN_FAMILIES[name]), tuple(targets), **options)
+
+
+def checked_record(value):
+    data = zlib.compress(pickle.dumps(value, 4))
+    return struct.pack("<I16s", len(data), ibp_reduce.hashlib.sha256(data).digest()[:16]) + data
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [b"\0", b"\0" * 20, b"\0" * 5000, random.Random(1).randbytes(3000), checked_record(Touches()), checked_record({"sector": Touches()})],
+    ids=["a zero", "a head of zeros", "zeros", "garbage", "a class", "a class within"],
+)
+def test_what_is_appended_to_a_journal_is_dropped(tail, written, go_on, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data, starts, _ = written
+    for end in starts[4], starts[-1]:
+        kept, said = go_on(data[:end] + tail)
+        assert kept == set(done_in_bytes(data, starts, end))
+        assert [f"{len(tail)} bytes" in line for line in said] == [True, False]
+    assert not (tmp_path / "broken-out").exists()
+
+
+@pytest.mark.parametrize(
+    "header", [checked_record({"program": "ibp_reduce", "run": "another"}), checked_record(["x"]), checked_record("x")]
+)
+def test_journal_of_another_run_is_refused_and_left_alone(header, written, tmp_path):
+    data, starts, _ = written
+    (tmp_path / "run.journal").write_bytes(header + data[starts[1] :])
+    with pytest.raises(InputError, match=r"(another|another program); .*--fresh"):
+        run_steps(tmp_path, *BOX)
+    assert (tmp_path / "run.journal").read_bytes() == header + data[starts[1] :]
+
+
+NAMED_APART = {
+    "target": lambda p: dataclasses.replace(p, targets=p.targets[:1]),
+    "order of the targets": lambda p: dataclasses.replace(p, targets=p.targets[::-1]),
+    "prime": lambda p: dataclasses.replace(p, point=point_of(p.family, 1009)),
+    "kinematics": lambda p: dataclasses.replace(p, point=point_of(p.family, s="5")),
+    "dimension": lambda p: dataclasses.replace(p, point=point_of(p.family, d="40")),
+    "masters": lambda p: dataclasses.replace(p, preferred_masters=((2, 1, 1, 1),)),
+    "published": lambda p: dataclasses.replace(p, paper_masters_only=True),
+    "family": lambda p: dataclasses.replace(p, family=BUILT_IN_FAMILIES["doublebox"]),
+}
+
+
+@pytest.mark.parametrize("change", NAMED_APART)
+def test_other_problems_have_other_journals(change, tmp_path):
+    mine = problem_of(*BOX)
+    Journal(tmp_path / "j", mine.name).close()
+    with pytest.raises(InputError, match=re.escape(f"the unfinished run of {mine.name}")):
+        Journal(tmp_path / "j", NAMED_APART[change](mine).name)
+    assert mine.name.startswith("I[2,1,1,2] and 2 more of box modulo 2147483647 (")
+
+
+@contextlib.contextmanager
+def file_size_limit(size):
+    """No file may grow beyond; a write stops there, as on a full disk."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+
+@pytest.mark.parametrize("size", [300, 20_000], ids=["within the buffer", "beyond the buffer"])
+@pytest.mark.parametrize("room", [0, 15, 20, 200])
+def test_journal_on_a_full_disk_stays_usable(room, size, tmp_path):
+    large = random.Random(1).randbytes(size)
+    journal = Journal(tmp_path / "j", "mine")
+    first = journal.append("first")
+    with file_size_limit(journal.end + room), pytest.raises(ReductionError, match="j: File too large; make room"):
+        journal.append(large)
+    second = journal.append("second")
+    assert [journal.read(first), journal.read(second)] == ["first", "second"]
+    journal.sync()
+    journal.close()
+    with contextlib.closing(Journal(tmp_path / "j", "mine")) as again:
+        assert [value for _, value in again.records()] == ["first", "second"]
+
+
+@pytest.mark.parametrize("appends", [1, 4, 9])
+def test_run_on_a_full_disk_ends_in_one_line_and_goes_on_later(appends, go_on, shelves, tmp_path, monkeypatch):
+    original, count = Journal.append, [0]
+
+    def append(self, value):
+        count[0] += 1
+        with file_size_limit(self.end + 30) if count[0] > appends else contextlib.nullcontext():
+            return original(self, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", append)
+        with pytest.raises(ReductionError, match="run.journal: File too large; make room, then go on with the same command"):
+            run_steps(tmp_path / "full", *BOX, 2, shelves=shelves)
+    kept, _ = go_on((tmp_path / "full/run.journal").read_bytes())
+    assert kept or appends == 1
+
+
+def test_record_that_changes_while_the_run_goes_on_is_an_error(written, shelves, tmp_path, monkeypatch):
+    """Between the reduction and the last step, which reads the journal again."""
+    original = StepController._carry_down
+
+    def carry_down(self, targets):
+        with open(self.journal.path, "r+b") as file:
+            file.seek(written[1][3] + 25)
+            file.write(b"???")
+        return original(self, targets)
+
+    monkeypatch.setattr(StepController, "_carry_down", carry_down)
+    with pytest.raises(ReductionError, match="the record at byte [0-9]+ has changed; run again"):
+        run_steps(tmp_path, *BOX, 2, shelves=shelves)
+    monkeypatch.undo()
+    assert said_by(run_steps(tmp_path, *BOX, 2, shelves=shelves)) == written[2]
+
+
+# =====================================================================================================================
+# Stragglers
+# =====================================================================================================================
+
+
+def with_cpus(cpus, fn, *args):
+    value, error = condor_worker.load_outcome(condor_worker.perform(pickle.dumps((fn, args, {})), cpus=cpus))
+    assert error is None, error
+    return value
+
+
+@pytest.mark.parametrize("more", [{}, {"paper_masters_only": True}], ids=["corners", "published"])
+def test_more_processors_give_the_same_one_step_results(more, tmp_path):
+    """Without any rules, so that there is much to search for."""
+    observed = Observed()
+    run_steps(tmp_path / "run", "trianglebox", [(1, 0, 1, 1, 1, 1, -1)], None, 60.0, observed, **more)
+    one, three = (with_cpus(cpus, reduce_steps, *observed.calls[0]) for cpus in (1, 3))
+    assert one["sectors"] == three["sectors"] and one["counts"] == three["counts"] and one["counts"]["integrals"] > 10
+    assert any(found["learned"] for found in one["sectors"].values()) == bool(more)
+
+
+def test_more_processors_give_the_same_sector():
+    family = TRIANGLEBOX
+    equations = ibp_reduce.evaluate_identities(ibp_reduce.derive_identities(family), point_of(family))
+    generic = ibp_reduce.evaluate_identities(ibp_reduce.derive_identities(family), ibp_reduce.generic_point(family))
+    nonzero = ibp_reduce.find_nonzero_sectors(equations, family.lines)
+    target = (1, 0, 1, 1, 1, 1, -2)
+    layout = layout_for([target], 7)
+    task = ibp_reduce.SectorTask(
+        layout, 61, nonzero, equations, generic, ibp_reduce.SectorKnowledge(), ((1, 0, 1, 1, 1, 1, 0),), {},
+        Sector(layout, 61).encode(np.array([target])), np.ones((1, 1), np.int64),
+    )  # fmt: skip
+    one, three = (with_cpus(cpus, ibp_reduce.reduce_sector, task) for cpus in (1, 3))
+    assert one.learned.rules and (one.masters, one.unreduced, one.learned) == (three.masters, three.unreduced, three.learned)
+    below = [{bits: (keys.tolist(), lines.tolist()) for bits, (keys, lines) in result.below.items()} for result in (one, three)]
+    assert below[0] == below[1] != {}
+
+
+def test_stragglers_change_nothing_and_are_counted(reduce_at, shelves, tmp_path, monkeypatch):
+    monkeypatch.setattr(condor_worker, "POLL_S", 1e-3)
+    targets = [(2, 1, 1, -1, -1)]
+    with LocalExecutor(2, stragglers=TimeLimits(1e-3), straggler_cpus=2, describe=ibp_reduce.describe_task) as executor:
+        masters = ibp_reduce.Knowledge()  # known, so that only one-step tasks are run; no rules
+        for shelf in shelves:
+            masters.update(shelf.load(BUILT_IN_FAMILIES["sunrise"]))
+        for sector in masters.sectors.values():
+            sector.rules, sector.hopeless = (), frozenset()
+        (tmp_path / "run").mkdir()
+        store = ibp_reduce.Store(tmp_path / "s")
+        store.merge(BUILT_IN_FAMILIES["sunrise"], point_of(BUILT_IN_FAMILIES["sunrise"]), masters)
+        outcome = run_steps(tmp_path / "run", "sunrise", targets, None, 600.0, executor, [store])
+    assert said_by(outcome) == said_by(reduce_at("sunrise", targets))
+    assert outcome.statistics["stragglers"] >= 1 and outcome.statistics["failed"] == 0
+
+
+# =====================================================================================================================
+# From outside
+# =====================================================================================================================
+
+STEPS = [*PUBLISHED, "--batch", "3", "--quiet", "--output", "r.pkl", "--store", "s", "--work-dir", "it's work"]
+OTHER = ["--integral=1,1,1,1,1,1,-1", "--paper-masters-only", *STEPS[3:]]
+ANSWER = dict(zip(TRIANGLEBOX.paper_masters, map(int, GOLDEN[1009][1, 1, 1, 1, 1, 1, -3].split())))
+
+
+def answer():
+    result = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
+    assert result["final_expr"] == ANSWER and result["success"]
+    return result["statistics"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A store with the rules for STEPS, which saves the time of the search."""
+    directory = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr(ibp_reduce, "DATA", directory / "nothing shipped")
+        reduced(*PUBLISHED, "--store", "s")
+    return directory / "s"
+
+
+@pytest.fixture
+def ready(place, learned):
+    shutil.copy(learned, place / "s")
+    return place
+
+
+def start(command, place):
+    return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_killed_again_and_again_nothing_is_lost_or_done_twice(bare, place):
+    journal = place / "it's work/run.journal"
+    command, before = [sys.executable, str(bare / "ibp_reduce.py"), *STEPS, "--local", "2"], 0
+    for growth in 1, 8_000, 30_000:
+        with ended(start(command, place)) as run:
+            size = journal.stat().st_size if journal.exists() else 0
+            wait_until(lambda: run.poll() is not None or (journal.exists() and journal.stat().st_size >= size + growth))  # noqa: B023
+            assert run.poll() is None, run.stderr.read()
+            run.kill()
+            said = run.communicate()[1]
+        assert (f"going on: {before:,} integrals" in said) == (before > 0), said
+        done = done_in(journal)
+        assert len(done) == len(set(done)) >= before
+        before = len(done)
+    assert before > 100
+    with ended(start(command, place)) as run:
+        said = run.communicate(timeout=DEADLINE_S)[1]
+    assert run.returncode == 0 and f"going on: {before:,} integrals are done already" in said, said
+    statistics = answer()
+    assert statistics["tasks"] <= statistics["integrals"] - before
+    assert {path.name for path in journal.parent.iterdir()} & {"run.journal", "shared", "condor", "stop.request"} == set()
+
+
+# the program, which stops after so many additions to its journal until it gets a line
+HELD = """
+import sys, ibp_reduce
+program, count, *words = sys.argv[1:]
+original, left, ibp_reduce.STATUS_INTERVAL_S = ibp_reduce.Journal.append, int(count), 0.01
+
+def append(self, value):
+    global left
+    position, left = original(self, value), left - 1
+    if left == 0:
+        print('held', flush=True)
+        sys.stdin.readline()
+    return position
+
+ibp_reduce.Journal.append = append
+sys.argv = [program, *words]
+sys.exit(ibp_reduce.main())
+"""
+
+
+@pytest.fixture
+def held(bare, ready):
+    """held(words): a run of the copied program that is in the midst of its work."""
+    with contextlib.ExitStack() as stack:
+
+        def run(*words, after=30):
+            environment = os.environ | {"PYTHONPATH": str(bare)}
+            command = [sys.executable, "-c", HELD, str(bare / "ibp_reduce.py"), str(after), *words]
+            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+            process = stack.enter_context(ended(subprocess.Popen(command, cwd=ready, env=environment, text=True, **pipes)))
+            assert process.stdout.readline() == "held\n", process.communicate()
+            return process
+
+        yield run
+
+
+def said(capsys, words, code):
+    """What the program says in this process."""
+    capsys.readouterr()
+    assert exit_code(words) == code
+    printed, line = capsys.readouterr()
+    return printed if code == 0 else line
+
+
+STATUS = ["--status", "--work-dir", "it's work"]
+STOP = ["--stop", "--work-dir", "it's work"]
+
+
+def test_a_run_is_watched_refuses_others_and_is_stopped(held, bare, place, capsys):
+    run = held(*STEPS)
+    status = said(capsys, STATUS, 0)
+    where = f"pid {run.pid} on {socket.gethostname()}"
+    assert f"{where}, at work" in status and f"I[{SMALL}] of trianglebox" in status and re.search("[0-9]+ done of [0-9]+ met", status)
+    for words in STEPS, OTHER, [*STEPS, "--resume"], [*STEPS, "--fresh"]:
+        refusal = said(capsys, words, 2)
+        assert refusal.count("\n") == 1 and str(run.pid) in refusal and socket.gethostname() in refusal
+    kept = done_in("it's work/run.journal")
+    with ended(start([sys.executable, str(bare / "ibp_reduce.py"), *STOP], place)) as stop:
+        wait_until(Path("it's work/stop.request").exists)
+        printed, line = run.communicate("\n", timeout=DEADLINE_S)
+        assert (run.returncode, printed, line.count("\n")) == (130, "", 1) and "--work-dir" in line
+        assert stop.communicate(timeout=DEADLINE_S) == ("", "") and stop.returncode == 0
+    assert not Path("it's work/stop.request").exists()
+    assert "GONE" in said(capsys, STATUS, 0)
+    refusal = said(capsys, OTHER, 2)
+    assert refusal.count("\n") == 1 and f"I[{SMALL}] of trianglebox modulo 1009" in refusal and "--fresh" in refusal
+    before = set(done_in("it's work/run.journal"))
+    assert before >= set(kept) and kept
+    assert f"going on: {len(before):,} integrals" in run_and_hear(capsys, [*STEPS, "--resume"])
+    assert answer()["tasks"] <= answer()["integrals"] - len(before)
+    assert "finished" in said(capsys, STATUS, 0)
+    refusal = said(capsys, [*STEPS, "--resume"], 2)
+    assert refusal.count("\n") == 1 and "no unfinished run" in refusal
+    assert said(capsys, STOP, 0) == ""  # nobody is there to be stopped
+
+
+def run_and_hear(capsys, words):
+    capsys.readouterr()
+    assert exit_code(words) == 0
+    return capsys.readouterr().err
+
+
+def test_killed_run_is_known_to_be_gone_and_fresh_drops_it(held, place, capsys):
+    run = held(*STEPS, "--local", "2")
+    run.kill()
+    run.wait(DEADLINE_S)
+    status = said(capsys, STATUS, 0)
+    assert f"pid {run.pid}" in status and "GONE" in status and "same command" in status
+    assert done_in("it's work/run.journal")
+    line = run_and_hear(capsys, [*OTHER, "--fresh"])
+    assert "going on" not in line
+    small = reduced("--integral=1,1,1,1,1,1,-1", "--paper-masters-only", "--store", "elsewhere")["final_expr"]
+    assert run_and_hear(capsys, OTHER) == "" and ibp_reduce.load_builtins(Path("r.pkl").read_bytes())["final_expr"] == small
+
+
+@pytest.mark.parametrize("local", ["1", "2"])
+def test_interrupted_run_prints_a_command_that_goes_on(local, held, place):
+    run = held(*STEPS, "--local", local, "--fresh")
+    run.send_signal(signal.SIGINT)
+    printed, line = run.communicate(timeout=DEADLINE_S)
+    assert (run.returncode, printed, line.count("\n")) == (130, "", 1), line
+    command = line.strip().partition("go on with: ")[2]
+    kept = len(done_in("it's work/run.journal"))
+    again = subprocess.run(command, shell=True, cwd=place, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert again.returncode == 0 and f"going on: {kept:,} integrals" in again.stderr, f"{command}: {again.stderr}"
+    assert kept and answer()["tasks"] <= answer()["integrals"] - kept
+
+
+def test_status_of_a_short_run_is_its_own(ready, capsys):
+    """Also of one that ends before the first writing is due, and after another run in the same directory."""
+    for words, integral in (STEPS, SMALL), (OTHER, "1,1,1,1,1,1,-1"):
+        run_and_hear(capsys, words)
+        status = said(capsys, STATUS, 0)
+        assert f"I[{integral}] of trianglebox" in status and "finished" in status
+        done, met = re.search("([0-9,]+) done of ([0-9,]+) met", status).groups()
+        assert done == met
+
+
+def test_directory_is_not_given_away_before_the_result_is_safe(ready, monkeypatch):
+    """Another controller that started meanwhile would lose its journal when this one clears up."""
+    original, refused = ibp_reduce.write_pickle, []
+
+    def write(record, path):
+        try:
+            with claim_directory("it's work"):
+                refused.append(False)
+        except DirectoryRefused:
+            refused.append(True)
+        original(record, path)
+
+    monkeypatch.setattr(ibp_reduce, "write_pickle", write)
+    assert exit_code(STEPS) == 0 and refused == [True]
+    answer()
+
+
+def test_work_directory_that_others_may_write_to_is_refused(place, capsys, monkeypatch):
+    monkeypatch.setattr(ibp_reduce, "STOP_PATIENCE_S", 1.0)
+    monkeypatch.setattr(ibp_reduce.time, "sleep", lambda seconds: pytest.fail("waits in vain"))
+    Path("it's work").mkdir()
+    Path("it's work").chmod(0o770)
+    for words in STEPS, [*PUBLISHED, "--work-dir", "it's work"], STOP:
+        line = said(capsys, words, 2)
+        assert line.count("\n") == 1 and "it's work" in line and "chmod" in line
+    assert not Path("it's work/run.journal").exists()
+
+
+def test_steps_and_sectors_write_the_same_result(place):
+    """And share a store: the rules that one finds spare the other the search."""
+    small = ["--integral=1,1,1,1,1,0,-1", "--paper-masters-only"]
+    by_steps = reduced(*small, "--batch", "auto", "--job-seconds", "0.05", "--local", "2")
+    by_sectors = reduced(*small, "--batch", "sector")
+    for key in ("final_expr", "masters", "unreduced", "kinematics", "success"):
+        assert by_steps[key] == by_sectors[key]
+    assert by_steps["statistics"]["rules"] > 0 == by_sectors["statistics"]["rules"]
+
+
+USAGE_ERRORS = {
+    "--batch 0": ("--batch 0",),
+    "--batch x": ("--batch x", "sector, auto"),
+    "--batch -3": ("--batch",),
+    "--batch 1.5": ("--batch 1.5",),
+    "--batch 1e3": ("--batch 1e3",),
+    "--batch=": ("--batch",),
+    "--condor --local 2": ("--condor", "--local", "one of them"),
+    "--condor --batch sector": ("--batch sector", "--condor"),
+    "--resume --fresh": ("--resume", "--fresh", "one of them"),
+    "--batch auto --job-seconds 0": ("--job-seconds 0",),
+    "--batch auto --job-seconds nan": ("--job-seconds nan",),
+    "--batch auto --job-seconds inf": ("--job-seconds inf",),
+    "--job-seconds soon": ("--job-seconds", "soon"),
+    "--straggler-timeout never": ("--straggler-timeout never", "auto"),
+    "--straggler-timeout 2000000 --local 2": ("--straggler-timeout",),
+    "--straggler-cpus 0": ("--straggler-cpus 0",),
+    "--check-interval 0": ("--check-interval 0",),
+    "--request-memory -1": ("--request-memory -1",),
+    "--max-jobs 0": ("--max-jobs 0",),
+    "--condor --condor-option foo": ("--condor-option 'foo'", "KEY=VALUE"),
+    "--status --work-dir nowhere": ("nowhere", "no run"),
+    "--stop --work-dir nowhere": ("nowhere", "no such directory"),
+}
+
+
+@pytest.mark.parametrize("command", USAGE_ERRORS)
+def test_usage_error_is_one_line_and_nothing_is_written(command, place, capsys):
+    words = shlex.split(command)
+    complete = "nowhere" in words
+    check_refused([*words, *([] if complete else ["--integral=1,1,1,1,1,1,-1"])], place, capsys, USAGE_ERRORS[command])
+
+
+def test_resume_needs_an_unfinished_run(place, capsys):
+    for words in [*STEPS, "--resume"], [*OTHER, "--resume"]:
+        line = said(capsys, words, 2)
+        assert line.count("\n") == 1 and "--resume" in line and "no unfinished run" in line
+    assert not Path("r.pkl").exists() and not Path("it's work/run.journal").exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"time": 3}', b"\xff"], ids=ascii)
+def test_damaged_status_is_one_line(damage, place, capsys):
+    Path("it's work").mkdir(mode=0o700)
+    Path("it's work/controller.json").write_text(json.dumps({"pid": 1, "host": "x"}))
+    Path("it's work/status.json").write_bytes(damage)
+    line = said(capsys, STATUS, 1)
+    assert line.count("\n") == 1 and "status.json" in line
+
+
+# a real pool --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.condor
+@pytest.mark.parametrize(
+    "words", [["3,2,1,3,2,2,-6"], [SMALL, "--batch", "20"], [SMALL, "--batch", "40", "--transfer-files"]], ids=" ".join
+)
+def test_a_pool_gives_what_one_process_gives(words, real_pool, place):
+    common = ["--paper-masters-only", "--quiet", "--integral"]
+    assert exit_code([*common, *words[:1], "--output", "here.pkl"]) == 0
+    assert exit_code([*common, *words, "--condor", "--check-interval", "1", "--work-dir", "it's a pool", "--output", "there.pkl"]) == 0
+    here, there = (ibp_reduce.load_builtins(Path(name).read_bytes()) for name in ("here.pkl", "there.pkl"))
+    assert here["reductions"] == there["reductions"] and there["statistics"]["jobs"] == there["statistics"]["tasks"] > 0
+    assert not Path("it's a pool/condor").exists() and Path("it's a pool/events.jsonl").exists()
+
+
+def schedd_of_the_pool():
+    """Process id of the schedd that the environment's CONDOR_CONFIG belongs to."""
+    ours = f"CONDOR_CONFIG={os.environ['CONDOR_CONFIG']}".encode()
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if b"condor_schedd" in (process / "cmdline").read_bytes() and ours in (process / "environ").read_bytes().split(b"\0"):
+                return int(process.name)
+
+
+class Chaos:
+    """Removes and holds some of a run's jobs, each task once at most, and kills schedd and controller at given numbers of results."""
+
+    def __init__(self, command, work, rng):
+        self.command, self.work, self.rng = command, work, rng
+        self.touched, self.removed, self.held, self.schedds, self.controllers = set(), 0, 0, 0, 0
+
+    def results(self):
+        with contextlib.suppress(FileNotFoundError):
+            return (self.work / "condor/events.jsonl").read_text().count('"event": "done"')
+        return 0
+
+    def queue(self):
+        attributes = ["-json", "-attributes", "ClusterId,ProcId,CondorWorkerTask"]
+        answer = subprocess.run(["condor_q", *attributes], capture_output=True, text=True, timeout=60)
+        return json.loads(answer.stdout or "[]") if answer.returncode == 0 else []
+
+    def disturb(self, tool, wanted):
+        jobs = [job for job in self.queue() if job.get("CondorWorkerTask") not in self.touched]
+        chosen = self.rng.sample(jobs, min(4, wanted)) if len(jobs) > 8 else []
+        done = 0
+        for job in chosen:
+            self.touched.add(job["CondorWorkerTask"])
+            done += subprocess.run([tool, f"{job['ClusterId']}.{job['ProcId']}"], capture_output=True, timeout=60).returncode == 0
+        return done
+
+    def run(self, schedd_at, controller_at):
+        """Exit code of the last controller."""
+        process = self.start()
+        while process.poll() is None:
+            self.removed += self.disturb("condor_rm", 20 - self.removed) if self.removed < 20 else 0
+            self.held += self.disturb("condor_hold", 20 - self.held) if self.held < 20 else 0
+            if self.schedds < len(schedd_at) and self.results() >= schedd_at[self.schedds]:
+                os.kill(schedd_of_the_pool(), signal.SIGKILL)
+                self.schedds += 1
+            if self.controllers < len(controller_at) and self.results() >= controller_at[self.controllers]:
+                process.kill()
+                process.wait()
+                self.controllers += 1
+                process = self.start()
+            time.sleep(0.3)
+        return process.returncode
+
+    def start(self):
+        return subprocess.Popen(self.command, stdout=subprocess.DEVNULL, stderr=(self.work.parent / "said").open("a"))
+
+
+@pytest.mark.condor
+@pytest.mark.slow
+def test_a_pool_in_chaos_loses_nothing(real_pool, place):
+    common = ["--integral", SMALL, "--paper-masters-only"]
+    assert exit_code([*common, "--quiet", "--output", "expected.pkl"]) == 0
+    words = [*common, "--condor", "--batch", "3", "--check-interval", "2", "--work-dir", "work", "--output", "result.pkl"]
+    chaos = Chaos([sys.executable, str(HERE / "ibp_reduce.py"), *words], place / "work", random.Random(1))
+    assert chaos.run(schedd_at=(35, 95), controller_at=(20, 50, 80, 110, 140)) == 0, (place / "said").read_text()
+    assert (chaos.removed, chaos.held, chaos.schedds, chaos.controllers) == (20, 20, 2, 5)
+    expected, result = (ibp_reduce.load_builtins(Path(name).read_bytes()) for name in ("expected.pkl", "result.pkl"))
+    assert result["reductions"] == expected["reductions"]
+    events = [json.loads(line) for line in Path("work/events.jsonl").read_text().splitlines()]
+    names = [event["event"] for event in events]
+    assert names.count("recovered") == 6 and names.count("removed") >= 20 and names.count("held") >= 20 and "silent" in names
+    finished = [event["task"] for event in events if event["event"] == "done"]
+    assert len(finished) == len(set(finished)) >= 180
+    assert chaos.queue() == []
