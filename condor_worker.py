@@ -1861,6 +1861,7 @@ class CondorExecutor(TaskExecutor):
         if times >= SUBMIT_ATTEMPTS and not self._jobs:
             self._fail(task, SubmitFailed(f"{task.function}: {error}"))
         else:
+            self._event("absent", task)  # never submitted, or removed while no controller was there
             self._enqueue(task)
 
     def _submit_queued(self):
