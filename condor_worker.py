@@ -1516,14 +1516,20 @@ class CondorExecutor(TaskExecutor):
             with contextlib.suppress(OSError):  # a file that stays does no harm
                 (self.directory / f"{name}{suffix}").unlink()
 
+    def _sweep(self, kept):
+        """Delete the files of all tasks but these, unfinished ones included."""
+        for path in self.directory.iterdir():
+            name = path.name.partition(".")[0]
+            if re.fullmatch(r"\d{7,}", name) and name not in kept:
+                path.unlink(missing_ok=True)
+
     def _tidy(self):
         """Delete what an orderly end leaves behind."""
         for path in self.directory.glob("submit-*"):
             path.unlink(missing_ok=True)
         with self._changed:
-            settled, self._unforgotten = self._unforgotten, {}
-        for name, suffixes in settled.items():
-            self._delete_files(name, suffixes)
+            self._unforgotten = {}
+        self._sweep(self._journal.given_up())
 
     def _event(self, event, task=None, /, **fields):
         about = {} if task is None else {"task": task.name, "job": task.job}
@@ -1539,8 +1545,7 @@ class CondorExecutor(TaskExecutor):
     def _start(self):
         if self._watcher is None:
             kept = self._tasks.keys() | self._unforgotten.keys() | self._journal.given_up()
-            for name in {path.stem for suffix in TASK_SUFFIXES for path in self.directory.glob(f"*{suffix}")} - kept:
-                self._delete_files(name)  # what recover() did not take, what a killed controller was deleting
+            self._sweep(kept)  # what recover() did not take, what a killed controller was writing or deleting
             self._watcher = threading.Thread(target=self._watch, name="condor-watcher", daemon=True)
             self._watcher.start()
 

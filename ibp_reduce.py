@@ -1200,6 +1200,10 @@ class Terms:
     key: np.ndarray
     value: np.ndarray
 
+    def pack(self) -> tuple:
+        """For Terms(*map(unpack_keys, …))."""
+        return tuple(pack_keys(getattr(self, f.name)) for f in fields(self))
+
     @staticmethod
     def join(parts: Sequence[Terms]) -> Terms:
         return Terms(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Terms)))
@@ -1763,7 +1767,7 @@ class _StepWork:
         work, terms = self.sectors[bits], Terms.join(self.terms[bits])
         return {
             "done": pack_keys(self.done[bits]),
-            "terms": tuple(pack_keys(getattr(terms, f.name)) for f in fields(Terms)),
+            "terms": terms.pack(),
             "unreduced": sorted(work.unreduced.values()),
             "learned": _pack_sector(work.learned, self.setting.family.n) if work.learned else None,
             "steps": work.result.new_steps,
@@ -2895,7 +2899,7 @@ class StepController(Controller):
         record = {
             "sector": bits,
             "done": pack_keys(new),
-            "terms": tuple(pack_keys(getattr(terms, f.name)) for f in fields(Terms)),
+            "terms": terms.pack(),
             "unreduced": [i for i in found["unreduced"] if not is_member(sector.encode(np.array([i])), known)],
             "learned": found["learned"],
             "steps": found["steps"],

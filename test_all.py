@@ -1793,15 +1793,16 @@ def test_a_job_that_ends_without_output(fake, make, jobs, exit_code, said):
     assert executor.statistics["failed"] == 1 and executor.statistics["retries"] == 1
 
 
-def test_an_output_file_that_comes_late_is_used(fake, make, jobs):
+def test_an_output_file_that_comes_late_is_used(fake, make, jobs, monkeypatch):
     """As on a network file system, where the log may be seen before the file."""
+    monkeypatch.setattr(condor_worker, "GRACE_S", (0.3, 10))
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
     fake.perform(job)
     hidden = Path(job.path(".out")).rename(Path(job.path(".hidden")))
     fake.finish(job)
-    wait_until(lambda: any(job.task in json.dumps(event) and event["event"] != "submitted" for event in events(executor.directory)))
+    wait_until(lambda: executor.counts()["idle"] == 0)
     hidden.rename(job.path(".out"))
     assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
 
@@ -2418,13 +2419,16 @@ def test_an_eviction_resets_the_clock(fake, make, jobs):
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
     now = time.time()
-    fake.start(job, ago_s=10, before=[fake.started(now - 500), fake.evicted(now - 400), fake.started(now - 300), fake.evicted(now - 20)])
+    fake.log(job, fake.started(now - 500), fake.evicted(now - 400))
+    let_it_look(fake, 3)
+    lost = (7, "Shadow exception!\n\tCan no longer talk to condor_starter", now - 20)  # as good as an eviction
+    fake.start(job, ago_s=10, before=[fake.started(now - 300), lost])
     let_it_look(fake, 3)
     assert not fake.calls("condor_rm") and len(fake.history()) == 1
     fake.evict(job)
     let_it_look(fake, 2)
     fake.run(job)
-    assert future.result(DEADLINE_S) == 9 and executor.statistics["stragglers"] == 0 and executor.statistics["evicted"] >= 2
+    assert future.result(DEADLINE_S) == 9 and executor.statistics["stragglers"] == 0
 
 
 def test_waiting_in_the_queue_is_not_slowness(fake, make, jobs):
@@ -2536,10 +2540,10 @@ def test_the_queue_is_asked_once_per_interval_whatever_happens(fake, make, jobs,
     monkeypatch.setattr(subprocess, "run", note_and_run)
     fake.set(run="background")
     executor = make(check_interval_s=0.3, stragglers=TimeLimits(60))
-    until = time.monotonic() + 1.8
-    while time.monotonic() < until:  # something is submitted all the time
+    until = time.monotonic() + 10
+    while len(asked) < 5 and time.monotonic() < until:  # something is submitted all the time
         executor.submit(jobs.noted_square, os.devnull, 3, 0.1).result(DEADLINE_S)
-    assert len(asked) >= 3 and min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.29, asked
+    assert len(asked) >= 5 and min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.29, asked
 
 
 def test_the_queue_is_not_asked_while_no_job_is_out(fake, make, jobs):
@@ -2602,10 +2606,11 @@ def test_forgotten_files(fake, make, jobs):
     assert task_files(executor.directory) == [] and not list(executor.directory.glob("submit-*"))
 
 
-def test_files_that_a_killed_controller_was_deleting(fake, make, jobs):
+def test_files_that_a_killed_controller_was_writing_or_deleting(fake, make, jobs):
     fake.set(run="now")
     executor = make()
-    for name in "0000042.out", "0000042.err", "submit-3.sub", "submit-3.items":
+    unfinished = "0000043.call.node.99.7", "0000042.out.node7.99.7"  # as replace_file names them
+    for name in ("0000042.out", "0000042.err", "submit-3.sub", "submit-3.items", *unfinished):
         (executor.directory / name).touch()
     executor.detach()
     successor = make()
@@ -6831,7 +6836,8 @@ def test_a_pool_in_chaos_loses_nothing(real_pool, place):
     assert result["reductions"] == expected["reductions"]
     events = [json.loads(line) for line in Path("work/events.jsonl").read_text().splitlines()]
     names = [event["event"] for event in events]
-    assert names.count("recovered") == 6 and names.count("removed") + names.count("absent") >= 20 and names.count("held") >= 20 and "silent" in names
+    assert names.count("recovered") == 6 and "silent" in names
+    assert names.count("removed") + names.count("absent") >= 20 and names.count("held") >= 20
     finished = {(event["task"], event["seconds"]) for event in events if event["event"] == "done"}  # one read twice is one
     assert len(finished) == len({task for task, _ in finished}) >= 180
     assert chaos.queue() == []
