@@ -122,6 +122,13 @@ HERE = Path(__file__).resolve().parent
 DEADLINE_S = 90  # for events that come in a second or two on an idle machine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell's background job ignores Ctrl-C, and so would every program that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # =====================================================================================================================
 # Executors
 # =====================================================================================================================
