@@ -3006,8 +3006,12 @@ def describe_status(status: dict[str, Any]) -> str:
     parts = [f"{tasks[state]} {state}" for state in ("running", "idle", "queued", "held", "failed") if tasks.get(state)]
     parts.append(f"{status['cache']['hits']:,} hits")
     if status["left_s"] is not None:
-        parts.append(f"{status['integrals_per_s']:.3g}/s, at least {format_seconds(status['left_s'])} left")
+        parts.append(f"{format_rate(status['integrals_per_s'])}/s, at least {format_seconds(status['left_s'])} left")
     return ", ".join(parts)
+
+
+def format_rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -3637,7 +3641,7 @@ def status_text(directory: RunDirectory) -> tuple[str, bool]:
     ]
     if alive:
         left = f"at least {format_seconds(status['left_s'])} left" if status["left_s"] is not None else "no estimate yet"
-        rows.append(("pace", f"{status['integrals_per_s']:.3g} integrals/s, {left}"))
+        rows.append(("pace", f"{format_rate(status['integrals_per_s'])} integrals/s, {left}"))
     return "\n".join(f"{name:12}{value}" for name, value in rows), alive
 
 
