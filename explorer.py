@@ -1819,7 +1819,6 @@ def apply_event(explorer: Explorer, event: Mapping[str, Any]) -> None:
 # Simulations
 # =====================================================================================================================
 
-UNIT_TOLERANCE = 1e-3  # of spin lengths
 SCRATCH_PREFIX = "spin_solver_pid"
 TIMEOUT, FAILED = "TIMEOUT", "FAILED"
 
@@ -1879,7 +1878,7 @@ def checked_result(result: Any) -> dict[str, Any]:
     if not (np.isfinite(spins).all() and np.isfinite(positions).all() and np.isfinite(energy).all()):
         raise ValueError("the simulation returned NaN or infinite numbers")
     lengths = np.linalg.norm(spins, axis=1)
-    if np.abs(lengths - 1).max() > UNIT_TOLERANCE:
+    if np.abs(lengths - 1).max() > LENGTH_TOLERANCE:
         raise ValueError(f"the simulation returned spins of length {lengths.min():.4g} to {lengths.max():.4g}; expected unit spins")
     numbers = {name: float(getattr(result, name)) for name in ("spread", "torque", "converged", "restarts") if hasattr(result, name)}
     content = {"spins": spins.tobytes(), "positions": positions.tobytes(), "sites": len(spins)}

@@ -8305,3 +8305,16 @@ def test_point_seed_depends_on_the_point_alone():
     seed = ex.point_seed(3, {"a": 0.1, "b": 0.2})
     assert seed == ex.point_seed(3, {"b": 0.2, "a": 0.1}) and 0 <= seed < 2**32
     assert len({ex.point_seed(s, {"a": a}) for s in range(5) for a in (0.1, 0.2, 0.3)}) == 15
+
+
+@pytest.mark.condor
+def test_a_pool_explores_like_one_process(real_pool, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["--screening", "--lattice-size", "6", "--n-initial", "4", "--n-iterations", "1", "--n-per-iteration", "4", "--quiet"]
+    assert ex.main([*words, "--output-dir", "here"]) == 0
+    assert ex.main([*words, "--output-dir", "it's there", "--condor", "--check-interval", "1"]) == 0
+    here, there = (
+        {id: (event["phase"], event["energy"]) for id, event in ex.read_history(tmp_path / name).told.items()}
+        for name in ("here", "it's there")
+    )
+    assert here == there and len(here) >= 8
