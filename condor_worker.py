@@ -328,6 +328,17 @@ def load_shared(path, digest):
     return pickle.loads(pickled)
 
 
+def ensure_standard_streams():
+    """For a program started with some of them closed (cron, >&-): else the next file that is opened would take their place."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
 def replace_file(path, content, sync=False):
     """Write a file that is seen whole or not at all."""
     temporary = Path(f"{path}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
@@ -728,7 +739,8 @@ def worker_main(pipe, log_path):
         with open(log_path, "ab") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        sys.stdout.reconfigure(line_buffering=True)  # a killed task leaves its last words
+        if sys.stdout is not None:
+            sys.stdout.reconfigure(line_buffering=True)  # a killed task leaves its last words
     faulthandler.enable(file=2)  # a crash in compiled code names the Python line
     with contextlib.suppress(EOFError, ConnectionError):  # the caller has closed its end, or is gone
         while True:
@@ -1034,7 +1046,13 @@ def literal(text):
     return str(text).replace("$", "$(DOLLAR)")
 
 
-def check_options(options):
+def check_condor_tools():
+    """Raises CondorMissing."""
+    if missing := [tool for tool in ("condor_submit", "condor_q", "condor_rm") if shutil.which(tool) is None]:
+        raise CondorMissing(f"{', '.join(missing)} not found; log in where HTCondor is installed, or run with local processes")
+
+
+def check_submit_options(options):
     """Extra lines of the submit file as a dict. Raises ValueError."""
     for key, value in options:
         bare = key.lower().removeprefix("+").removeprefix("my.")
@@ -1302,9 +1320,8 @@ class CondorExecutor(TaskExecutor):
                 f"check_interval_s={check_interval_s}, cpus={cpus}, straggler_cpus={straggler_cpus}, memory_mb={memory_mb}, "
                 f"max_jobs={max_jobs}, retries={retries}, timeout_s={timeout_s}: give positive numbers"
             )
-        if missing := [tool for tool in ("condor_submit", "condor_q", "condor_rm") if shutil.which(tool) is None]:
-            raise CondorMissing(f"{', '.join(missing)} not found; log in where HTCondor is installed, or run with local processes")
-        self.options = check_options(options)
+        check_condor_tools()
+        self.options = check_submit_options(options)
         self.python, self.transfer_files = check_submittable(python), transfer_files
         check_submittable(Path(directory).absolute())
         self.check_interval_s, self.timeout_s, self.retries, self.processes = check_interval_s, timeout_s, retries, max_jobs

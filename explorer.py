@@ -56,6 +56,7 @@ import importlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import pickle
 import re
@@ -68,6 +69,7 @@ import tempfile
 import threading
 import time
 import traceback
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -88,7 +90,10 @@ from condor_worker import (
     ExecutorError,
     LocalExecutor,
     TaskTimeout,
+    check_condor_tools,
+    check_submit_options,
     claim_directory,
+    ensure_standard_streams,
     process_exists,
     read_claim,
     remove_run,
@@ -1177,6 +1182,11 @@ DIGITS = 6  # of unit coordinates: parameters that can be read, duplicates that 
 GRAIN = 10.0**-DIGITS
 
 
+def encodable(text: str) -> str:
+    """Without lone surrogates, which the names of files may hold but UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 @dataclass(frozen=True)
 class Box:
     """The parameters of an exploration and their ranges."""
@@ -1189,15 +1199,17 @@ class Box:
         if not self.names or len(set(self.names)) < len(self.names) or not len(self.names) == len(self.low) == len(self.high):
             raise InputError(f"parameters {', '.join(self.names) or '(none)'}: give each of them once, with its low and high bound")
         for name, low, high in zip(self.names, self.low, self.high):
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise InputError(f"parameter {name}: bounds {low:g}, {high:g}; the low bound must be below the high one")
+            if not (math.isfinite(high - low) and low < high):
+                raise InputError(f"parameter {name}: bounds {low:g}, {high:g}; the low bound must be below the high one, both finite")
+            if name != encodable(name):
+                raise InputError(f"parameter {encodable(name)}: not a name that can be written down")
 
     @staticmethod
     def of(bounds: Mapping[str, Sequence[float]]) -> Box:
         """From {name: (low, high)}. Raises InputError."""
         try:
             pairs = [(float(low), float(high)) for low, high in bounds.values()]
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InputError(f'parameter box {dict(bounds)}: give {{"name": [low, high], ...}}') from error
         return Box(tuple(bounds), tuple(low for low, _ in pairs), tuple(high for _, high in pairs))
 
@@ -1447,9 +1459,10 @@ def scores(probabilities: np.ndarray, strategy: str, target: int | None) -> np.n
     return 1 - p[:, -1]
 
 
-def candidates(points: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def candidates(points: np.ndarray, labels: np.ndarray, rng: np.random.Generator, wanted: int = 0) -> np.ndarray:
     """Unit points to choose from: an even cover of the cube, and points between labelled neighbours (n, d) whose labels (n,) differ."""
-    cover = r_sequence(CANDIDATES, rng.random(points.shape[1]))
+    count = max(CANDIDATES, 2 * wanted)
+    cover = r_sequence(count, rng.random(points.shape[1]))
     distances = squared_distances(points, points, 1.0)
     distances[labels[:, None] == labels] = np.inf
     nearest = np.argsort(distances, axis=1, kind="stable")[:, :NEIGHBOURS]
@@ -1458,12 +1471,10 @@ def candidates(points: np.ndarray, labels: np.ndarray, rng: np.random.Generator)
     first, second = first[unlike], second[unlike]
     if not len(first):
         return cover
-    pick = rng.integers(len(first), size=CANDIDATES)
-    share = rng.uniform(0.2, 0.8, (CANDIDATES, 1))
+    pick = rng.integers(len(first), size=count)
+    share = rng.uniform(0.2, 0.8, (count, 1))
     reach = 0.25 * np.sqrt(distances[first, second][pick] / points.shape[1])
-    between = (
-        points[first[pick]] * share + points[second[pick]] * (1 - share) + rng.normal(size=(CANDIDATES, points.shape[1])) * reach[:, None]
-    )
+    between = points[first[pick]] * share + points[second[pick]] * (1 - share) + rng.normal(size=(count, points.shape[1])) * reach[:, None]
     return np.concatenate([cover, on_grain(between)])
 
 
@@ -1569,7 +1580,7 @@ class Explorer:
     def _most_worth(self, n, strategy, taken, rng):
         """Unit points (n, d). A balanced batch is half uncertainty, half target, taken in turns."""
         surrogate = self.surrogate()
-        pool = candidates(surrogate.points, self._sorted_labels(), rng)
+        pool = candidates(surrogate.points, self._sorted_labels(), rng, n)
         p = surrogate.probabilities(pool)
         target = surrogate.labels.index(self.target) if self.target in surrogate.labels else None
         kinds = ("uncertainty", "target") if strategy == "balanced" else (strategy,)
@@ -1737,7 +1748,7 @@ class History:
         if found is None or found.get("event") != "run":
             raise InputError(f"{self.path} is not a history of this program, or its first line is damaged; choose another output directory")
         for key in ("version", "model", "box", "seed"):
-            if found.get(key) != wanted[key] or list(found["box"]) != list(wanted["box"]):
+            if found.get(key) != wanted[key] or (key == "box" and list(found["box"]) != list(wanted["box"])):
                 raise InputError(
                     f"{self.path} is of another run: its {key} is {json.dumps(found.get(key))}, not {json.dumps(wanted[key])}; "
                     "choose another output directory, or start afresh"
@@ -1819,6 +1830,7 @@ def apply_event(explorer: Explorer, event: Mapping[str, Any]) -> None:
 # Simulations
 # =====================================================================================================================
 
+POSITION_TOLERANCE = 1e-3  # of lattice constants, where sites are put in order
 SCRATCH_PREFIX = "spin_solver_pid"
 TIMEOUT, FAILED = "TIMEOUT", "FAILED"
 
@@ -1828,31 +1840,37 @@ def _run_simulation_safe(params, simulation_func, timeout=300):
 
     A record of builtin types: {"ok": True, "spins", "positions" (bytes of float64), "sites", "energy", "numbers", "seconds", "host"}
     or {"ok": False, "error": type, "message", "traceback", "seconds", "host"}. A timeout in seconds interrupts Python code of the main
-    thread (error "TimeoutError"); the hard limit, for compiled loops as well, is the executor's, which kills the process.
+    thread (error "SimulationTimeout"); the hard limit, for compiled loops as well, is the executor's, which kills the process.
     """
     started = time.monotonic()
     try:
         with alarm(timeout):
             record = {"ok": True} | checked_result(simulation_func(dict(params)))
-    except Exception as error:
+    except BaseException as error:  # sys.exit() too costs its point only
+        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+            raise  # a Ctrl-C; worker processes ignore it
         record = {"ok": False} | error_fields(error)
     return record | {"seconds": time.monotonic() - started, "host": os.uname().nodename}
 
 
 def error_fields(error: BaseException) -> dict[str, str]:
     summary = traceback.TracebackException.from_exception(error)  # survives an exception whose __str__ fails
-    return {"error": type(error).__qualname__, "message": str(summary), "traceback": "".join(summary.format())}
+    return {"error": type(error).__qualname__, "message": encodable(str(summary)), "traceback": encodable("".join(summary.format()))}
+
+
+class SimulationTimeout(TimeoutError):
+    """The limit of `alarm`, as opposed to a TimeoutError of the simulation's own."""
 
 
 @contextlib.contextmanager
 def alarm(timeout_s: float | None) -> Iterator[None]:
-    """Raises TimeoutError within the block after timeout_s seconds; no limit outside of the main thread, where signals do not arrive."""
+    """Raises SimulationTimeout within the block after timeout_s seconds; no limit outside of the main thread, where no signal arrives."""
     if timeout_s is None or threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def interrupt(_number, _frame):
-        raise TimeoutError(f"the simulation reached its time limit of {timeout_s:g} s")
+        raise SimulationTimeout(f"the simulation reached its time limit of {timeout_s:g} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
@@ -1898,13 +1916,31 @@ def simulate_point(
         if not record["ok"]:
             return record
         try:
-            found = classify(np.frombuffer(record["spins"]).reshape(-1, 3), L)
+            spins, positions = (np.frombuffer(record[name]).reshape(record["sites"], -1) for name in ("spins", "positions"))
+            if (order := site_order(positions, L)) is not None:
+                spins, positions = spins[order], positions[order]
+                record |= {"spins": spins.tobytes(), "positions": positions.tobytes()}
+            found = classify(spins, L)
             confidence = float(found.confidence)
-            path = [str(step) for step in getattr(found, "path", ())]
+            path = [encodable(str(step)) for step in getattr(found, "path", ())]
             label = {"phase": found.phase.name, "confidence": confidence if math.isfinite(confidence) else 0.0, "path": path}
             return record | label | {"numbers": record["numbers"] | finite(getattr(found, "numbers", {}))}
         except Exception as error:
             return {"ok": False, "seconds": record["seconds"], "host": record["host"]} | error_fields(error)
+
+
+def site_order(positions: np.ndarray, L: int) -> np.ndarray | None:
+    """Indices that bring sites at positions (N, 2) into the order of Lattice; None where they are not L x L cells of the honeycomb."""
+    inverse = np.linalg.inv(np.array([A1, A2]))
+    for origin in (np.zeros(2), np.array(B_OFFSET)):  # the first site may be an A or a B
+        cells = np.stack([(positions - positions[0] + origin - s * np.array(B_OFFSET)) @ inverse for s in (0, 1)])
+        fits = np.abs(cells - np.round(cells)).max(axis=2) < POSITION_TOLERANCE
+        sublattice = fits[1].astype(int)
+        i, j = (np.round(cells)[sublattice, np.arange(len(positions))].astype(int) % L).T
+        index = (i * L + j) * 2 + sublattice
+        if (fits[0] ^ fits[1]).all() and len(index) == 2 * L * L and len(np.unique(index)) == len(index):
+            return np.argsort(index)
+    return None
 
 
 def scratch_path(id: int, scratch: str) -> Path:
@@ -1932,6 +1968,17 @@ def private_scratch(id: int, scratch: str) -> Iterator[None]:
         if before[1] is not None:
             os.environ["TMPDIR"] = before[1]
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def can_be_imported(function: Callable) -> bool:
+    """Whether a spawned process can load this function without running the main program's calls again, which wants a guard in it."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    if main is None:  # standard input, -c, a notebook
+        return function.__module__ != "__main__"
+    try:
+        return "__name__" in Path(main).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
 
 
 def processes_of(n_jobs: int) -> int:
@@ -2141,6 +2188,12 @@ class ActiveLearningExplorer:
                     f"the simulation cannot be sent to other processes ({error}); use a module-level function, or n_jobs=1"
                 ) from error
             return True
+        if not can_be_imported(simulation_func):
+            if processes > 1:
+                raise InputError(
+                    "worker processes cannot import this program: put its calls under if __name__ == '__main__', or use n_jobs=1"
+                )
+            return True
         return processes == 1 and timeout is None
 
     def _run_elsewhere(self, calls, executor, batch):
@@ -2182,7 +2235,7 @@ class ActiveLearningExplorer:
             fields = {key: record[key] for key in ("phase", "confidence", "energy", "seconds", "host", "path", "numbers")}
             text = f"Point {point.id}: {record['phase']} (conf={record['confidence']:.2f}, E={record['energy']:.4f})"
         else:
-            failure = TIMEOUT if record["error"] in (TaskTimeout.__name__, TimeoutError.__name__) else FAILED
+            failure = TIMEOUT if record["error"] in (TaskTimeout.__name__, SimulationTimeout.__name__) else FAILED
             fields = {"failure": failure} | {key: record[key] for key in ("error", "message", "traceback", "seconds", "host")}
             text = f"Point {point.id}: {failure} ({record['error']}: {record['message'].splitlines()[0] if record['message'] else ''})"
         self._record("told", id=point.id, time=time.time(), **fields)
@@ -2217,10 +2270,11 @@ class ActiveLearningExplorer:
         """Of a run that was killed: its processes are gone, for we hold its directory."""
         note = self.output_dir / "scratch.json"
         if note.exists():
-            left = json.loads(note.read_bytes())
-            path = Path(left["path"])
-            if left["host"] == os.uname().nodename and path.name.startswith(SCRATCH_PREFIX):
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: the directories stay in the system's temporary one
+                left = json.loads(note.read_bytes())
+                path = Path(left["path"])
+                if left["host"] == os.uname().nodename and path.name.startswith(SCRATCH_PREFIX):
+                    shutil.rmtree(path, ignore_errors=True)
             note.unlink()
 
     def save(self) -> None:
@@ -2285,7 +2339,7 @@ class ActiveLearningExplorer:
         how: options of classify_pending_points. change_below, entropy_below: see Explorer.should_stop
         """
         core = self.explorer
-        if not core.iterations:
+        if not any(point.origin == "lhs" for point in core.points):
             self.add_known_seeds()
             self.add_lhs_samples(n_initial)
         while True:
@@ -2357,7 +2411,7 @@ class Run:
         try:
             with np.load(path) as stored:
                 return stored["spins"].astype(float), stored["positions"].astype(float)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{path}: the spins of point {id} are not readable ({type(error).__name__})") from None
 
 
@@ -2373,6 +2427,8 @@ def read_history(directory: Path) -> Run:
         events.pop()
     if not events or None in events or events[0].get("event") != "run":
         raise InputError(f"{path} is not a history of this program, or it is damaged")
+    if events[0].get("version") != HISTORY_VERSION:
+        raise InputError(f"{path} is of version {events[0].get('version')}; this program reads version {HISTORY_VERSION}")
     explorer, told = Explorer(Box.of(events[0]["box"]), events[0]["seed"], no_phase=NO_PHASE), {}
     for event in events[1:]:
         apply_event(explorer, event)
@@ -2511,12 +2567,16 @@ def map_axes(run: Run, wanted: Sequence[str] | None = None) -> tuple[str, str]:
     return wanted[0], wanted[1]
 
 
-def check_map(names: Sequence[str], wanted: Sequence[str] | None, fixed: Mapping[str, float]) -> None:
-    """Raises InputError for axes and fixed values that parameters of these names do not have."""
+def check_map(box: Box, wanted: Sequence[str] | None, fixed: Mapping[str, float]) -> None:
+    """Raises InputError for axes and fixed values that the box does not have."""
+    names, bounds = box.names, box.bounds()
     if wanted is not None and (len(wanted) != 2 or len(set(wanted)) != 2 or not set(wanted) <= set(names)):
         raise InputError(f"--map {','.join(wanted)}: give two of {', '.join(names)}")
     if unknown := set(fixed) - set(names):
         raise InputError(f"--at {', '.join(sorted(unknown))}: no parameter of this run; they are {', '.join(names)}")
+    for name, value in fixed.items():
+        if not bounds[name][0] <= value <= bounds[name][1]:
+            raise InputError(f"--at {name}={value:g}: outside of its bounds {bounds[name]}")
 
 
 def plain(text: str) -> str:
@@ -2745,7 +2805,7 @@ def example_points(run: Run) -> list[int]:
 def draw_all(run: Run, wanted: Sequence[str] | None = None, fixed: Mapping[str, float] | None = None) -> dict[str, tuple[str, bytes]]:
     """File name: (caption, PNG) of all pictures of a run. Raises PlotsMissing, InputError."""
     figures: dict[str, tuple[str, Any]] = {}
-    check_map(run.explorer.box.names, wanted, fixed or {})
+    check_map(run.explorer.box, wanted, fixed or {})
     if has_surrogate(run) and len(run.explorer.box.names) > 1:
         a, b = map_axes(run, wanted)
         figures["map_" + re.sub(r"[^\w.-]", "_", f"{a}_{b}")] = (f"Phase map of {a} and {b}", draw_phase_map(run, a, b, fixed or {}))
@@ -2757,7 +2817,10 @@ def draw_all(run: Run, wanted: Sequence[str] | None = None, fixed: Mapping[str, 
     if has_surrogate(run) and len(run.explorer.box.names) > 1:
         figures["importance"] = ("Importance of the parameters", draw_importance(run))
     for id in example_points(run):
-        figures[f"point-{id}"] = (f"{run.told[id]['phase']}: point {id}", draw_point(run, id))
+        try:
+            figures[f"point-{id}"] = (f"{run.told[id]['phase']}: point {id}", draw_point(run, id))
+        except InputError as error:  # its spins are gone: no reason to withhold the others
+            say(str(error))
     new_figure(1, 1)  # without any picture to draw, say so all the same where there is no matplotlib
     return {name: (caption, png_bytes(figure)) for name, (caption, figure) in figures.items()}
 
@@ -2766,6 +2829,7 @@ def draw_all(run: Run, wanted: Sequence[str] | None = None, fixed: Mapping[str, 
 # Report
 # =====================================================================================================================
 
+PAGE_BEGINS = b"<!doctype html>"
 PAGE = """<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -3400,18 +3464,25 @@ def as_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Raises ValueError where JSON gives a name twice."""
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise ValueError("a name is given twice")
+    return dict(pairs)
+
+
 def read_box(text: str | None) -> tuple[Box, dict[str, float]]:
     """Parameter box, and the parameters that stay fixed, from a JSON file or JSON itself. Raises InputError."""
     if text is None:
         return DEFAULT_BOX, {}
     try:
         content = text if text.lstrip().startswith("{") else Path(text).read_text(encoding="utf-8-sig")
-        entries = json.loads(content)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--parameters {text}: not readable as JSON ({error})") from None
-    if not isinstance(entries, dict):
-        raise InputError(f'--parameters {text}: expected {{"name": [low, high], ...}}')
-    fixed = {name: float(value) for name, value in entries.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+        entries = json.loads(content, object_pairs_hook=unrepeated)
+        if not isinstance(entries, dict):
+            raise ValueError('expected {"name": [low, high], ...}')
+        fixed = {name: float(value) for name, value in entries.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    except (OSError, ValueError, OverflowError, RecursionError) as error:
+        raise InputError(f"--parameters {text[:200]}: not readable ({error})") from None
     if not all(math.isfinite(value) for value in fixed.values()):
         raise InputError(f"--parameters {text}: fixed values must be finite numbers")
     return Box.of({name: value for name, value in entries.items() if name not in fixed}), fixed
@@ -3443,6 +3514,8 @@ def check_options(options: Options) -> None:
     if options.condor and options.n_jobs != 1:
         raise InputError("--condor and --n-jobs contradict each other: give one of them")
     check_strategy(options.strategy)
+    if options.strategy == "target" and options.target_phase is None:
+        raise InputError("--strategy target needs --target-phase")
     names = [phase.name for phase in PhaseType if phase.name not in NO_PHASE]
     if options.target_phase is not None and options.target_phase not in names:
         raise InputError(f"--target-phase {options.target_phase}: give one of {', '.join(names)}")
@@ -3463,6 +3536,14 @@ def check_options(options: Options) -> None:
     for text in options.condor_option:
         if not text.partition("=")[1]:
             raise InputError(f"--condor-option {text!r}: expected KEY=VALUE")
+
+
+def check_is_page(path: Path) -> None:
+    """Raises InputError rather than let a report replace a file of another kind."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(PAGE_BEGINS)).lower() != PAGE_BEGINS:
+                raise InputError(f"--report {path}: exists and is no HTML page; choose another name")
 
 
 def check_place(path: Path, what: str, is_directory: bool) -> None:
@@ -3556,7 +3637,7 @@ def say_plan(options: Options, plan: Plan) -> str:
 
 
 def forget_run(directory: Path) -> None:
-    """Delete history and spins of a run, and its jobs. Raises InputError where there is no run of this program, ExecutorError."""
+    """Delete history, spins and pictures of a run, and its jobs. Raises InputError where there is no run of this program, ExecutorError."""
     with claim_directory(directory) as place:
         path = place / "history.jsonl"
         if path.exists() and not path.read_bytes()[: len(FIRST_BYTES)] == FIRST_BYTES[: path.stat().st_size]:
@@ -3564,8 +3645,8 @@ def forget_run(directory: Path) -> None:
         drop_jobs(place)
         for name in ("history.jsonl", "state.json", "summary.json"):
             (place / name).unlink(missing_ok=True)
-        for spins in (place / "spins").glob("[0-9]*.npz"):
-            spins.unlink()
+        for path in (*(place / "spins").glob("[0-9]*.npz"), *(place / "plots").glob("*.png")):
+            path.unlink()
 
 
 def drop_jobs(directory: Path) -> None:
@@ -3575,18 +3656,30 @@ def drop_jobs(directory: Path) -> None:
         shutil.rmtree(directory / "jobs")
 
 
+def condor_pairs(options: Options) -> tuple[tuple[str, str], ...]:
+    return tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in options.condor_option))
+
+
+def check_condor(pairs: Sequence[tuple[str, str]]) -> None:
+    """Raises CondorMissing, InputError."""
+    check_condor_tools()
+    try:
+        check_submit_options(pairs)
+    except ValueError as error:
+        raise InputError(f"--condor-option: {error}") from None
+
+
 def make_executor(options: Options, directory: Path) -> Any:
     """Raises InputError, ExecutorError."""
     if not options.condor:
         return LocalExecutor(processes_of(options.n_jobs), timeout_s=options.timeout, retries=0, log_dir=directory / "logs")
-    pairs = tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in options.condor_option))
     try:
         return CondorExecutor(
             directory / "jobs",
             check_interval_s=options.check_interval,
             timeout_s=options.timeout,
             memory_mb=options.request_memory,
-            options=pairs,
+            options=condor_pairs(options),
             transfer_files=options.transfer_files,
             max_jobs=options.max_jobs,
             say=say,
@@ -3599,7 +3692,7 @@ def run_exploration(options: Options) -> int:
     """Simulate, learn and choose until a stop rule holds; then what was asked for besides."""
     plan, directory = make_plan(options), Path(options.output_dir)
     check_place(directory, "--output-dir", is_directory=True)
-    check_map(plan.box.names, *parse_map(options))
+    check_map(plan.box, *parse_map(options))
     if options.dry_run:
         print(say_plan(options, plan))
         return 0
@@ -3607,6 +3700,8 @@ def run_exploration(options: Options) -> int:
         raise InputError(f"--resume: {directory} holds no run; leave the option out to start one")
     for line in advice(options, plan):
         say(line)
+    if options.condor:
+        check_condor(condor_pairs(options))
     if options.fresh_start and directory.exists():
         forget_run(directory)
     started = time.perf_counter()
@@ -3696,6 +3791,7 @@ def perform(options: Options) -> int:
     check_options(options)
     if options.report is not None:
         check_place(Path(options.report), "--report", is_directory=False)
+        check_is_page(Path(options.report))
     if options.benchmark is not None:
         return run_benchmark(options)
     if options.test_parallel is not None:
@@ -3723,6 +3819,9 @@ def again(arguments: Sequence[str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    ensure_standard_streams()
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not know Greek letters
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_options(arguments)
     try:

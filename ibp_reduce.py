@@ -75,7 +75,9 @@ from condor_worker import (
     Shared,
     TimeLimits,
     call_name,
+    check_condor_tools,
     claim_directory,
+    ensure_standard_streams,
     load_builtins,
     private_directory,
     remove_run,
@@ -3550,6 +3552,8 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
         directory = RunDirectory(work)
         for path in (directory.stop_request, directory.status):  # of an earlier run
             path.unlink(missing_ok=True)
+        if options.condor:
+            check_condor_tools()  # before anything is dropped
         if options.fresh:
             drop_run(directory)
         if options.resume and not directory.journal.exists():
@@ -3682,6 +3686,7 @@ def check_benchmark_options(options: Options) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    ensure_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_options(arguments)
     try:

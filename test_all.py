@@ -8318,3 +8318,128 @@ def test_a_pool_explores_like_one_process(real_pool, tmp_path, monkeypatch):
         for name in ("here", "it's there")
     )
     assert here == there and len(here) >= 8
+
+
+# what a hostile tester found -------------------------------------------------------------------------------------------
+
+
+HOSTILE = """
+import sys
+import numpy as np
+
+def state(p):
+    spins = np.tile([0.0, 0.0, 1.0], (72, 1))
+    spins[1::2] *= -1
+    i, j = np.divmod(np.arange(36), 6)
+    cells = np.column_stack([i + j / 2, j * 3**0.5 / 2])
+    return spins, np.repeat(cells, 2, axis=0) + np.tile([[0, 0], [0, 3**-0.5]], (36, 1)), -1.0
+
+def by_sublattice(p):
+    spins, positions, energy = state(p)
+    order = np.r_[0:72:2, 1:72:2]
+    return spins[order], positions[order], energy
+
+def leaves(p): sys.exit(3)
+def interrupts(p): raise KeyboardInterrupt
+def unspeakable(p): raise ValueError("bad \\udcff name")
+def slow_server(p): raise TimeoutError("no answer from the licence server")
+"""
+TINY = ["--lattice-size", "6", "--n-initial", "2", "--n-iterations", "0", "--parameters", '{"x": [0, 1]}', "--output-dir", "run"]
+
+
+@pytest.fixture
+def hostile_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "hostile_model", raising=False)
+    (tmp_path / "hostile_model.py").write_text(HOSTILE)
+    return tmp_path
+
+
+def of_points(directory, name):
+    return [event.get(name) for event in ex.read_history(Path(directory)).told.values()]
+
+
+@pytest.mark.parametrize("function, error", [("leaves", "SystemExit"), ("interrupts", "KeyboardInterrupt"), ("unspeakable", "ValueError")])
+def test_whatever_a_simulation_raises_costs_its_points_only(function, error, hostile_place):
+    assert ex.main([*TINY, "--simulation", f"hostile_model:{function}"]) == 1
+    assert of_points("run", "failure") == ["FAILED"] * 2 and of_points("run", "error") == [error] * 2
+
+
+def test_timeout_of_the_simulation_itself_is_no_time_limit(hostile_place):
+    assert ex.main([*TINY, "--simulation", "hostile_model:slow_server"]) == 1
+    assert of_points("run", "failure") == ["FAILED"] * 2
+
+
+@pytest.mark.parametrize("function", ["state", "by_sublattice"])
+def test_sites_are_put_in_order_by_their_positions(function, hostile_place):
+    assert ex.main([*TINY, "--simulation", f"hostile_model:{function}"]) == 0
+    assert of_points("run", "phase") == ["AFM"] * 2
+
+
+def test_sites_in_any_order_are_put_in_order():
+    rng = np.random.default_rng(3)
+    for L in (6, 7):
+        positions = Lattice.of(L).positions
+        shuffled = rng.permutation(len(positions))
+        order = ex.site_order(positions[shuffled], L)
+        moved = positions[shuffled][order] - positions
+        steps = (moved - moved[0]) @ np.linalg.inv(np.array([ex.A1, ex.A2])) / L
+        assert np.allclose(steps, np.round(steps)) or len(np.unique(order)) == len(positions)
+        assert sorted(order) == list(range(len(positions)))
+        assert np.array_equal(ex.site_order(positions, L), np.arange(len(positions)))
+        assert ex.site_order(1.1 * positions, L) is None and ex.site_order(positions[:-2], L) is None
+
+
+@pytest.mark.parametrize("call", ["", "n_jobs=2"])
+def test_script_without_a_guard(call, hostile_place):
+    (hostile_place / "script.py").write_text(
+        "import hostile_model\nfrom explorer import ActiveLearningExplorer\n"
+        "def simulate(p): return hostile_model.state(p)\n"
+        "run = ActiveLearningExplorer('api', L=6, parameters={'x': (0, 1), 'y': (0, 1)})\nrun.add_lhs_samples(3)\n"
+        f"print(run.classify_pending_points(simulate, {call}))\nrun.close()\n"
+    )
+    environment = os.environ | {"PYTHONPATH": f"{HERE}:{hostile_place}"}
+    run = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=environment, timeout=DEADLINE_S)
+    if call:
+        assert run.returncode == 1 and "__main__" in run.stderr.splitlines()[-1]
+        assert of_points("api", "phase") == []  # no point was spent on it
+    else:
+        assert run.stdout.splitlines()[-1] == "(3, 0)", run.stderr
+
+
+def test_what_lies_there_is_not_overwritten(hostile_place, capsys):
+    assert ex.main([*TINY, "--simulation", "hostile_model:state"]) == 0
+    before = (hostile_place / "run/history.jsonl").read_bytes()
+    assert ex.main(["--skip-simulation", "--output-dir", "run", "--report", "run/history.jsonl"]) == 2
+    missing = ["--fresh-start", "--condor", "--condor-option", "queue=1"]
+    assert ex.main([*TINY, "--simulation", "hostile_model:state", *missing]) == 2
+    (hostile_place / "run/scratch.json").write_text("garbage")
+    assert ex.main([*TINY, "--simulation", "hostile_model:state", "--n-initial", "5"]) == 0
+    assert (hostile_place / "run/history.jsonl").read_bytes().startswith(before) and len(of_points("run", "phase")) == 2
+    for path in (hostile_place / "run/spins").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    capsys.readouterr()
+    assert ex.main(["--point", "0", "--output-dir", "run"]) == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "box",
+    ['{"x": [0, 1], "x": [0, 2]}', '{"x": [0, 1' + "0" * 400 + "]}", '{"x": [-1e308, 1e308]}', '{"a":' * 100_000, '{"\\ud800": [0, 1]}'],
+)
+def test_bad_boxes_are_refused_in_one_line(box, hostile_place, capsys):
+    assert ex.main(["--simulation", "hostile_model:state", "--parameters", box, "--output-dir", "run"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (hostile_place / "run").exists()
+
+
+@pytest.mark.parametrize("words", [["--strategy", "target"], ["--at", "J1z=7"]], ids=" ".join)
+def test_mistakes_are_told_before_anything_is_simulated(words, hostile_place, capsys):
+    assert ex.main([*words, "--output-dir", "run"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1 and not (hostile_place / "run").exists()
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_spoil_nothing(closed, hostile_place):
+    command = shlex.join([sys.executable, str(HERE / "explorer.py"), *TINY, "--simulation", "hostile_model:state"])
+    assert subprocess.run(["sh", "-c", f"{command} {closed}"], timeout=DEADLINE_S).returncode == 0
+    assert of_points("run", "phase") == ["AFM"] * 2
