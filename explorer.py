@@ -3482,7 +3482,7 @@ def read_box(text: str | None) -> tuple[Box, dict[str, float]]:
             raise ValueError('expected {"name": [low, high], ...}')
         fixed = {name: float(value) for name, value in entries.items() if isinstance(value, (int, float)) and not isinstance(value, bool)}
     except (OSError, ValueError, OverflowError, RecursionError) as error:
-        raise InputError(f"--parameters {text[:200]}: not readable ({error})") from None
+        raise InputError(f"--parameters {text[:200]}: not readable as JSON of a box ({error})") from None
     if not all(math.isfinite(value) for value in fixed.values()):
         raise InputError(f"--parameters {text}: fixed values must be finite numbers")
     return Box.of({name: value for name, value in entries.items() if name not in fixed}), fixed

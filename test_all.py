@@ -7844,7 +7844,7 @@ def test_record_is_honest():
     ok = ex._run_simulation_safe({"x": 0.0, "y": 1.0}, toy_simulation, 5)
     assert ok["ok"] and ok["sites"] == 8 and all(type(value) in (bool, bytes, int, float, str, dict) for value in ok.values())
     late = ex._run_simulation_safe({}, lambda params: time.sleep(9), 0.1)
-    assert not late["ok"] and late["error"] == "TimeoutError" and "0.1 s" in late["message"] and "sleep" in late["traceback"]
+    assert not late["ok"] and late["error"] == "SimulationTimeout" and "0.1 s" in late["message"] and "sleep" in late["traceback"]
     assert ex._run_simulation_safe({}, lambda params: params["q"])["error"] == "KeyError"
 
 
@@ -8323,7 +8323,7 @@ def test_a_pool_explores_like_one_process(real_pool, tmp_path, monkeypatch):
 # what a hostile tester found -------------------------------------------------------------------------------------------
 
 
-HOSTILE = """
+HOSTILE_MODEL = """
 import sys
 import numpy as np
 
@@ -8344,7 +8344,7 @@ def interrupts(p): raise KeyboardInterrupt
 def unspeakable(p): raise ValueError("bad \\udcff name")
 def slow_server(p): raise TimeoutError("no answer from the licence server")
 """
-TINY = ["--lattice-size", "6", "--n-initial", "2", "--n-iterations", "0", "--parameters", '{"x": [0, 1]}', "--output-dir", "run"]
+TOY_RUN = ["--lattice-size", "6", "--n-initial", "2", "--n-iterations", "0", "--parameters", '{"x": [0, 1]}', "--output-dir", "run"]
 
 
 @pytest.fixture
@@ -8352,7 +8352,7 @@ def hostile_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "hostile_model", raising=False)
-    (tmp_path / "hostile_model.py").write_text(HOSTILE)
+    (tmp_path / "hostile_model.py").write_text(HOSTILE_MODEL)
     return tmp_path
 
 
@@ -8362,18 +8362,18 @@ def of_points(directory, name):
 
 @pytest.mark.parametrize("function, error", [("leaves", "SystemExit"), ("interrupts", "KeyboardInterrupt"), ("unspeakable", "ValueError")])
 def test_whatever_a_simulation_raises_costs_its_points_only(function, error, hostile_place):
-    assert ex.main([*TINY, "--simulation", f"hostile_model:{function}"]) == 1
+    assert ex.main([*TOY_RUN, "--simulation", f"hostile_model:{function}"]) == 1
     assert of_points("run", "failure") == ["FAILED"] * 2 and of_points("run", "error") == [error] * 2
 
 
 def test_timeout_of_the_simulation_itself_is_no_time_limit(hostile_place):
-    assert ex.main([*TINY, "--simulation", "hostile_model:slow_server"]) == 1
+    assert ex.main([*TOY_RUN, "--simulation", "hostile_model:slow_server"]) == 1
     assert of_points("run", "failure") == ["FAILED"] * 2
 
 
 @pytest.mark.parametrize("function", ["state", "by_sublattice"])
 def test_sites_are_put_in_order_by_their_positions(function, hostile_place):
-    assert ex.main([*TINY, "--simulation", f"hostile_model:{function}"]) == 0
+    assert ex.main([*TOY_RUN, "--simulation", f"hostile_model:{function}"]) == 0
     assert of_points("run", "phase") == ["AFM"] * 2
 
 
@@ -8409,13 +8409,13 @@ def test_script_without_a_guard(call, hostile_place):
 
 
 def test_what_lies_there_is_not_overwritten(hostile_place, capsys):
-    assert ex.main([*TINY, "--simulation", "hostile_model:state"]) == 0
+    assert ex.main([*TOY_RUN, "--simulation", "hostile_model:state"]) == 0
     before = (hostile_place / "run/history.jsonl").read_bytes()
     assert ex.main(["--skip-simulation", "--output-dir", "run", "--report", "run/history.jsonl"]) == 2
     missing = ["--fresh-start", "--condor", "--condor-option", "queue=1"]
-    assert ex.main([*TINY, "--simulation", "hostile_model:state", *missing]) == 2
+    assert ex.main([*TOY_RUN, "--simulation", "hostile_model:state", *missing]) == 2
     (hostile_place / "run/scratch.json").write_text("garbage")
-    assert ex.main([*TINY, "--simulation", "hostile_model:state", "--n-initial", "5"]) == 0
+    assert ex.main([*TOY_RUN, "--simulation", "hostile_model:state", "--n-initial", "5"]) == 0
     assert (hostile_place / "run/history.jsonl").read_bytes().startswith(before) and len(of_points("run", "phase")) == 2
     for path in (hostile_place / "run/spins").iterdir():
         path.write_bytes(path.read_bytes()[:100])
@@ -8440,6 +8440,6 @@ def test_mistakes_are_told_before_anything_is_simulated(words, hostile_place, ca
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_spoil_nothing(closed, hostile_place):
-    command = shlex.join([sys.executable, str(HERE / "explorer.py"), *TINY, "--simulation", "hostile_model:state"])
+    command = shlex.join([sys.executable, str(HERE / "explorer.py"), *TOY_RUN, "--simulation", "hostile_model:state"])
     assert subprocess.run(["sh", "-c", f"{command} {closed}"], timeout=DEADLINE_S).returncode == 0
     assert of_points("run", "phase") == ["AFM"] * 2
