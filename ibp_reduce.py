@@ -37,6 +37,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -80,6 +81,7 @@ from condor_worker import (
     ensure_standard_streams,
     load_builtins,
     private_directory,
+    read_run,
     remove_run,
     replace_file,
     task_cpus,
@@ -2207,8 +2209,7 @@ class Journal:
         self.is_new = header is None
         if header is None:
             if os.path.getsize(path):
-                say(f"{path}: damaged at its beginning; started anew")
-            self._cut()
+                self._set_aside()
             self.append({"program": "ibp_reduce", "run": run})
             self.sync()
         elif (theirs := header[0].get("run") if isinstance(header[0], dict) else "another program") != run:
@@ -2218,6 +2219,14 @@ class Journal:
             )
         else:
             self.end = header[1]
+
+    def _set_aside(self) -> None:
+        """Go on with a new file: the present one is damaged at its beginning, or none of ours."""
+        aside = next(name for k in itertools.count(1) if not (name := self.path.with_name(f"{self.path.name}.damaged-{k}")).exists())
+        self.file.close()
+        os.replace(self.path, aside)
+        self.say(f"{self.path}: not readable from its beginning; set aside as {aside.name} and started anew")
+        self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  (closed by close)
 
     def records(self) -> Iterator[tuple[int, Any]]:
         """(position, value) of all whole records after the header; what follows them is cut off. To be used up before append()."""
@@ -2280,6 +2289,8 @@ class Journal:
             return None
         try:
             return load_builtins(zlib.decompress(data)), position + self.HEAD.size + length
+        except MemoryError:
+            raise ReductionError(f"{self.path}: not enough memory to read it; nothing of it is lost") from None
         except UNREADABLE:  # whole, but not written by this program
             return None
 
@@ -2314,6 +2325,7 @@ class Problem:
             self.targets,
             self.paper_masters_only,
             self.preferred_masters,
+            self.family.paper_masters,
         )
         more = f" and {len(self.targets) - 1} more" if len(self.targets) > 1 else ""
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
@@ -2370,7 +2382,10 @@ class Controller:
         except InputError:
             raise
         except BaseException:
-            self._flush()
+            try:
+                self._flush()
+            except ReductionError as error:  # must not take the place of what ended the run
+                self.progress.say(str(error))
             raise
         trouble = ""
         try:
@@ -2611,16 +2626,18 @@ class RunDirectory:
 
     def drop_jobs(self) -> None:
         """Forget the jobs, which are no longer in the queue, but not what happened to them."""
-        with suppress(FileNotFoundError):
-            os.replace(self.jobs / "events.jsonl", self.path / "events.jsonl")
-        shutil.rmtree(self.jobs, ignore_errors=True)
+        if self.jobs.is_dir() and read_run(self.jobs) is not None:  # else it is a directory of somebody else's
+            with suppress(FileNotFoundError):
+                os.replace(self.jobs / "events.jsonl", self.path / "events.jsonl")
+            shutil.rmtree(self.jobs, ignore_errors=True)
 
     def clear(self) -> None:
         """Forget the run: nothing of it is needed any more."""
         self.drop_jobs()
-        shutil.rmtree(self.shared, ignore_errors=True)
-        for path in (self.journal, self.stop_request):
+        for path in (*self.shared.glob("*.shared"), self.journal, self.stop_request):
             path.unlink(missing_ok=True)
+        with suppress(OSError):  # it holds other files, or was never made
+            self.shared.rmdir()
 
 
 class StopRequested(Exception):
@@ -2693,6 +2710,8 @@ class StepController(Controller):
         self.known_since = -math.inf
         self.users: Counter[Shared] = Counter()
         self.monitor = Monitor(directory, progress)
+        # an inline executor works within submit(): what is done there must come to the journal before the next task
+        self.most_running = 1 if isinstance(executor, InlineExecutor) else math.inf
 
     # what an earlier controller left ------------------------------------------------------------------------------
 
@@ -2736,7 +2755,8 @@ class StepController(Controller):
                 task = running.pop(future)
                 if (error := future.exception()) is not None:
                     self._note_failure(error)
-                    self.claimed.difference_update(task.claims if isinstance(task, Batch) else ())
+                    if isinstance(task, Batch):
+                        self._end(task)
                 else:
                     take(task, future.result())
                     self.statistics["tasks"] += 1
@@ -2744,6 +2764,9 @@ class StepController(Controller):
                 self.journal.sync()
                 for future in settled:
                     self.executor.forget(future)
+            if self.directory.stop_request.exists():
+                raise StopRequested
+            if settled:
                 submit()
             self.monitor.tell(phase, self)
         if self.failures:
@@ -2758,8 +2781,6 @@ class StepController(Controller):
             settled.append(self.settled.get(timeout=TICK_S))
             while True:
                 settled.append(self.settled.get_nowait())
-        if self.directory.stop_request.exists():
-            raise StopRequested
         return settled
 
     def _note_failure(self, error: BaseException) -> None:
@@ -2774,7 +2795,7 @@ class StepController(Controller):
         left = [bits for bits in missing if bits not in running.values()]
 
         def submit() -> None:
-            while left:
+            while left and len(running) < self.most_running:
                 bits = left.pop()
                 running[self._follow(self.executor.submit(search_masters, self.knowledge.nonzero, self.generic, bits))] = bits
 
@@ -2836,9 +2857,14 @@ class StepController(Controller):
         self.users[batch.known] += 1
         return batch
 
+    def _end(self, batch: Batch) -> None:
+        self.claimed.difference_update(batch.claims)
+        self.users[batch.known] -= 1
+        self._drop_unused(batch.known)
+
     def _submit_waiting(self, running: dict[Future, Batch]) -> None:
         for bits in sorted(self.frontier.waiting, key=sector_order, reverse=True):
-            while bits in self.frontier.waiting and (task := self._next_batch(bits)):
+            while bits in self.frontier.waiting and len(running) < self.most_running and (task := self._next_batch(bits)):
                 batch, seconds = task
                 packed = {sector: pack_keys(keys) for sector, keys in batch.keys.items()}
                 future = self.executor.submit(reduce_steps, self.setting, batch.known, packed, batch.claims, seconds)
@@ -2882,9 +2908,7 @@ class StepController(Controller):
             self._meet_terms(terms)
         for bits, keys in batch.keys.items():  # a task whose time is up leaves some
             self.frontier.wait(bits, keys[~is_member(keys, self.done.get(bits, keys[:0])) & ~is_member(keys, self.frontier.stops[bits])])
-        self.claimed.difference_update(batch.claims)
-        self.users[batch.known] -= 1
-        self._drop_unused(batch.known)
+        self._end(batch)
         for name in ("tries", "replays", "rules"):
             self.statistics[name] += result["counts"][name]
         self.plan.note(max(batch.keys, key=sector_order), result["counts"]["integrals"], result["seconds"])
@@ -2939,7 +2963,7 @@ class StepController(Controller):
             keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
             nothing = Terms(self.frontier.empty, np.zeros(0, np.int64), self.frontier.empty, np.zeros(0, np.int64))
             terms = Terms.join([nothing, *(self._terms(self.journal.read(position)) for position in self.records.get(bits, ()))])
-            self._check_complete(bits, keys)
+            self._check_complete(bits, np.concatenate([keys, terms.key[terms.sector == bits]]))
             lines, below = carry_sector(bits, terms, keys, coefficients, self.frontier.stops[bits], p)
             for b, part in below.items():
                 pending.setdefault(b, []).append(part)
@@ -3434,6 +3458,12 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
     if options.family in BUILT_IN_FAMILIES:
         del uses["--family"]
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
+    run = RunDirectory(work)
+    names = (run.journal, run.shared, run.jobs, run.status, run.stop_request, work / "controller.json", work / "controller.lock")
+    own = [os.path.realpath(path) for path in names]
+    for what, place in places:
+        if any(place == path or place.startswith(path + os.sep) for path in own):
+            raise InputError(f"{what} {uses[what]}: a run keeps its own files there; choose another")
     for number, (what, place) in enumerate(places):
         for other, other_place in places[:number]:
             if place == other_place and "--masters" not in (what, other):
@@ -3471,7 +3501,8 @@ def plan(problem: Problem, shelves: Sequence[Store]) -> str:
 def say(line: str) -> None:
     """One line on stderr, whatever is in it."""
     line = " ".join(line.split())
-    print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr)
+    with suppress(OSError):  # nobody may read stderr any more; that must not end a run
+        print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)
 
 
 def run_reduction(options: Options) -> int:
@@ -3550,8 +3581,7 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
     progress = Progress(options.quiet, lines=True)
     with claim_directory(options.work_dir) as work:
         directory = RunDirectory(work)
-        for path in (directory.stop_request, directory.status):  # of an earlier run
-            path.unlink(missing_ok=True)
+        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
         if options.condor:
             check_condor_tools()  # before anything is dropped
         if options.fresh:
@@ -3562,8 +3592,9 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
         batch_plan = BatchPlan(fixed, options.job_seconds or (60.0 if options.condor else 1.0))
         try:
             with closing(Journal(directory.journal, problem.name, progress.say)) as journal:
-                if journal.is_new:
-                    drop_jobs(directory)  # of a run that nobody knows any more
+                directory.status.unlink(missing_ok=True)  # of an earlier run
+                if journal.is_new or not options.condor:
+                    drop_jobs(directory)  # of a run that nobody knows any more, or that goes on without HTCondor
                 with make_executor(options, directory.jobs, progress.say) as executor:
                     outcome = StepController(problem, executor, shelves, progress, directory, journal, batch_plan).run()
         except StopRequested:
@@ -3572,7 +3603,8 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
         finally:
             progress.close()
         save(outcome)
-        directory.clear()  # only now that the result is safe
+        if not outcome.store_trouble:  # then the journal alone knows what was learned
+            directory.clear()  # only now that the result is safe
     return outcome
 
 
@@ -3623,10 +3655,21 @@ def show_status(options: Options) -> int:
 
 def status_text(directory: RunDirectory) -> tuple[str, bool]:
     """A table, and whether a controller is at work. Raises InputError where no run was ever started, ReductionError."""
+    if directory.journal.exists() and not directory.status.exists():
+        return f"{directory.path}: a run is being prepared, or ended before it had a status", False
     status = read_json(
         directory.status, f"--status: {directory.path} holds no run of one-step tasks (--condor or --batch)", format=STATUS_FORMAT
     )
     owner = read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
+    try:
+        return describe_run(directory, status, owner)
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        trouble = f"status.json or controller.json is damaged ({error}); a controller at work writes them anew"
+        raise ReductionError(f"{directory.path}: {trouble}") from None
+
+
+def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[str, Any]) -> tuple[str, bool]:
+    """The table of a sound status."""
     age = time.time() - status["time"]
     finished = not directory.journal.exists()
     alive = not finished and (controller_lives(owner) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
@@ -3655,7 +3698,7 @@ def read_json(path: Path, otherwise: str, **expected: Any) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
         if not isinstance(value, dict) or any(value.get(name) != wanted for name, wanted in expected.items()):
             raise ValueError("of another version")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise InputError(otherwise) from None
     except (OSError, ValueError) as error:
         raise ReductionError(f"{path}: not readable ({error}); a controller at work writes it anew") from None
