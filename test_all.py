@@ -6880,7 +6880,7 @@ def test_a_pool_in_chaos_loses_nothing(real_pool, place):
 
 # what a hostile tester found in one-step runs -------------------------------------------------------------------------
 
-STEPS = ["--integral", SMALL, "--paper-masters-only", "--batch", "5", "--quiet"]
+BATCHES_OF_FIVE = ["--integral", SMALL, "--paper-masters-only", "--batch", "5", "--quiet"]
 
 
 def test_files_of_the_user_in_the_work_directory_stay(place):
@@ -6889,7 +6889,7 @@ def test_files_of_the_user_in_the_work_directory_stay(place):
         Path("work", name, "thesis.tex").write_text("mine")
     Path("work/run.journal").write_text("also mine")
     os.chmod("work", 0o700)
-    assert exit_code([*STEPS, "--work-dir", "work", "--output", "r.pkl"]) == 0
+    assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "work", "--output", "r.pkl"]) == 0
     assert [Path("work", name, "thesis.tex").read_text() for name in ("shared", "condor")] == ["mine"] * 2
     assert Path("work/run.journal.damaged-1").read_text() == "also mine" and Path("r.pkl").exists()
 
@@ -6898,7 +6898,7 @@ def test_files_of_the_user_in_the_work_directory_stay(place):
     "words", [["--output", "w/run.journal"], ["--output", "w/shared/r.pkl"], ["--store", "w/status.json"]], ids=" ".join
 )
 def test_files_of_a_run_are_no_place_for_results(words, place, capsys):
-    check_refused([*STEPS, "--work-dir", "w", *words], place, capsys, [words[0], "another"])
+    check_refused([*BATCHES_OF_FIVE, "--work-dir", "w", *words], place, capsys, [words[0], "another"])
 
 
 def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
@@ -6906,7 +6906,7 @@ def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
     perform, append = condor_worker.perform, Journal.append
     monkeypatch.setattr(condor_worker, "perform", lambda *args, **kwargs: done.append(1) or perform(*args, **kwargs))
     monkeypatch.setattr(Journal, "append", lambda self, value: journaled.append(len(done)) or append(self, value))
-    assert exit_code([*STEPS, "--work-dir", "w", "--output", "r.pkl"]) == 0
+    assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "w", "--output", "r.pkl"]) == 0
     assert journaled[1:] == list(range(1, len(done) + 1)) and len(done) > 50
 
 
@@ -6916,7 +6916,7 @@ def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, c
 
     monkeypatch.setattr(StepController, "_carry_down", stop)
     monkeypatch.setattr(ibp_reduce.Store, "merge", lambda *_: (_ for _ in ()).throw(ReductionError("the store is gone")))
-    assert exit_code([*STEPS, "--cold", "--work-dir", "w", "--output", "r.pkl"]) == 130
+    assert exit_code([*BATCHES_OF_FIVE, "--cold", "--work-dir", "w", "--output", "r.pkl"]) == 130
     said = capsys.readouterr().err
     assert "the store is gone" in said and "interrupted" in said and Path("w/run.journal").exists()
 
@@ -6925,7 +6925,7 @@ def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, c
     "name, content", [("controller.json", "{}"), ("controller.json", '{"host": "x", "pid": 1e99}'), ("status.json", '{"format": 1}')]
 )
 def test_damaged_status_of_an_unfinished_run_is_one_line(name, content, place, capsys):
-    assert exit_code([*STEPS, "--work-dir", "w", "--output", "r.pkl"]) == 0
+    assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "w", "--output", "r.pkl"]) == 0
     Path("w/run.journal").touch()
     Path("w", name).write_text(content)
     capsys.readouterr()
