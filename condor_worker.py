@@ -1052,6 +1052,11 @@ def check_condor_tools():
         raise CondorMissing(f"{', '.join(missing)} not found; log in where HTCondor is installed, or run with local processes")
 
 
+def split_options(texts):
+    """Pairs for the options of a CondorExecutor from texts KEY=VALUE, as a command line has them."""
+    return tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in texts))
+
+
 def check_submit_options(options):
     """Extra lines of the submit file as a dict. Raises ValueError."""
     for key, value in options:

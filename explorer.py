@@ -98,6 +98,7 @@ from condor_worker import (
     read_claim,
     remove_run,
     replace_file,
+    split_options,
 )
 
 __version__ = "0.1.0"
@@ -3325,7 +3326,6 @@ def run_benchmark(options: Options) -> int:
 PROGRAM_MODEL = "honeycomb 1"  # changes when the same parameters give other states or labels
 WORKER_MB, CELL_MB = 40.0, 0.02  # resident memory of a worker, and more for each lattice cell; measured: 45, 51, 65 at L = 12, 24, 36
 FILES_A_WORKER, FILES_OURS = 4, 40  # open files: two pipes and a sentinel for each worker; our own
-EXPLORATION_SETTINGS = ("n_initial", "n_iterations", "n_per_iteration", "checkpoint_interval")
 ACTIONS = ("skip_simulation", "status", "point", "stop", "dry_run", "test_parallel", "benchmark")  # one of them at a time
 
 
@@ -3577,7 +3577,8 @@ def parse_map(options: Options) -> tuple[list[str] | None, dict[str, float]]:
 def say(line: str) -> None:
     """One line on stderr, whatever is in it."""
     line = " ".join(line.split())
-    print(f"explorer: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # nobody may read stderr any more; that must not end a run
+        print(f"explorer: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)
 
 
 def free_memory_mb() -> float | None:
@@ -3656,10 +3657,6 @@ def drop_jobs(directory: Path) -> None:
         shutil.rmtree(directory / "jobs")
 
 
-def condor_pairs(options: Options) -> tuple[tuple[str, str], ...]:
-    return tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in options.condor_option))
-
-
 def check_condor(pairs: Sequence[tuple[str, str]]) -> None:
     """Raises CondorMissing, InputError."""
     check_condor_tools()
@@ -3679,7 +3676,7 @@ def make_executor(options: Options, directory: Path) -> Any:
             check_interval_s=options.check_interval,
             timeout_s=options.timeout,
             memory_mb=options.request_memory,
-            options=condor_pairs(options),
+            options=split_options(options.condor_option),
             transfer_files=options.transfer_files,
             max_jobs=options.max_jobs,
             say=say,
@@ -3701,7 +3698,7 @@ def run_exploration(options: Options) -> int:
     for line in advice(options, plan):
         say(line)
     if options.condor:
-        check_condor(condor_pairs(options))
+        check_condor(split_options(options.condor_option))
     if options.fresh_start and directory.exists():
         forget_run(directory)
     started = time.perf_counter()

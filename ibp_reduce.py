@@ -17,9 +17,11 @@ How a reduction goes (the sections below, in this order):
     Rules: discovery        local elimination around one integral finds the rows that reduce it
     Rules: replay           the same rows reduce all other integrals of the sector, many at a time
     One sector              waves of one-step results, coefficients carried down to the subsectors
+    One-step tasks          batches of integrals for any executor, and what a closure under one-step reduction has met
     Masters                 which integrals nothing reduces; corners; a preferred basis
-    Store                   rules, identities and one-step results on disk, shared by programs
+    Store                   rules, identities and one-step results on disk, shared by programs; the journal of a run
     Controller              sectors from the top down, over an executor
+    Asynchronous controller one-step tasks without barriers, resumable; what --status shows
     Results                 pickle, summary
     Benchmark               the published integrals against the published figures
     Command line
@@ -81,9 +83,11 @@ from condor_worker import (
     ensure_standard_streams,
     load_builtins,
     private_directory,
+    process_exists,
     read_run,
     remove_run,
     replace_file,
+    split_options,
     task_cpus,
 )
 
@@ -3531,7 +3535,6 @@ def run_reduction(options: Options) -> int:
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
     """Raises ExecutorError."""
     if options.condor:
-        pairs = tuple((key.strip(), value.strip()) for key, _, value in (text.partition("=") for text in options.condor_option))
         try:
             return CondorExecutor(
                 jobs,
@@ -3539,7 +3542,7 @@ def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> A
                 stragglers=make_limits(options),
                 straggler_cpus=options.straggler_cpus,
                 memory_mb=options.request_memory,
-                options=pairs,
+                options=split_options(options.condor_option),
                 transfer_files=options.transfer_files,
                 max_jobs=options.max_jobs,
                 describe=describe_task,
@@ -3672,7 +3675,7 @@ def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[st
     """The table of a sound status."""
     age = time.time() - status["time"]
     finished = not directory.journal.exists()
-    alive = not finished and (controller_lives(owner) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
+    alive = not finished and (process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
     doing = "finished" if finished else "at work" if alive else "GONE: go on with the same command, or remove its jobs by --stop"
     integrals = status["integrals"]
     rows = [
@@ -3703,17 +3706,6 @@ def read_json(path: Path, otherwise: str, **expected: Any) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ReductionError(f"{path}: not readable ({error}); a controller at work writes it anew") from None
     return value
-
-
-def controller_lives(owner: dict[str, Any]) -> bool:
-    """Whether the process that claimed a directory on this host is still there."""
-    try:
-        os.kill(owner["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def check_benchmark_options(options: Options) -> None:
