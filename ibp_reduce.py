@@ -39,6 +39,7 @@ from __future__ import annotations
 import argparse
 import ast
 import hashlib
+import io
 import itertools
 import json
 import math
@@ -53,6 +54,7 @@ import sqlite3
 import struct
 import sys
 import time
+import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
@@ -125,6 +127,10 @@ MASTER_REGION = 8  # masters are looked for up to this number of dots plus s
 SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
 REGION_ROWS = 8_000  # nor a region from the corner with more than this, of which few fall away before the elimination
 REGION_REACH = 120  # nor one that goes further: rules are stored as int8
+BEAM_REACH = 3  # seeds of a beam search are at most so far from the target in one index,
+BEAM_NORM = 6  # and in all together
+BEAM_BRANCHES = 6  # actions of a position that are followed
+BEAM_WIDENINGS = (1, 4, 16)  # a beam that finds nothing is tried again with so many times its width
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
 
 
@@ -1137,6 +1143,444 @@ def invert(values: np.ndarray, p: int) -> np.ndarray:
             result = result * base % p
         base, power = base * base % p, power >> 1
     return result
+
+
+# =====================================================================================================================
+# Moves
+# =====================================================================================================================
+
+Action = tuple[int, Index]  # (operator, seed - target): one identity
+
+
+@dataclass(frozen=True, eq=False)
+class Position:
+    """Where a search for a one-step reduction stands: the identities used, and what the target is modulo them.
+
+    Keys are relative to the target's, and what is lighter than the target is left out. open: {key: value} with target = sum of value *
+    I[key] + lighter; {0: 1} at the start, empty at the end. solved: {key: {key: value}}, what each eliminated integral is, free of all
+    eliminated ones. score: sum of the logarithms of the probabilities that the policy gave to the actions.
+    """
+
+    actions: tuple[Action, ...] = ()
+    open: dict[int, int] = field(default_factory=lambda: {0: 1})
+    solved: dict[int, dict[int, int]] = field(default_factory=dict)
+    score: float = 0.0
+
+    @property
+    def heaviest(self) -> int:
+        """The integral that the next action eliminates."""
+        return max(self.open)
+
+
+@dataclass(frozen=True, eq=False)
+class Moves:
+    """Actions that may be taken in a position, and what their identities contain.
+
+    operator [C], seed [C, n]. Entry e is a term with a non-zero coefficient: of action `action[e]`, with `key[e]` relative to the
+    target where it stays in the sector (`own[e]`), changes (dr[e], ds[e]) relative to the target. Entries of an action are adjacent.
+    """
+
+    operator: np.ndarray
+    seed: np.ndarray
+    action: np.ndarray
+    key: np.ndarray
+    own: np.ndarray
+    dr: np.ndarray
+    ds: np.ndarray
+
+
+class SearchGround:
+    """The identities around one target of a sector at one point: which actions there are, and what they do to a position."""
+
+    def __init__(self, sector: Sector, equations: Equations, target: np.ndarray):
+        self.sector, self.equations, self.target = sector, equations, target
+        self.target_key = sector.encode(target[None])[0]
+        self.key_shift = equations.shift @ sector.weights
+        self.first = np.searchsorted(equations.operator, np.arange(equations.count + 1))
+        self.dr_shift = equations.shift[:, sector.positive].sum(1)
+        self.ds_shift = -equations.shift[:, ~sector.positive].sum(1)
+
+    def moves(self, position: Position) -> Moves:
+        """All actions whose identity, after substitution of what is solved, contains the heaviest open integral.
+
+        Such an identity contains that integral itself or a solved one; seeds are in the sector and not far from the target.
+        """
+        sector, shift = self.sector, self.equations.shift
+        pivots = np.array([position.heaviest, *position.solved], sector.layout.dtype)
+        seed = (sector.decode(pivots + self.target_key)[:, None] - shift).reshape(-1, sector.n)
+        term = np.tile(np.arange(len(shift)), len(pivots))
+        distance = np.abs(seed - self.target)
+        near = (distance.max(1) <= BEAM_REACH) & (distance.sum(1) <= BEAM_NORM) & sector.contains(seed)
+        seed, term = seed[near], term[near]
+        present = self._values(term, seed) != 0
+        seed, operator = seed[present], self.equations.operator[term[present]]
+        place = ((seed - self.target) @ sector.weights) * self.equations.count + operator
+        _, once = np.unique(place, return_index=True)
+        moves, value = self._identities(operator[once], seed[once])
+        factors = {position.heaviest: 1} | {key: line.get(position.heaviest, 0) for key, line in position.solved.items()}
+        known = np.sort(pivots)
+        factor = np.array([factors[key] for key in known.tolist()])
+        found = is_member(moves.key, known) & moves.own
+        part = factor[np.searchsorted(known, moves.key[found])] * value[found] % self.equations.prime
+        total = np.zeros(len(moves.operator), np.int64)
+        np.add.at(total, moves.action[found], part)
+        return chosen_moves(moves, total % self.equations.prime != 0)
+
+    def _values(self, term: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        coefficient = self.equations.coefficient[term]
+        return (coefficient[:, 0] + (coefficient[:, 1:] * seed).sum(1)) % self.equations.prime
+
+    def _identities(self, operator: np.ndarray, seed: np.ndarray) -> tuple[Moves, np.ndarray]:
+        """The identities of these operators [C] at these seeds [C, n], and the values of their entries."""
+        size = self.first[operator + 1] - self.first[operator]
+        action = np.repeat(np.arange(len(operator)), size)
+        term = np.arange(len(action)) + np.repeat(self.first[operator] - np.cumsum(size) + size, size)
+        value = self._values(term, seed[action])
+        action, term, value = action[value != 0], term[value != 0], value[value != 0]
+        change = seed - self.target
+        positive = self.sector.positive
+        moves = Moves(
+            operator,
+            seed,
+            action,
+            (change @ self.sector.weights)[action] + self.key_shift[term],
+            self.sector.contains(seed[action] + self.equations.shift[term]),
+            change[:, positive].sum(1)[action] + self.dr_shift[term],
+            -change[:, ~positive].sum(1)[action] + self.ds_shift[term],
+        )
+        return moves, value
+
+    def every(self, actions: Sequence[Action]) -> Moves:
+        """These actions, as they are."""
+        operator = np.array([operator for operator, _ in actions])
+        return self._identities(operator, self.target + np.array([change for _, change in actions]))[0]
+
+    def row(self, action: Action) -> dict[int, int]:
+        """The identity of an action down to the target: {key: value}."""
+        operator, change = action
+        moves, value = self._identities(np.array([operator]), (self.target + np.array(change))[None])
+        keep = moves.own & (moves.key >= 0)
+        return dict(zip(moves.key[keep].tolist(), value[keep].tolist()))
+
+    def after(self, position: Position, action: Action, score: float = 0.0) -> Position | None:
+        """The position after an action; None if its identity does not contain what is to be eliminated."""
+        p, heaviest = self.equations.prime, position.heaviest
+        row = substitute(self.row(action), position.solved, p)
+        pivot = row.pop(heaviest, 0)
+        if not pivot:
+            return None
+        factor = -pow(pivot, -1, p) % p
+        line = {key: value * factor % p for key, value in row.items()}
+        solved = {key: substitute(other, {heaviest: line}, p) for key, other in position.solved.items()} | {heaviest: line}
+        return Position((*position.actions, action), substitute(position.open, {heaviest: line}, p), solved, position.score + score)
+
+
+def chosen_moves(moves: Moves, chosen: np.ndarray) -> Moves:
+    """Those of the actions that are chosen, bool [C]."""
+    kept = chosen[moves.action]
+    action = (np.cumsum(chosen) - 1)[moves.action[kept]]
+    entries = (getattr(moves, name)[kept] for name in ("key", "own", "dr", "ds"))
+    return Moves(moves.operator[chosen], moves.seed[chosen], action, *entries)
+
+
+def substitute(row: dict[int, int], lines: dict[int, dict[int, int]], p: int) -> dict[int, int]:
+    """A row with every key that has a line replaced by it, without zeros."""
+    result = {key: value for key, value in row.items() if key not in lines}
+    for key in row.keys() & lines.keys():
+        _subtract(result, lines[key], -row[key], p)
+    return result
+
+
+# =====================================================================================================================
+# Policy
+# =====================================================================================================================
+
+POLICY_FORMAT = 1  # of a weights file, and of what its inputs mean
+POLICY_KIND = "ibp_reduce policy"
+FAR = 4  # relative indices, r and s are cut off here, so that the policy sees the neighbourhood alone
+EMBEDDED_INPUTS = (14, 7, 6)  # of an entry, an index, an open integral
+ACTION_INPUTS = 8
+EMBEDDING_SCALE = 0.2  # sums over a dozen parts become numbers of order one
+
+
+class PolicyRefused(InputError):
+    """Weights that are missing, damaged, or of another family or version."""
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A position and its actions as the policy sees them: relative numbers only, so that one policy serves any family.
+
+    entries [F, 14] of the actions' identities, which belong to actions `action` [F]; indices [C * n, 7], n for each action;
+    actions [C, 8]; open [H, 6]; all int8.
+    """
+
+    entries: np.ndarray
+    action: np.ndarray
+    indices: np.ndarray
+    actions: np.ndarray
+    open: np.ndarray
+
+    @property
+    def indices_each(self) -> int:
+        return len(self.indices) // max(len(self.actions), 1)
+
+
+def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Features:
+    sector, target, heaviest = ground.sector, ground.target, position.heaviest
+    positive, count = sector.positive, len(moves.operator)
+    waiting = np.sort(np.fromiter(position.open, sector.layout.dtype, len(position.open)))
+    solved = np.sort(np.fromiter(position.solved, sector.layout.dtype, len(position.solved)))
+    away = sector.decode(waiting + ground.target_key) - target
+    pivot = away[-1]
+    pivot_r, pivot_s = pivot[positive].sum(), -pivot[~positive].sum()
+    own, key = moves.own, moves.key
+    in_open, in_solved = own & is_member(key, waiting), own & is_member(key, solved)
+    new = own & (key >= 0) & ~in_open & ~in_solved
+    relations = (own, key > heaviest, key == heaviest, (key > 0) & (key < heaviest), key == 0, key < 0, in_open, in_solved, new)
+    changes = (moves.dr, moves.ds, moves.dr - pivot_r, moves.ds - pivot_s)
+    columns = [own & relation for relation in relations] + [~own] + [np.clip(change, -FAR, FAR) * own for change in changes]
+    return Features(
+        np.stack(columns, 1).astype(np.int8),
+        moves.action,
+        _index_features(sector, target, pivot, moves.seed),
+        _action_features(moves, count, in_open, in_solved, new, heaviest),
+        np.stack(
+            [
+                np.clip(away[:, positive].sum(1), -FAR, FAR),
+                np.clip(-away[:, ~positive].sum(1), -FAR, FAR),
+                waiting == heaviest,
+                waiting == 0,
+                np.full(len(waiting), min(len(position.actions), 12)),
+                np.full(len(waiting), min(len(waiting), 12)),
+            ],
+            1,
+        ).astype(np.int8),
+    )
+
+
+def _index_features(sector: Sector, target: np.ndarray, pivot: np.ndarray, seed: np.ndarray) -> np.ndarray:
+    """[C * n, 7]: which indices are lines, how far target and seed are from the border, and where the seed is."""
+    positive, change = sector.positive, seed - target
+    border = np.minimum(np.abs(np.stack([np.broadcast_to(target, seed.shape), seed], 2)) - positive[:, None], FAR - 1)
+    relative = np.clip(np.stack([np.broadcast_to(pivot, seed.shape), change - pivot, change], 2), -FAR, FAR)
+    kind = np.broadcast_to(np.stack([positive, ~positive], 1), (*seed.shape, 2))
+    return np.concatenate([kind, border, relative], 2).reshape(-1, 7).astype(np.int8)
+
+
+def _action_features(moves: Moves, count: int, in_open: np.ndarray, in_solved: np.ndarray, new: np.ndarray, heaviest: int) -> np.ndarray:
+    """[C, 8]: how many entries of each identity are of what kind."""
+    own, key = moves.own, moves.key
+    kinds = (own & (key == heaviest), new, new & (key > heaviest), in_open, in_solved, own, ~own, own & (key < 0))
+    counts = [np.bincount(moves.action[kind], minlength=count) for kind in kinds]
+    return np.minimum(np.stack(counts, 1), 15).astype(np.int8)
+
+
+def join_features(parts: Sequence[Features]) -> dict[str, Any]:
+    """Tensors of several positions together; `*_owner` says which action, or position, a line belongs to."""
+    import torch
+
+    counts = [len(part.actions) for part in parts]
+    begins = np.cumsum(counts) - counts
+    arrays = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ("entries", "indices", "actions", "open")}
+    arrays["entries_owner"] = np.concatenate([part.action + begin for part, begin in zip(parts, begins)])
+    arrays["indices_owner"] = np.repeat(np.arange(sum(counts)), np.repeat([part.indices_each for part in parts], counts))
+    arrays["open_owner"] = np.repeat(np.arange(len(parts)), [len(part.open) for part in parts])
+    arrays["actions_owner"] = np.repeat(np.arange(len(parts)), counts)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def make_network(width: int) -> Any:
+    """A set network: the entries of an identity, its indices and what is open are embedded one by one and summed; no order matters."""
+    from torch import nn
+
+    mix = nn.Sequential(nn.Linear(3 * width + ACTION_INPUTS, 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.ReLU())
+    embeddings = {name: nn.Linear(inputs, width) for name, inputs in zip(("entries", "indices", "open"), EMBEDDED_INPUTS)}
+    return nn.ModuleDict(embeddings | {"mix": mix, "score": nn.Linear(width, 1)})
+
+
+def action_scores(network: Any, batch: dict[str, Any]) -> Any:
+    """Scores [C] of all actions of a batch, whose softmax in each position gives the probabilities."""
+    import torch
+
+    def embed(name: str, owners: int) -> Any:
+        tokens = torch.relu(network[name](batch[name].float()))
+        return tokens.new_zeros(owners, tokens.shape[1]).index_add_(0, batch[f"{name}_owner"], tokens)
+
+    owner, actions = batch["actions_owner"], batch["actions"].float()
+    count, positions = len(actions), int(owner[-1]) + 1 if len(owner) else 0
+    parts = [embed("entries", count), embed("indices", count), embed("open", positions)[owner], actions]
+    return network["score"](network["mix"](EMBEDDING_SCALE * torch.cat(parts, 1)))[:, 0]
+
+
+class Policy:
+    """Gives each action of a position its probability to be on a short way to the end.
+
+    Without a network every action is as good as any other: in the order in which they come, or shuffled.
+    """
+
+    def __init__(self, network: Any = None, shuffled: bool = False):
+        self.network, self.shuffled = network, shuffled
+
+    def scores(self, features: Sequence[Features]) -> list[np.ndarray]:
+        """Logarithms of probabilities [C], one array for each position."""
+        if self.network is None:
+            return [self._arbitrary(len(part.actions), len(part.open)) for part in features]
+        import torch
+
+        with torch.inference_mode():
+            values = action_scores(self.network, join_features(features)).double().numpy()
+        parts = np.split(values, np.cumsum([len(part.actions) for part in features])[:-1])
+        return [np.round(part - np.logaddexp.reduce(part), 4) for part in parts]  # what differs by rounding alone is the same
+
+    def _arbitrary(self, count: int, seed: int) -> np.ndarray:
+        order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
+        return -math.log(max(count, 1)) - 1e-6 * order
+
+
+def pack_policy(network: Any, families: dict[str, str], trained: dict[str, Any]) -> bytes:
+    """The content of a weights file: the network, what it was trained on ({family name: identifier}) and how."""
+    import torch
+
+    width = network["score"].in_features
+    record = {"kind": POLICY_KIND, "format": POLICY_FORMAT, "width": width, "families": families, "trained": trained}
+    buffer = io.BytesIO()
+    torch.save(record | {"state": network.state_dict()}, buffer)
+    return buffer.getvalue()
+
+
+def unpack_policy(content: bytes) -> tuple[Any, dict[str, Any]]:
+    """The network and its record. Raises PolicyRefused; nothing in a foreign file is executed."""
+    import torch
+
+    try:
+        record = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen kinds, also for truncated archives
+        raise PolicyRefused(f"not readable as weights ({type(error).__name__})") from None
+    if not isinstance(record, dict) or record.get("kind") != POLICY_KIND:
+        raise PolicyRefused("holds no policy of this program")
+    if record.get("format") != POLICY_FORMAT:
+        raise PolicyRefused(f"is of format {record.get('format')!r}, this version reads {POLICY_FORMAT}; train it anew")
+    try:
+        network = make_network(record["width"])
+        network.load_state_dict(record["state"])
+        finite = all(bool(torch.isfinite(values).all()) for values in network.state_dict().values())
+        families = {str(name): str(identifier) for name, identifier in record["families"].items()}
+    except Exception as error:  # wrong names, shapes or types of any depth
+        raise PolicyRefused(f"is damaged ({type(error).__name__})") from None
+    if not finite:
+        raise PolicyRefused("has weights that are not finite numbers")
+    return network.eval(), record | {"families": families}
+
+
+@lru_cache(maxsize=4)
+def load_policy(source: bytes | str) -> Policy:
+    """A policy from the content of a weights file, or by name: 'fixed' or 'random'. Raises PolicyRefused."""
+    if isinstance(source, str):
+        return Policy(shuffled=source == "random")
+    import torch
+
+    torch.set_num_threads(1)  # processes are the parallelism here
+    return Policy(unpack_policy(source)[0])
+
+
+def read_policy(name: str, family: Family) -> bytes | str:
+    """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
+    if name in ("fixed", "random"):
+        return name
+    try:
+        content = Path(name).read_bytes()
+    except OSError as error:
+        raise PolicyRefused(f"policy {name}: {error.strerror}; train one with --train-policy, or give --policy fixed") from None
+    try:
+        trained = unpack_policy(content)[1]["families"]
+    except PolicyRefused as error:
+        raise PolicyRefused(f"policy {name}: {error}") from None
+    if trained.get(family.name, family.identifier) != family.identifier:
+        raise PolicyRefused(f"policy {name}: was trained on another family that is called {family.name}; train it anew")
+    return content
+
+
+# =====================================================================================================================
+# Beam search
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Beam:
+    """How a beam search goes.
+
+    order: how positions are sorted; reuse: a path found is a rule, tried on other integrals; policy: what `load_policy` takes.
+    """
+
+    width: int = 20
+    max_steps: int = 10**15
+    order: str = "weight"
+    reuse: bool = True
+    policy: bytes | str = "fixed"
+
+
+def _by_weight(position: Position) -> tuple:
+    return position.heaviest, len(position.open), -position.score, position.actions
+
+
+def _by_size(position: Position) -> tuple:
+    return len(position.open), position.heaviest, -position.score, position.actions
+
+
+def _by_policy(position: Position) -> tuple:
+    return -position.score, position.heaviest, position.actions
+
+
+BEAM_ORDERS = {"weight": _by_weight, "size": _by_size, "policy": _by_policy}
+
+
+def beam_search(beam: Beam, width: int, children: Callable[[list[Position]], list[Position]]) -> tuple[list[Position], int]:
+    """Search for identities that express the target through lighter integrals: the finished positions of one length, and the steps made.
+
+    Each step eliminates the heaviest open integral of every position of the beam, by its most probable actions; of positions with the
+    same content the most probable one is kept. children: `beam_children` of the positions.
+    """
+    positions, steps, seen = [Position()], 0, set()
+    while positions and steps < beam.max_steps:
+        steps += 1
+        reached = sorted(children(positions), key=lambda child: (-child.score, child.actions))
+        if finished := [child for child in reached if not child.open]:
+            return finished, steps
+        best: dict[tuple, Position] = {}
+        for child in reached:
+            content = tuple(sorted(child.open.items()))
+            if content not in seen:
+                best.setdefault(content, child)
+        positions = sorted(best.values(), key=BEAM_ORDERS[beam.order])[:width]
+        seen.update(tuple(sorted(position.open.items())) for position in positions)
+    return [], steps
+
+
+def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Position]) -> list[Position]:
+    """What the most probable actions of each position lead to."""
+    moves = [ground.moves(position) for position in positions]
+    features = [describe_moves(ground, position, some) for position, some in zip(positions, moves)]
+    children = []
+    for position, some, scores in zip(positions, moves, policy.scores(features) if positions else ()):
+        for place in np.argsort(-scores, kind="stable")[:BEAM_BRANCHES]:
+            action = (int(some.operator[place]), tuple((some.seed[place] - ground.target).tolist()))
+            child = ground.after(position, action, float(scores[place]))
+            if child is not None:
+                children.append(child)
+    return children
+
+
+def helped_children(context: bytes, positions: Sequence[Position]) -> list[Position]:
+    """`beam_children` in a helper process. context: pickle of (layout, sector, equations, target, policy)."""
+    ground, policy = _helped_ground(context)
+    return beam_children(ground, policy, positions)
+
+
+@lru_cache(maxsize=2)
+def _helped_ground(context: bytes) -> tuple[SearchGround, Policy]:
+    layout, bits, equations, target, policy = pickle.loads(context)
+    return SearchGround(Sector(layout, bits), equations, target), load_policy(policy)
 
 
 # =====================================================================================================================
@@ -3118,6 +3562,468 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
 
 
 # =====================================================================================================================
+# Training
+# =====================================================================================================================
+
+TRAINING_FORMAT = 1
+TRAINING_LEVELS = 4  # trajectories come from rules of these levels
+HELD_OUT = 0.1  # share of the trajectories that measure and never train
+SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
+LONGEST_SCRAMBLE = 6
+BATCH_POSITIONS = 32
+TRAINING_CURVE = ("epoch", "seconds", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles")
+SAMPLE_WIDTHS = {"entries": 14, "indices": 7, "actions": 8, "open": 6}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One position of a trajectory: its features, and which actions bool [C] are right: known to be left to do, or ending it at once."""
+
+    features: Features
+    right: np.ndarray
+
+
+def random_target(sector: Sector, rng: np.random.Generator) -> np.ndarray:
+    """Indices [n] with a few dots and numerators."""
+    target = sector.positive.astype(np.int64)
+    for places, step in ((np.flatnonzero(sector.positive), 1), (np.flatnonzero(~sector.positive), -1)):
+        if len(places):
+            np.add.at(target, rng.choice(places, rng.integers(0, 6)), step)
+    return target
+
+
+def elimination(finder: RuleFinder, target: np.ndarray) -> tuple[SearchGround, Position, list[Action]] | None:
+    """A trajectory out of the identities that local elimination uses: from the target down to what is lighter."""
+    for level in range(TRAINING_LEVELS):
+        if rule := finder.find(target, level, finder.structure):
+            return SearchGround(finder.sector, finder.structure, target), Position(), list(rule.rows)
+    return None
+
+
+def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> tuple[SearchGround, Position, list[Action]] | None:
+    """A trajectory in reverse: random identities make an integral complicated; to be undone down to what it was.
+
+    The lightest integral that is heavier than the first one becomes the target, so that the same position is empty at the end.
+    """
+    ground = SearchGround(finder.sector, finder.structure, base)
+    expression, used, p = {0: 1}, [], finder.structure.prime
+    for _ in range(rng.integers(1, LONGEST_SCRAMBLE + 1)):
+        key = rng.choice(np.sort(np.fromiter(expression, np.int64)))
+        moves = ground.moves(Position((), {int(key): 1}, {}))
+        if not len(moves.operator):
+            return None
+        place = rng.integers(len(moves.operator))
+        action = (int(moves.operator[place]), tuple((moves.seed[place] - base).tolist()))
+        row = ground.row(action)
+        factor = -pow(row.pop(int(key)), -1, p) % p
+        expression = substitute(expression, {int(key): {k: v * factor % p for k, v in row.items()}}, p)
+        used.append(action)
+        if not expression:
+            return None
+    heavy = {key: value for key, value in expression.items() if key > 0}
+    if not heavy:
+        return None
+    lightest = min(heavy)
+    target = finder.sector.decode(np.array([lightest + ground.target_key]))[0]
+    moved = [(operator, tuple((base + np.array(change) - target).tolist())) for operator, change in used]
+    return (
+        SearchGround(finder.sector, finder.structure, target),
+        Position((), {key - lightest: value for key, value in heavy.items()}),
+        list(dict.fromkeys(moved)),
+    )
+
+
+def follow(ground: SearchGround, position: Position, left: list[Action], rng: np.random.Generator, limit: int | None) -> list[Sample]:
+    """The samples of a trajectory: at each position one of the identities that are left to do and can be taken is taken.
+
+    limit: how many actions of a position are shown. A trajectory that leaves the reach of the search ends there.
+    """
+    samples = []
+    while position.open:
+        moves = ground.moves(position)
+        actions = list(zip(moves.operator.tolist(), map(tuple, (moves.seed - ground.target).tolist())))
+        features = describe_moves(ground, position, moves)
+        known = [place for place, action in enumerate(actions) if action in left]
+        if not known:
+            break
+        right = np.zeros(len(actions), bool)
+        right[known] = True
+        new, in_open, in_solved = features.actions[:, 1], features.actions[:, 3], features.actions[:, 4]
+        for place in np.flatnonzero((new == 0) & ((in_open >= min(len(position.open), 15)) | (in_solved > 0)) & ~right):
+            after = ground.after(position, actions[place])
+            right[place] = after is not None and not after.open
+        if len(known) < len(actions):  # else there is nothing to learn
+            samples.append(_shown(Sample(features, right), limit, rng))
+        action = actions[rng.choice(known)]
+        left = [other for other in left if other != action]
+        position = ground.after(position, action)
+    return samples
+
+
+def _shown(sample: Sample, limit: int | None, rng: np.random.Generator) -> Sample:
+    """A sample with a random choice of its wrong actions, so that it has `limit` in all."""
+    features, right = sample.features, sample.right
+    if limit is None or len(right) <= limit:
+        return sample
+    wrong = np.flatnonzero(~right)
+    keep = right.copy()
+    keep[rng.choice(wrong, max(limit - int(right.sum()), 1), replace=False)] = True
+    entries = keep[features.action]
+    number = np.cumsum(keep) - 1
+    kept = Features(
+        features.entries[entries],
+        number[features.action[entries]],
+        features.indices[np.repeat(keep, features.indices_each)],
+        features.actions[keep],
+        features.open,
+    )
+    return Sample(kept, right[keep])
+
+
+def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> dict[str, Any]:
+    """Training samples of one sector, ragged arrays: half from eliminations, half from scrambles; the same for the same seed."""
+    equations = evaluate_identities(derive_identities(family), generic_point(family))
+    finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
+    digest = hashlib.sha256(f"{family.identifier} {bits} {seed}".encode()).digest()
+    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    samples, kinds, held_out, numbers = [], [], [], []
+    for number in range(trajectories):
+        base = random_target(finder.sector, rng)
+        scrambled, held = number % 2 == 1, bool(rng.random() < HELD_OUT)
+        trajectory = scramble(finder, base, rng) if scrambled else elimination(finder, base)
+        if trajectory is None:
+            continue
+        new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
+        samples += new
+        kinds += [scrambled] * len(new)
+        held_out += [held] * len(new)
+        numbers += [number] * len(new)
+    return pack_samples(samples) | {
+        "scrambled": np.array(kinds, bool),
+        "held_out": np.array(held_out, bool),
+        "trajectory": np.array(numbers),
+    }
+
+
+def pack_samples(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """Samples as arrays: lines of all of them one after the other, and how many lines each has."""
+    packed = {}
+    for name, width in SAMPLE_WIDTHS.items():
+        parts = [getattr(sample.features, name) for sample in samples]
+        packed[name] = np.concatenate([np.zeros((0, width), np.int8), *parts])
+        packed[f"{name}_count"] = np.array([len(part) for part in parts], np.int32)
+    packed["action"] = np.concatenate([np.zeros(0, np.int16), *(sample.features.action.astype(np.int16) for sample in samples)])
+    packed["right"] = np.concatenate([np.zeros(0, bool), *(sample.right for sample in samples)])
+    return packed
+
+
+def make_training_data(
+    families: Sequence[Family], trajectories: int, seed: int, path: Path, executor: Executor, progress: Progress
+) -> dict[str, int]:
+    """Write samples of all sectors of the families to a file; returns what there is in it. trajectories: for each sector."""
+    sectors = []
+    for family in families:
+        generic = evaluate_identities(derive_identities(family), generic_point(family))
+        sectors += [(family, bits) for bits in find_nonzero_sectors(generic, family.lines)]
+    futures = [executor.submit(sector_samples, family, bits, trajectories, seed) for family, bits in sectors]
+    for number, future in enumerate(futures):
+        progress.show("sectors", number, len(futures), "")
+        wait([future])
+    parts = [future.result() for future in futures]
+    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    arrays["sector"] = np.repeat(np.arange(len(parts)), [len(part["trajectory"]) for part in parts])
+    header = {"format": TRAINING_FORMAT, "policy": POLICY_FORMAT, "families": {f.name: f.identifier for f in families}, "seed": seed}
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, buffer.getvalue())
+    return {
+        "trajectories": len(np.unique(np.stack([arrays["sector"], arrays["trajectory"]]), axis=1).T),
+        "positions": len(arrays["trajectory"]),
+        "held_out": int(arrays["held_out"].sum()),
+        "bytes": len(buffer.getvalue()),
+    }
+
+
+class TrainingSet:
+    """Samples of a file, any of which make a batch. Raises PolicyRefused where the file is not what it should be."""
+
+    def __init__(self, path: Path):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                self.arrays = {name: file[name] for name in file.files}
+            self.header = json.loads(str(self.arrays.pop("header")))
+            fits = (self.header["format"], self.header["policy"]) == (TRAINING_FORMAT, POLICY_FORMAT)
+            self.begin = {name: np.cumsum(self.arrays[f"{name}_count"]) - self.arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
+            whole = all(
+                int(self.arrays[f"{name}_count"].sum()) == len(self.arrays[name]) and self.arrays[name].shape[1] == width
+                for name, width in SAMPLE_WIDTHS.items()
+            )
+            whole &= len(self.arrays["action"]) == len(self.arrays["entries"]) and len(self.arrays["right"]) == len(self.arrays["actions"])
+        except OSError as error:
+            raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
+        except (ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
+        if not fits or not whole:
+            raise PolicyRefused(f"training data {path}: of another version, or damaged; make it anew")
+        self.held_out = np.flatnonzero(self.arrays["held_out"])
+        self.shown = np.flatnonzero(~self.arrays["held_out"])
+        if not len(self.shown) or not len(self.held_out):
+            raise PolicyRefused(f"training data {path}: too few trajectories ({len(self.shown)} positions); make more")
+
+    @property
+    def name(self) -> str:
+        """What tells these data from others."""
+        digest = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode())
+        digest.update(self.arrays["right"].tobytes() + self.arrays["entries"].tobytes())
+        return digest.hexdigest()[:16]
+
+    def lines(self, name: str, samples: np.ndarray) -> np.ndarray:
+        """Numbers of the lines of these samples in the ragged array `name`."""
+        count, begin = self.arrays[f"{name}_count"][samples], self.begin[name][samples]
+        return np.arange(count.sum()) + np.repeat(begin - np.cumsum(count) + count, count)
+
+    def batch(self, samples: np.ndarray) -> dict[str, Any]:
+        """Tensors as `join_features` makes them, and `right`."""
+        import torch
+
+        lines = {name: self.lines(name, samples) for name in SAMPLE_WIDTHS}
+        batch = {name: self.arrays[name][some] for name, some in lines.items()}
+        counts = {name: self.arrays[f"{name}_count"][samples] for name in SAMPLE_WIDTHS}
+        actions = counts["actions"].astype(np.int64)
+        begins = np.cumsum(actions) - actions
+        batch["entries_owner"] = self.arrays["action"][lines["entries"]] + np.repeat(begins, counts["entries"])
+        batch["indices_owner"] = np.repeat(np.arange(actions.sum()), np.repeat(counts["indices"] // actions, actions))
+        batch["open_owner"] = np.repeat(np.arange(len(samples)), counts["open"])
+        batch["actions_owner"] = np.repeat(np.arange(len(samples)), actions)
+        batch["right"] = self.arrays["right"][lines["actions"]]
+        return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
+def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
+    """Minus the logarithm of the probability of all right actions together, for each position."""
+    import torch
+
+    positions, width = int(batch["actions_owner"][-1]) + 1, int(torch.bincount(batch["actions_owner"]).max())
+    owner = batch["actions_owner"]
+    place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
+    table = scores.new_full((2, positions, width), -1e9)
+    table[0, owner, place] = scores
+    table[1, owner, place] = torch.where(batch["right"], scores, scores.new_tensor(-1e9))
+    total, right = torch.logsumexp(table, 2)
+    return total - right
+
+
+def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, float]:
+    """Loss, top-1 and top-5 on the held-out trajectories, where every action competes."""
+    import torch
+
+    losses, ranks = [], []
+    with torch.inference_mode():
+        for part in np.array_split(data.held_out, max(len(data.held_out) // 64, 1)):
+            batch = {name: tensor.to(device) for name, tensor in data.batch(part).items()}
+            scores = action_scores(network, batch)
+            losses.append(position_losses(scores, batch))
+            owner = batch["actions_owner"]
+            best = scores.new_full((len(part),), -math.inf)
+            best = best.scatter_reduce(0, owner, torch.where(batch["right"], scores, -math.inf), "amax")
+            better = (scores > best[owner]).long()
+            ranks.append(torch.zeros(len(part), dtype=torch.long, device=device).index_add_(0, owner, better))
+    rank = torch.cat(ranks).cpu().numpy()
+    scrambled = data.arrays["scrambled"][data.held_out]
+
+    def share(values: np.ndarray) -> float:
+        return float(values.mean()) if len(values) else math.nan
+
+    return {
+        "held_out_loss": float(torch.cat(losses).mean()),
+        "top1": share(rank < 1),
+        "top5": share(rank < 5),
+        "top1_eliminations": share(rank[~scrambled] < 1),
+        "top1_scrambles": share(rank[scrambled] < 1),
+    }
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """How a policy is trained; a checkpoint goes on only with the plan it was made with."""
+
+    epochs: int = 12
+    learning_rate: float = 2e-3
+    width: int = 96
+    seed: int = 0
+
+
+class Training:
+    """A policy in training: network, optimiser, and the curve so far; saved after each epoch."""
+
+    def __init__(self, data: TrainingSet, plan: TrainingPlan, device: str, checkpoint: Path):
+        import torch
+
+        self.data, self.plan, self.device, self.checkpoint = data, plan, device, checkpoint
+        torch.manual_seed(plan.seed)
+        self.network = make_network(plan.width).to(device)
+        self.optimizer = torch.optim.AdamW(self.network.parameters(), plan.learning_rate, weight_decay=0.01)
+        self.curve: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        return f"{self.data.name} {self.plan}"
+
+    def restore(self) -> None:
+        """Go on from the checkpoint, if there is one. Raises PolicyRefused where it belongs to other data or another plan."""
+        import torch
+
+        if not self.checkpoint.exists():
+            return
+        try:
+            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            if state["name"] == self.name:
+                self.network.load_state_dict(state["network"])
+                self.optimizer.load_state_dict(state["optimizer"])
+                self.curve, self.seconds = list(state["curve"]), float(state["seconds"])
+        except Exception as error:  # torch raises a dozen kinds
+            raise PolicyRefused(f"checkpoint {self.checkpoint}: damaged ({type(error).__name__}); delete it, or give --fresh") from None
+        if state["name"] != self.name:
+            raise PolicyRefused(f"checkpoint {self.checkpoint}: of a training with other data or options; delete it, or give --fresh")
+
+    def save(self) -> None:
+        import torch
+
+        buffer = io.BytesIO()
+        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save({"name": self.name, "curve": self.curve, "seconds": self.seconds} | state, buffer)
+        replace_file(self.checkpoint, buffer.getvalue())
+
+    def run_epoch(self, tick: Callable[[float], None]) -> bool:
+        """Train once on everything; False where the loss is not a number any more, and then nothing is kept of the epoch."""
+        import torch
+
+        started, epoch = time.monotonic(), len(self.curve)
+        order = np.random.default_rng((self.plan.seed, epoch)).permutation(self.data.shown)
+        batches = np.array_split(order, max(len(order) // BATCH_POSITIONS, 1))
+        total = 0.0
+        for number, part in enumerate(batches):
+            done = (epoch + number / len(batches)) / self.plan.epochs
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.plan.learning_rate * (1 - done)
+            batch = {name: tensor.to(self.device) for name, tensor in self.data.batch(part).items()}
+            loss = position_losses(action_scores(self.network, batch), batch).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+            self.optimizer.step()
+            if not math.isfinite(value := float(loss.detach())):
+                return False
+            total += value
+            tick(number / len(batches))
+        measured = measure_policy(self.network, self.data, self.device)
+        if not math.isfinite(measured["held_out_loss"]):
+            return False
+        self.seconds += time.monotonic() - started
+        self.curve.append({"epoch": epoch + 1, "seconds": round(self.seconds, 1), "loss": total / len(batches)} | measured)
+        self.save()
+        return True
+
+
+def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
+    """Loss and accuracy as CSV, and as a picture where matplotlib is there."""
+    lines = [",".join(TRAINING_CURVE)]
+    lines += [",".join(f"{line[name]:.6g}" for name in TRAINING_CURVE) for line in curve]
+    replace_file(table, ("\n".join(lines) + "\n").encode())
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    epochs = [line["epoch"] for line in curve]
+    for name in ("loss", "held_out_loss"):
+        loss.plot(epochs, [line[name] for line in curve], marker=".", label=name.replace("_", " "))
+    for name in ("top1", "top5"):
+        accuracy.plot(epochs, [100 * line[name] for line in curve], marker=".", label=name.replace("top", "top-"))
+    loss.set(xlabel="epoch", ylabel="loss of a position")
+    accuracy.set(xlabel="epoch", ylabel="% of held-out positions")
+    for axes in (loss, accuracy):
+        axes.legend()
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    replace_file(table.with_suffix(".png"), buffer.getvalue())
+
+
+def run_training(options: Options) -> int:
+    """--make-training-data and --train-policy."""
+    plan = TrainingPlan(options.epochs, options.learning_rate, seed=options.seed)
+    if not 1 <= options.epochs <= 10_000 or not options.learning_rate > 0 or not 1 <= options.trajectories <= 1_000_000:
+        raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
+    families = [load_family(name) for name in options.family.split(",")]
+    work = Path(options.work_dir)
+    data_path = Path(options.training_data or work / "training.npz")
+    weights = Path(options.policy or work / "policy.pt")
+    for path, what in ((data_path, "--training-data"), (weights, "--policy")):
+        check_writable(path, what, is_directory=False)
+    check_writable(work, "--work-dir", is_directory=True)
+    progress = Progress(options.quiet)
+    try:
+        with claim_directory(options.work_dir):
+            if options.make_training_data or not data_path.exists():
+                with make_executor(options, work, progress.say) as executor:
+                    counts = make_training_data(families, options.trajectories, options.seed, data_path, executor, progress)
+                if not options.quiet:
+                    progress.close()
+                    print(f"{data_path}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+            return train_policy(TrainingSet(data_path), plan, options, weights, progress) if options.train_policy else 0
+    finally:
+        progress.close()
+
+
+def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weights: Path, progress: Progress) -> int:
+    """Train, from the checkpoint where there is one; weights, curve and checkpoint are written after each epoch."""
+    training = Training(data, plan, training_device(options.device), Path(options.work_dir) / "training.checkpoint")
+    if options.fresh:
+        training.checkpoint.unlink(missing_ok=True)
+    training.restore()
+    if not options.quiet:
+        size = sum(parameter.numel() for parameter in training.network.parameters())
+        print(f"{len(data.shown):,} positions to train on, {len(data.held_out):,} held out; {size:,} parameters, on {training.device}")
+    while len(training.curve) < plan.epochs:
+        epoch = len(training.curve)
+        if not training.run_epoch(lambda part, epoch=epoch: progress.show("epochs", epoch + part, plan.epochs, "")):
+            raise ReductionError(
+                f"training: the loss is not a number in epoch {epoch + 1}; the weights of epoch {epoch} are kept in {weights}"
+                if epoch
+                else "training: the loss is not a number in the first epoch, nothing is kept; take a smaller --learning-rate"
+            )
+        line = training.curve[-1]
+        trained = {"seconds": training.seconds, "positions": len(data.shown)} | line
+        replace_file(weights, pack_policy(training.network, data.header["families"], trained))
+        write_curve(training.curve, weights.with_suffix(".csv"))
+        if not options.quiet:
+            progress.say(
+                f"epoch {line['epoch']}: loss {line['loss']:.4f}, held out {line['held_out_loss']:.4f}, top-1 {line['top1']:.2%} "
+                f"(eliminations {line['top1_eliminations']:.2%}, scrambles {line['top1_scrambles']:.2%}), top-5 {line['top5']:.2%}, "
+                f"{line['seconds']:.0f} s"
+            )
+    if not options.quiet:
+        progress.close()
+        print(f"weights in {weights}, curve in {weights.with_suffix('.csv')}")
+    return 0
+
+
+def training_device(name: str) -> str:
+    """Raises InputError where there is no such device."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU; leave the option out")
+    return name
+
+
+# =====================================================================================================================
 # Benchmark
 # =====================================================================================================================
 
@@ -3292,6 +4198,24 @@ class Options:
     cold: bool = _option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = _option(False, "say what would be done, and stop")
     benchmark: int | None = _option(None, "reduce the published integrals (or only N of them) and compare", nargs="?", const=0, metavar="N")
+    engine: str = _option("rules", "how a one-step reduction is found: 'rules' (local elimination) or 'beam' (learned search)")
+    beam_width: int = _option(20, "positions that a beam search keeps", metavar="N")
+    beam_order: str = _option(
+        "weight", "how a beam search sorts them: 'weight' (heaviest integral left), 'size' (how many are left), 'policy'"
+    )
+    max_steps: int = _option(10**15, "steps of a beam search for one integral", metavar="N")
+    no_rules: bool = _option(False, "with --engine beam: search for every integral, reuse no path")
+    paths: str | None = _option(None, "with --engine beam: write the path found for each integral that was searched", metavar="FILE")
+    replay: str | None = _option(None, "check the paths of such a file against the identities, and stop", metavar="FILE")
+    policy: str | None = _option(None, "weights of the policy, or 'fixed' or 'random' for none (default: the shipped ones)", metavar="FILE")
+    make_training_data: bool = _option(False, "make examples to train a policy on; --family may be a list A,B,... here")
+    train_policy: bool = _option(False, "train a policy (weights: --policy, or policy.pt in the work directory)")
+    training_data: str | None = _option(None, "file of examples (default: training.npz in the work directory)", metavar="FILE")
+    trajectories: int = _option(600, "examples to make for each sector", metavar="N")
+    epochs: int = _option(TrainingPlan.epochs, "how often training goes through the examples", metavar="N")
+    learning_rate: float = _option(TrainingPlan.learning_rate, "of the optimiser at the start", metavar="X")
+    seed: int = _option(0, "of all that is random in the examples and in training", metavar="N")
+    device: str = _option("auto", "where to train: 'cpu', 'cuda', or 'auto' (a GPU if there is one)")
     quiet: bool = _option(False, "no progress bar, no summary")
 
 
@@ -3732,6 +4656,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = show_status(options)
         elif options.stop:
             code = stop_run(options)
+        elif options.make_training_data or options.train_policy:
+            code = run_training(options)
         elif options.benchmark is not None:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)
