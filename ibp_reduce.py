@@ -38,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import copy
 import hashlib
 import io
 import itertools
@@ -163,6 +164,7 @@ NEIGHBOURHOODS: tuple[Neighbourhood | CornerRegion, ...] = (
     CornerRegion(0, 2),
     CornerRegion(1, 0),
 )
+LAST_NEIGHBOURHOOD = max(level for level, region in enumerate(NEIGHBOURHOODS) if isinstance(region, Neighbourhood))
 
 # =====================================================================================================================
 # Families
@@ -880,9 +882,22 @@ def _ball(n: int, reach: int, norm: int) -> np.ndarray:
 def seeds_around(neighbourhood: Neighbourhood, sector: Sector) -> np.ndarray:
     """Seeds [S, n] of a neighbourhood relative to a target of this sector."""
     ball = _ball(sector.n, neighbourhood.reach, neighbourhood.norm)
-    dr, ds = ball[:, sector.positive].sum(1), -ball[:, ~sector.positive].sum(1)
+    return ball[in_ranges(neighbourhood, sector, ball)]
+
+
+def in_ranges(neighbourhood: Neighbourhood, sector: Sector, seeds: np.ndarray) -> np.ndarray:
+    """Bool [S]: whose changes of r and of s are those of the neighbourhood."""
+    dr, ds = seeds[:, sector.positive].sum(1), -seeds[:, ~sector.positive].sum(1)
     (r0, r1), (s0, s1) = neighbourhood.dr, neighbourhood.ds
-    return ball[(r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)]
+    return (r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)
+
+
+def holds(region: Neighbourhood | CornerRegion, sector: Sector, seeds: np.ndarray) -> bool:
+    """Whether all of these seeds [S, n], relative to a target, belong to a neighbourhood."""
+    if isinstance(region, CornerRegion):
+        return False
+    size = np.abs(seeds)
+    return bool((size.max(1) <= region.reach).all() and (size.sum(1) <= region.norm).all() and in_ranges(region, sector, seeds).all())
 
 
 class SearchSpace:
@@ -904,6 +919,12 @@ class SearchSpace:
     @property
     def rows(self) -> int:
         return len(self.seeds) * self.operators
+
+    def only(self, rows: np.ndarray) -> SearchSpace:
+        """The same space with these rows [R] alone."""
+        part, kept = copy.copy(self), np.isin(self.row, rows)
+        part.seed, part.term, part.row, part.column = self.seed[kept], self.term[kept], self.row[kept], self.column[kept]
+        return part
 
     def system(self, sector: Sector, equations: Equations, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, columns and values of the entries at one target [n]: seeds inside the sector, terms inside the sector and not zero.
@@ -975,8 +996,19 @@ class RuleFinder:
     def find(self, target: np.ndarray, level: int, equations: Equations) -> Rule | None:
         """A rule of this level that reduces the integral with these indices [n] at the point of the equations, or None."""
         space = self.space(level, target)
-        if space is None:
-            return None
+        return space and self.find_in(space, target, level, equations)
+
+    def find_among(self, target: np.ndarray, actions: Sequence[Action], equations: Equations) -> Rule | None:
+        """A rule made of these identities and no others."""
+        seeds = np.unique(np.array([change for _, change in actions]), axis=0)
+        place = {tuple(seed): number for number, seed in enumerate(seeds.tolist())}
+        space = SearchSpace(self.sector, self.structure, seeds)
+        rows = np.array([place[change] * space.operators + operator for operator, change in actions])
+        level = next((n for n, region in enumerate(NEIGHBOURHOODS) if holds(region, self.sector, seeds)), LAST_NEIGHBOURHOOD)
+        return self.find_in(space.only(rows), target, level, equations) if space.complete else None
+
+    def find_in(self, space: SearchSpace, target: np.ndarray, level: int, equations: Equations) -> Rule | None:
+        """A rule out of the rows of this space that reduces the integral with these indices [n] at the point of the equations, or None."""
         row, column, value = space.system(self.sector, equations, target)
         last = len(space.columns) - 1
         if not (column == last).any():
@@ -1003,6 +1035,13 @@ class RuleFinder:
                 total[key] = (total.get(key, 0) + factor * value) % equations.prime
         lighter = [key for key, value in total.items() if value and key < 0]
         return max(lighter) if lighter else -math.inf
+
+    def result_weight(self, rule: Rule, target: np.ndarray, equations: Equations) -> tuple[float, tuple]:
+        """Sort key: as _heaviest_result for a rule, then its rows."""
+        compiled = CompiledRule(self.sector, equations, rule)
+        value = compiled.replay(np.concatenate([[1.0], target])[None], equations.prime)[0]
+        lighter = (value != 0) & (compiled.distance < 0) & self.sector.contains(target + compiled.offset)
+        return max(compiled.distance[lighter].tolist(), default=-math.inf), rule.rows
 
     def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int, level: int) -> Rule:
         """Put the rows of a combination into an order of elimination, one pivot for each but the last."""
@@ -1150,6 +1189,7 @@ def invert(values: np.ndarray, p: int) -> np.ndarray:
 # =====================================================================================================================
 
 Action = tuple[int, Index]  # (operator, seed - target): one identity
+StepPath = tuple[tuple[Action, ...], Expression]  # what a search took, and what the target is by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -1300,6 +1340,7 @@ POLICY_KIND = "ibp_reduce policy"
 FAR = 4  # relative indices, r and s are cut off here, so that the policy sees the neighbourhood alone
 EMBEDDED_INPUTS = (14, 7, 6)  # of an entry, an index, an open integral
 ACTION_INPUTS = 8
+SCORED_TOGETHER = 8  # positions: some thousand entries, so that memory stays small
 EMBEDDING_SCALE = 0.2  # sums over a dozen parts become numbers of order one
 
 
@@ -1429,7 +1470,8 @@ class Policy:
         import torch
 
         with torch.inference_mode():
-            values = action_scores(self.network, join_features(features)).double().numpy()
+            batches = (features[begin : begin + SCORED_TOGETHER] for begin in range(0, len(features), SCORED_TOGETHER))
+            values = np.concatenate([action_scores(self.network, join_features(batch)).double().numpy() for batch in batches])
         parts = np.split(values, np.cumsum([len(part.actions) for part in features])[:-1])
         return [np.round(part - np.logaddexp.reduce(part), 4) for part in parts]  # what differs by rounding alone is the same
 
@@ -1515,7 +1557,7 @@ class Beam:
 
     width: int = 20
     max_steps: int = 10**15
-    order: str = "weight"
+    order: str = "policy"
     reuse: bool = True
     policy: bytes | str = "fixed"
 
@@ -1535,7 +1577,7 @@ def _by_policy(position: Position) -> tuple:
 BEAM_ORDERS = {"weight": _by_weight, "size": _by_size, "policy": _by_policy}
 
 
-def beam_search(beam: Beam, width: int, children: Callable[[list[Position]], list[Position]]) -> tuple[list[Position], int]:
+def beam_search(beam: Beam, children: Callable[[list[Position]], list[Position]]) -> tuple[list[Position], int]:
     """Search for identities that express the target through lighter integrals: the finished positions of one length, and the steps made.
 
     Each step eliminates the heaviest open integral of every position of the beam, by its most probable actions; of positions with the
@@ -1552,9 +1594,32 @@ def beam_search(beam: Beam, width: int, children: Callable[[list[Position]], lis
             content = tuple(sorted(child.open.items()))
             if content not in seen:
                 best.setdefault(content, child)
-        positions = sorted(best.values(), key=BEAM_ORDERS[beam.order])[:width]
+        positions = sorted(best.values(), key=BEAM_ORDERS[beam.order])[: beam.width]
         seen.update(tuple(sorted(position.open.items())) for position in positions)
     return [], steps
+
+
+def search_path(
+    finder: RuleFinder, target: np.ndarray, equations: Equations, beam: Beam, helpers: Executor | None = None
+) -> tuple[Rule | None, int]:
+    """The rule that a beam search for one integral [n] finds, and the steps made. helpers: processes that share the positions of a step."""
+    if helpers is None:
+        ground, policy = SearchGround(finder.sector, equations, target), load_policy(beam.policy)
+
+        def children(positions: Sequence[Position]) -> list[Position]:
+            return beam_children(ground, policy, positions)
+    else:
+        context = pickle.dumps((finder.sector.layout, finder.sector.bits, equations, target, beam.policy))
+
+        def children(positions: Sequence[Position]) -> list[Position]:
+            parts = (positions[number :: helpers.processes] for number in range(helpers.processes))
+            futures = [helpers.submit(helped_children, context, part) for part in parts if part]
+            return [child for future in futures for child in future.result()]
+
+    finished, steps = beam_search(beam, children)
+    rules = (finder.find_among(target, position.actions, equations) for position in finished[:CANDIDATES])
+    found = [rule for rule in rules if rule is not None]
+    return min(found, key=lambda rule: finder.result_weight(rule, target, equations), default=None), steps
 
 
 def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Position]) -> list[Position]:
@@ -1588,6 +1653,9 @@ def _helped_ground(context: bytes) -> tuple[SearchGround, Policy]:
 # =====================================================================================================================
 
 
+COUNTS = ("integrals", "references", "tries", "replays", "rules", "searches", "search_steps")
+
+
 @dataclass
 class SectorKnowledge:
     """What is known about one sector of a family, at any point: its masters (None: not yet searched), rules, and hopeless searches.
@@ -1613,7 +1681,8 @@ class SectorTask:
     """Everything needed to reduce a linear combination of integrals of one sector; a pure function of it, so any process may do it.
 
     keys [N], coefficients [N, K] for K targets. stops: integrals of this sector to stop at. steps: one-step results known already.
-    canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known.
+    canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known. beam: how to search
+    where not by local elimination.
     """
 
     layout: Layout
@@ -1627,6 +1696,7 @@ class SectorTask:
     keys: np.ndarray
     coefficients: np.ndarray
     canonical: bool = False
+    beam: Beam | None = None
 
 
 @dataclass(eq=False)
@@ -1639,6 +1709,7 @@ class SectorResult:
     below: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     learned: SectorKnowledge = field(default_factory=lambda: SectorKnowledge())
     new_steps: dict[Index, Expression] = field(default_factory=dict)
+    paths: dict[Index, StepPath] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     process: tuple[int, int] = (0, 0)  # process id, its peak memory in kB
 
@@ -1730,7 +1801,7 @@ class _SectorReduction:
         self.subsectors: dict[int, Sector] = {}
         self.result = SectorResult(task.bits)
         self.unreduced: dict[int, Index] = {}
-        self.counts = dict.fromkeys(("integrals", "references", "tries", "replays", "rules"), 0)
+        self.counts = dict.fromkeys(COUNTS, 0)
         self.masters = {self._key(stop): stop for stop in task.stops}
         self.known = {self._key(step): step for step in task.steps if task.layout.has_room_for((step, *task.steps[step]))}
         self.stops = np.array(sorted(self.masters), task.layout.dtype)
@@ -1832,6 +1903,15 @@ class _SectorReduction:
         wave = _Wave(keys, self.sector.decode(keys))
         known = is_member(keys, np.array(sorted(self.known), keys.dtype))
         wave.waiting &= ~known
+        if self.task.beam is None:
+            self._reduce_by_elimination(wave)
+        else:
+            self._reduce_by_beam(self.task.beam, wave)
+        terms = Terms.join([self._known_steps(keys[known]), wave.terms(self)])
+        self.counts["references"] += len(terms.value)
+        return terms
+
+    def _reduce_by_elimination(self, wave: _Wave) -> None:
         for level in range(len(NEIGHBOURHOODS)):
             if self.task.canonical:
                 self._apply_canonical_rules(level, wave)
@@ -1845,9 +1925,39 @@ class _SectorReduction:
         for position in np.flatnonzero(wave.waiting)[::-1]:
             if wave.waiting[position]:
                 self._search_everywhere(position, wave)
-        terms = Terms.join([self._known_steps(keys[known]), wave.terms(self)])
-        self.counts["references"] += len(terms.value)
-        return terms
+
+    def _reduce_by_beam(self, beam: Beam, wave: _Wave) -> None:
+        """Known rules first, if paths are reused; then a search for each integral that waits, heaviest first."""
+        for level in range(len(NEIGHBOURHOODS)) if beam.reuse else ():
+            for rule in self._rules_of(level):
+                self._apply(rule, wave.where_waiting(), wave)
+        for position in wave.where_waiting()[::-1]:
+            for widening, equations in itertools.product(BEAM_WIDENINGS, (self.task.generic, self.task.equations)):
+                if wave.waiting[position]:
+                    self._beam_for(position, replace(beam, width=beam.width * widening), equations, wave)
+            if wave.waiting[position]:
+                self._give_up(position, wave)
+
+    def _beam_for(self, position: int, beam: Beam, equations: Equations, wave: _Wave) -> None:
+        """Search for one integral at the point of the equations; replay what is found on it and, to reuse it, on all that wait."""
+        target = wave.indices[position].astype(np.int64)
+        helpers = None if self.task.canonical else self.helpers  # shared work could round otherwise, and so find another path
+        rule, steps = search_path(self.finder, target, equations, beam, helpers)
+        self.counts["searches"] += 1
+        self.counts["search_steps"] += steps
+        if rule is None:
+            return
+        if beam.reuse and rule not in self.rules:
+            compiled = self._add_rule(rule)
+            self._apply(compiled, wave.where_waiting(), wave)
+        else:
+            compiled = CompiledRule(self.sector, self.task.equations, rule)
+            self._apply(compiled, np.array([position]), wave)
+        if not wave.waiting[position]:
+            step = self._step(compiled, target)
+            self.result.paths[tuple(target.tolist())] = rule.rows, step
+            if beam.reuse:
+                self.result.new_steps[tuple(target.tolist())] = step
 
     def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: _Wave) -> None:
         """Replay a rule on those of the chosen integrals of a wave whose seeds it keeps inside the sector."""
@@ -1928,8 +2038,9 @@ class _SectorReduction:
         elif rule is not None and rule not in self.rules:
             compiled = self._add_rule(rule)
             self._apply(compiled, wave.where_waiting(), wave)
-            if not wave.waiting[position]:
-                self._note_step(compiled, position, wave)
+            if not wave.waiting[position]:  # its one-step result cost a search and is kept
+                target = wave.indices[position].astype(np.int64)
+                self.result.new_steps[tuple(target.tolist())] = self._step(compiled, target)
         wave.searched.add((position, level, equations))
 
     def _search_everywhere(self, position: int, wave: _Wave) -> None:
@@ -1942,22 +2053,25 @@ class _SectorReduction:
                 if wave.waiting[position] and (position, level, equations) not in wave.searched:
                     self._search_for(position, level, equations, wave)
         if wave.waiting[position]:
-            key = wave.keys[position]
-            self.unreduced[key] = tuple(wave.indices[position].tolist())
-            self.stops = np.sort(np.append(self.stops, key))
-            wave.waiting[position] = False
+            self._give_up(position, wave)
 
-    def _note_step(self, compiled: CompiledRule, position: int, wave: _Wave) -> None:
-        """Keep the one-step result of an integral that cost a search."""
-        target = wave.indices[position].astype(np.int64)
-        values = compiled.replay(wave.targets[position : position + 1], self.p)[0]
+    def _give_up(self, position: int, wave: _Wave) -> None:
+        """From now on this integral is one to stop at."""
+        key = wave.keys[position]
+        self.unreduced[key] = tuple(wave.indices[position].tolist())
+        self.stops = np.sort(np.append(self.stops, key))
+        wave.waiting[position] = False
+
+    def _step(self, compiled: CompiledRule, target: np.ndarray) -> Expression:
+        """The one-step result of an integral [n] by a rule that reduces it."""
+        values = compiled.replay(np.concatenate([[1.0], target])[None], self.p)[0]
         factor = -pow(int(values[compiled.heavier]), -1, self.p)
         step: Expression = {}
         for column in np.flatnonzero(values):
             term = tuple((target + compiled.offset[column]).tolist())
             if column != compiled.heavier and sector_of(term) in self.task.nonzero:
                 step[term] = int(values[column]) * factor % self.p
-        self.result.new_steps[tuple(target.tolist())] = step
+        return step
 
     def _known_steps(self, keys: np.ndarray) -> Terms:
         lines = [(key, term, value) for key in keys for term, value in self.task.steps[self.known[key]].items()]
@@ -2094,14 +2208,15 @@ class Setting:
     generic: Equations
     stops: dict[int, tuple[Index, ...]]
     canonical: bool
+    beam: Beam | None
 
 
 def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: tuple[int, ...] = (), seconds: float = math.inf) -> dict:
     """One-step results of integrals, given by sector and packed keys; also of what they lead to in the allowed sectors, while time is left.
 
     known: packed knowledge by sector. When time is up, part of the given integrals may be left undone. The result has builtin types only:
-    {"sectors": {bits: {"done": keys, "terms": …, "unreduced": indices, "learned": packed knowledge, "steps": …}}, "counts", "seconds",
-    "peak_memory_kb"}.
+    {"sectors": {bits: {"done": keys, "terms": …, "unreduced": indices, "learned": packed knowledge, "steps": …, "paths": …}}, "counts",
+    "seconds", "peak_memory_kb"}.
     """
     with helper_processes() as helpers:
         work = _StepWork(setting.get(), known.get(), allowed, helpers)
@@ -2174,7 +2289,7 @@ class _StepWork:
             for below in np.unique(terms.sector).tolist():
                 if below in self.allowed:
                     frontier.meet(below, terms.key[terms.sector == below])
-        counts = {name: sum(work.counts[name] for work in self.sectors.values()) for name in ("references", "tries", "replays", "rules")}
+        counts = {name: sum(work.counts[name] for work in self.sectors.values()) for name in COUNTS}
         return {
             "sectors": {bits: self._result(bits) for bits in self.done},
             "counts": counts | {"integrals": self._integrals},
@@ -2211,6 +2326,7 @@ class _StepWork:
                 nothing,
                 nothing,
                 own.canonical,
+                own.beam,
             )
             self.sectors[bits] = _SectorReduction(task, self.helpers)
         return self.sectors[bits]
@@ -2223,6 +2339,7 @@ class _StepWork:
             "unreduced": sorted(work.unreduced.values()),
             "learned": _pack_sector(work.learned, self.setting.family.n) if work.learned else None,
             "steps": work.result.new_steps,
+            "paths": work.result.paths,
         }
 
 
@@ -2761,6 +2878,7 @@ class Problem:
     targets: tuple[Index, ...]
     paper_masters_only: bool = False
     preferred_masters: tuple[Index, ...] = ()
+    beam: Beam | None = None
 
     @property
     def name(self) -> str:
@@ -2774,6 +2892,7 @@ class Problem:
             self.paper_masters_only,
             self.preferred_masters,
             self.family.paper_masters,
+            self.beam,
         )
         more = f" and {len(self.targets) - 1} more" if len(self.targets) > 1 else ""
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
@@ -2784,7 +2903,7 @@ class Problem:
 class Outcome:
     """reductions: every target through masters (and through unreduced integrals, where some are left).
 
-    store_trouble: why what was learned could not be stored, if so.
+    store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam.
     """
 
     reductions: dict[Index, Expression]
@@ -2794,6 +2913,7 @@ class Outcome:
     seconds: float
     peak_memory_kb: int
     store_trouble: str = ""
+    paths: dict[Index, StepPath] = field(default_factory=dict)
 
 
 class Controller:
@@ -2807,7 +2927,8 @@ class Controller:
         self.family, self.point = problem.family, problem.point
         self.here = InlineExecutor()
         self.knowledge, self.new = Knowledge(), Knowledge()
-        self.statistics = dict.fromkeys(("integrals", "references", "tries", "replays", "rules", "sectors", "tasks"), 0)
+        self.statistics = dict.fromkeys((*COUNTS, "sectors", "tasks"), 0)
+        self.paths: dict[Index, StepPath] = {}
         self.memory: dict[int, int] = {}
         self.flushed = time.monotonic()
 
@@ -2851,11 +2972,18 @@ class Controller:
             time.perf_counter() - started,
             sum(self.memory.values()),
             trouble,
+            self.paths,
         )
 
     @property
     def corners_stay(self) -> bool:
         return bool(self.family.paper_masters) and not self.problem.paper_masters_only
+
+    @property
+    def beam(self) -> Beam | None:
+        """Where corners stay a result must not depend on which paths were found before."""
+        beam = self.problem.beam
+        return replace(beam, reuse=False) if beam is not None and self.corners_stay else beam
 
     def _prepare(self) -> None:
         """Identities and non-zero sectors, from a store or derived."""
@@ -2869,6 +2997,9 @@ class Controller:
             self.knowledge.operators = self.new.operators = derive_identities(self.family)
         if self.corners_stay:  # corners depend on the masters, so results would depend on the path, and that on what the store holds
             self.knowledge.sectors, self.knowledge.steps = {}, {}
+        elif self.beam is not None and not self.beam.reuse:
+            self.knowledge.sectors = {bits: SectorKnowledge(known.masters) for bits, known in self.knowledge.sectors.items()}
+            self.knowledge.steps = {}
         self.equations = evaluate_identities(self.knowledge.operators, self.point)
         self.generic = evaluate_identities(self.knowledge.operators, generic_point(self.family))
         if self.knowledge.nonzero is None:
@@ -2910,6 +3041,8 @@ class Controller:
         return self.knowledge.sectors.get(bits) or SectorKnowledge()
 
     def _learn(self, bits: int, found: SectorKnowledge, steps: dict[Index, Expression] | None = None) -> None:
+        if self.beam is not None and not self.beam.reuse:
+            found = replace(found, rules=())
         self.statistics["rules"] += len(found.rules)
         learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps else {})
         self.knowledge.update(learned)
@@ -2974,6 +3107,7 @@ class Controller:
             keys,
             coefficients,
             self.corners_stay,
+            self.beam,
         )
         self.statistics["tasks"] += 1
         small = not self.long and coefficients.size <= SMALL_TASK
@@ -2991,6 +3125,7 @@ class Controller:
         for name, count in result.counts.items():
             self.statistics[name] += count
         self.statistics["sectors"] += 1
+        self.paths |= result.paths
         process, memory = result.process
         self.memory[process] = max(memory, self.memory.get(process, 0))
         self.progress.advance(self.statistics)
@@ -3182,6 +3317,7 @@ class StepController(Controller):
             self.done[bits] = merge(self.done.get(bits, done[:0]), done)
             self.statistics["integrals"] += len(done)
             self.statistics["references"] += len(unpack_keys(record["terms"][0]))
+            self.paths |= record["paths"]
 
     def _taken_over(self, fn: Callable) -> list[tuple[Future, tuple]]:
         """Tasks of an earlier controller that call this function."""
@@ -3258,7 +3394,15 @@ class StepController(Controller):
     def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
         stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(wanted)}
         setting = Setting(
-            self.problem.name, self.family, self.layout, self.knowledge.nonzero, self.equations, self.generic, stops, self.corners_stay
+            self.problem.name,
+            self.family,
+            self.layout,
+            self.knowledge.nonzero,
+            self.equations,
+            self.generic,
+            stops,
+            self.corners_stay,
+            self.beam,
         )
         self.setting = Shared.write(setting, self.directory.shared)
         self.frontier = Frontier(self.layout, stops)
@@ -3357,7 +3501,7 @@ class StepController(Controller):
         for bits, keys in batch.keys.items():  # a task whose time is up leaves some
             self.frontier.wait(bits, keys[~is_member(keys, self.done.get(bits, keys[:0])) & ~is_member(keys, self.frontier.stops[bits])])
         self._end(batch)
-        for name in ("tries", "replays", "rules"):
+        for name in ("tries", "replays", "rules", "searches", "search_steps"):
             self.statistics[name] += result["counts"][name]
         self.plan.note(max(batch.keys, key=sector_order), result["counts"]["integrals"], result["seconds"])
         self.memory[LARGEST_TASK] = max(result["peak_memory_kb"], self.memory.get(LARGEST_TASK, 0))
@@ -3377,6 +3521,7 @@ class StepController(Controller):
             "unreduced": [i for i in found["unreduced"] if not is_member(sector.encode(np.array([i])), known)],
             "learned": found["learned"],
             "steps": found["steps"],
+            "paths": found["paths"],
         }
         self._note_record(self.journal.append(record), record)
         self._stop_at(bits, record["unreduced"])
@@ -3557,8 +3702,118 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
         f"{counts['integrals']:,} integrals reduced in {counts['sectors']} sectors; {counts['hits']:,} cache hits; "
         f"{counts['rules']:,} new rules; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
+    if problem.beam is not None:
+        count = counts["searches"]
+        lines.append(f"{count:,} beam searches of {counts['search_steps'] / max(count, 1):.1f} steps on average")
     lines.append(f"written to {output}")
     return "\n".join(lines)
+
+
+# =====================================================================================================================
+# Paths
+# =====================================================================================================================
+
+PATHS_KIND, PATHS_FORMAT = "ibp_reduce paths", 1
+
+
+def write_paths(problem: Problem, paths: dict[Index, StepPath], file: Path) -> None:
+    """One JSON object a line: first the family and the point, then for each integral its identities (operator, seed) and its expression."""
+    point = problem.point
+    header = {
+        "kind": PATHS_KIND,
+        "format": PATHS_FORMAT,
+        "family": problem.family.name,
+        "identifier": problem.family.identifier,
+        "prime": point.prime,
+        "d": str(point.d),
+        "kinematics": {name: str(value) for name, value in point.invariants},
+    }
+    lines = [header]
+    for target in sorted(paths, key=weight, reverse=True):
+        actions, expression = paths[target]
+        seeds = [(operator, [a + b for a, b in zip(target, change)]) for operator, change in actions]
+        lines.append({"integral": target, "path": seeds, "expression": [*expression.items()]})
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    except OSError as error:
+        raise ReductionError(f"--paths {file}: {error.strerror or error}") from None
+
+
+def replay_paths(file: Path, family: Family) -> tuple[int, int]:
+    """Derive everything in a file of paths again from the identities alone; returns the numbers of paths and of identities.
+
+    Raises InputError where the file cannot be read, ReductionError at the first path that does not give its expression.
+    """
+    try:
+        header, *lines = (json.loads(line) for line in file.read_text().splitlines())
+        if (header["kind"], header["format"]) != (PATHS_KIND, PATHS_FORMAT):
+            raise InputError(f"--replay {file}: holds no paths of this version")
+        if (header["family"], header["identifier"]) != (family.name, family.identifier):
+            raise InputError(
+                f"--replay {file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
+            )
+        values = tuple((name, Fraction(header["kinematics"][name])) for name, _ in family.point)
+        point = Point(Fraction(header["d"]), values, int(header["prime"]))
+        paths = [_read_path(line, family) for line in lines]
+    except OSError as error:
+        raise InputError(f"--replay {file}: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"--replay {file}: damaged ({type(error).__name__}: {error})") from None
+    operators = derive_identities(family)
+    equations = evaluate_identities(operators, point)
+    nonzero = find_nonzero_sectors(evaluate_identities(operators, generic_point(family)), family.lines)
+    for target, seeds, expression in paths:
+        if any(operator not in range(equations.count) for operator, _ in seeds):
+            raise InputError(f"--replay {file}: damaged (there is no operator of that number)")
+        found = expression_by(target, [_raw_identity(equations, *seed) for seed in seeds], point.prime)
+        if found is None:
+            raise ReductionError(f"{show(target)}: its {len(seeds)} identities do not express it through lighter integrals")
+        if {term: value for term, value in found.items() if sector_of(term) in nonzero} != expression:
+            raise ReductionError(f"{show(target)}: its identities give another expression than the file")
+    return len(paths), sum(len(seeds) for _, seeds, _ in paths)
+
+
+def _read_path(line: Any, family: Family) -> tuple[Index, list[tuple[int, Index]], Expression]:
+    """Raises ValueError and the like where a line is not what `write_paths` writes."""
+
+    def index(value: Any) -> Index:
+        if len(value) != family.n or not all(type(a) is int and abs(a) <= MAX_INDEX for a in value):
+            raise ValueError(f"{value!r} is not an integral")
+        return tuple(value)
+
+    seeds = [(int(operator), index(seed)) for operator, seed in line["path"]]
+    return index(line["integral"]), seeds, {index(term): int(value) for term, value in line["expression"]}
+
+
+def _raw_identity(equations: Equations, operator: int, seed: Index) -> Expression:
+    """All terms of one identity, whatever sector they are in."""
+    row: Expression = {}
+    for term in np.flatnonzero(equations.operator == operator):
+        value = int(equations.coefficient[term, 0]) + sum(int(c) * a for c, a in zip(equations.coefficient[term, 1:], seed))
+        if value % equations.prime:
+            row[tuple(a + int(b) for a, b in zip(seed, equations.shift[term]))] = value % equations.prime
+    return row
+
+
+def expression_by(target: Index, identities: Sequence[Expression], p: int) -> Expression | None:
+    """What these identities say the target is, if they say it through lighter integrals alone."""
+    rows = [dict(row) for row in identities]
+    while rows:
+        heaviest = max((max(row, key=weight) for row in rows if row), key=weight, default=None)
+        if heaviest is None or weight(heaviest) < weight(target):
+            return None
+        having = [row for row in rows if heaviest in row]
+        pivot = min(having, key=len)
+        if heaviest == target:
+            factor = -pow(pivot.pop(target), -1, p)
+            return {term: value * factor % p for term, value in pivot.items()}
+        inverse = pow(pivot[heaviest], -1, p)
+        for row in having:
+            if row is not pivot:
+                _subtract(row, pivot, row[heaviest] * inverse % p, p)
+        rows = [row for row in rows if row is not pivot and row]
+    return None
 
 
 # =====================================================================================================================
@@ -3566,7 +3821,6 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
 # =====================================================================================================================
 
 TRAINING_FORMAT = 1
-TRAINING_LEVELS = 4  # trajectories come from rules of these levels
 HELD_OUT = 0.1  # share of the trajectories that measure and never train
 SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
@@ -3584,17 +3838,17 @@ class Sample:
 
 
 def random_target(sector: Sector, rng: np.random.Generator) -> np.ndarray:
-    """Indices [n] with a few dots and numerators."""
-    target = sector.positive.astype(np.int64)
+    """Indices [n] with a few dots and numerators; every second one is close to the corner, where reductions are long."""
+    target, most = sector.positive.astype(np.int64), rng.choice((2, 5))
     for places, step in ((np.flatnonzero(sector.positive), 1), (np.flatnonzero(~sector.positive), -1)):
         if len(places):
-            np.add.at(target, rng.choice(places, rng.integers(0, 6)), step)
+            np.add.at(target, rng.choice(places, rng.integers(0, most + 1)), step)
     return target
 
 
 def elimination(finder: RuleFinder, target: np.ndarray) -> tuple[SearchGround, Position, list[Action]] | None:
     """A trajectory out of the identities that local elimination uses: from the target down to what is lighter."""
-    for level in range(TRAINING_LEVELS):
+    for level in range(LAST_NEIGHBOURHOOD + 1):
         if rule := finder.find(target, level, finder.structure):
             return SearchGround(finder.sector, finder.structure, target), Position(), list(rule.rows)
     return None
@@ -4201,7 +4455,7 @@ class Options:
     engine: str = _option("rules", "how a one-step reduction is found: 'rules' (local elimination) or 'beam' (learned search)")
     beam_width: int = _option(20, "positions that a beam search keeps", metavar="N")
     beam_order: str = _option(
-        "weight", "how a beam search sorts them: 'weight' (heaviest integral left), 'size' (how many are left), 'policy'"
+        "policy", "how a beam search sorts them: 'weight' (heaviest integral left), 'size' (how many are left), 'policy'"
     )
     max_steps: int = _option(10**15, "steps of a beam search for one integral", metavar="N")
     no_rules: bool = _option(False, "with --engine beam: search for every integral, reuse no path")
@@ -4327,7 +4581,31 @@ def make_problem(options: Options) -> Problem:
         targets = (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),)
     preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
     point = parse_point(options, family, targets + preferred)
-    return Problem(family, point, targets, options.paper_masters_only or default, preferred)
+    return Problem(family, point, targets, options.paper_masters_only or default, preferred, make_beam(options, family))
+
+
+def make_beam(options: Options, family: Family) -> Beam | None:
+    """How to search, None for local elimination. Raises InputError."""
+    if options.engine not in ("rules", "beam"):
+        raise InputError(f"--engine {options.engine}: expected rules or beam")
+    if options.engine == "rules":
+        if options.no_rules or options.paths is not None:
+            raise InputError(f"{'--no-rules' if options.no_rules else '--paths'} is for --engine beam")
+        return None
+    if options.beam_width < 1 or options.max_steps < 1:
+        raise InputError(f"--beam-width {options.beam_width}, --max-steps {options.max_steps}: expected at least 1")
+    if options.beam_order not in BEAM_ORDERS:
+        raise InputError(f"--beam-order {options.beam_order}: expected one of {', '.join(BEAM_ORDERS)}")
+    policy = read_policy(options.policy or str(DATA / "policy.pt"), family)
+    return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
+
+
+def run_replay(options: Options) -> int:
+    """--replay: check paths found earlier."""
+    started = time.perf_counter()
+    paths, identities = replay_paths(Path(options.replay), load_family(options.family))
+    print(f"{paths:,} paths of {identities:,} identities replayed: each gives its expression ({time.perf_counter() - started:.1f} s)")
+    return 0
 
 
 def check_running_options(options: Options) -> None:
@@ -4381,8 +4659,12 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
     check_writable(output, "--output", is_directory=False)
     check_writable(work, "--work-dir", is_directory=True)
     check_writable(store, "--store", is_directory=False)
+    if options.paths is not None:
+        check_writable(Path(options.paths), "--paths", is_directory=False)
     uses = {"--output": output, "--work-dir": work, "--store": store}
-    uses |= {f"--{name}": Path(text) for name in ("integrals", "masters", "family") if (text := getattr(options, name)) is not None}
+    uses |= {
+        f"--{name}": Path(text) for name in ("integrals", "masters", "family", "paths") if (text := getattr(options, name)) is not None
+    }
     if options.family in BUILT_IN_FAMILIES:
         del uses["--family"]
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
@@ -4444,9 +4726,13 @@ def run_reduction(options: Options) -> int:
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
-    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(
-        problem, options, shelves, lambda outcome: write_pickle(result_record(problem, outcome), output)
-    )
+
+    def save(outcome: Outcome) -> None:
+        write_pickle(result_record(problem, outcome), output)
+        if options.paths is not None:
+            write_paths(problem, outcome.paths, Path(options.paths))
+
+    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(problem, options, shelves, save)
     if not options.quiet:
         print(summary(problem, outcome, output))
     if outcome.unreduced:
@@ -4658,6 +4944,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = stop_run(options)
         elif options.make_training_data or options.train_policy:
             code = run_training(options)
+        elif options.replay is not None:
+            code = run_replay(options)
         elif options.benchmark is not None:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)
