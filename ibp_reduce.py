@@ -1239,6 +1239,7 @@ class SearchGround:
         self.first = np.searchsorted(equations.operator, np.arange(equations.count + 1))
         self.dr_shift = equations.shift[:, sector.positive].sum(1)
         self.ds_shift = -equations.shift[:, ~sector.positive].sum(1)
+        self.rows: dict[Action, dict[int, int]] = {}
 
     def moves(self, position: Position) -> Moves:
         """All actions whose identity, after substitution of what is solved, contains the heaviest open integral.
@@ -1290,17 +1291,14 @@ class SearchGround:
         )
         return moves, value
 
-    def every(self, actions: Sequence[Action]) -> Moves:
-        """These actions, as they are."""
-        operator = np.array([operator for operator, _ in actions])
-        return self._identities(operator, self.target + np.array([change for _, change in actions]))[0]
-
     def row(self, action: Action) -> dict[int, int]:
-        """The identity of an action down to the target: {key: value}."""
-        operator, change = action
-        moves, value = self._identities(np.array([operator]), (self.target + np.array(change))[None])
-        keep = moves.own & (moves.key >= 0)
-        return dict(zip(moves.key[keep].tolist(), value[keep].tolist()))
+        """The identity of an action down to the target: {key: value}; not to be changed."""
+        if action not in self.rows:
+            operator, change = action
+            moves, value = self._identities(np.array([operator]), (self.target + np.array(change))[None])
+            keep = moves.own & (moves.key >= 0)
+            self.rows[action] = dict(zip(moves.key[keep].tolist(), value[keep].tolist()))
+        return self.rows[action]
 
     def after(self, position: Position, action: Action, score: float = 0.0) -> Position | None:
         """The position after an action; None if its identity does not contain what is to be eliminated."""
@@ -3862,15 +3860,16 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
     ground = SearchGround(finder.sector, finder.structure, base)
     expression, used, p = {0: 1}, [], finder.structure.prime
     for _ in range(rng.integers(1, LONGEST_SCRAMBLE + 1)):
-        key = rng.choice(np.sort(np.fromiter(expression, np.int64)))
-        moves = ground.moves(Position((), {int(key): 1}, {}))
+        key = int(rng.choice(np.sort(np.fromiter(expression, np.int64))))
+        moves = ground.moves(Position((), {key: 1}, {}))
         if not len(moves.operator):
             return None
         place = rng.integers(len(moves.operator))
         action = (int(moves.operator[place]), tuple((moves.seed[place] - base).tolist()))
         row = ground.row(action)
-        factor = -pow(row.pop(int(key)), -1, p) % p
-        expression = substitute(expression, {int(key): {k: v * factor % p for k, v in row.items()}}, p)
+        factor = -pow(row[key], -1, p) % p
+        line = {other: value * factor % p for other, value in row.items() if other != key}
+        expression = substitute(expression, {key: line}, p)
         used.append(action)
         if not expression:
             return None
@@ -4266,6 +4265,54 @@ def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weight
     return 0
 
 
+def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.ndarray]]:
+    """Random integrals (sector, indices [n]) of all sectors, with r <= 13 and s <= 7, none of them a corner."""
+    rng = np.random.default_rng((seed, 1))
+    generic = evaluate_identities(derive_identities(family), generic_point(family))
+    nonzero, targets = find_nonzero_sectors(generic, family.lines), []
+    while len(targets) < count:
+        bits = nonzero[len(targets) % len(nonzero)]
+        target = np.array(corner(bits, family.n))
+        inside, outside = np.flatnonzero(target), np.flatnonzero(target == 0)
+        np.add.at(target, rng.choice(inside, rng.integers(0, 14 - len(inside))), 1)
+        if len(outside):
+            np.add.at(target, rng.choice(outside, rng.integers(0, 8)), -1)
+        if tuple(target.tolist()) not in (corner(bits, family.n), *family.paper_masters):
+            targets.append((bits, target))
+    return targets
+
+
+def run_search_benchmark(options: Options) -> int:
+    """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
+    family = load_family(options.family)
+    beam = make_beam(replace(options, engine="beam", max_steps=min(options.max_steps, 60)), family)
+    targets = search_targets(family, options.benchmark_search, options.seed)
+    equations = evaluate_identities(derive_identities(family), generic_point(family))
+    print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {beam.max_steps} steps")
+    print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
+    progress = Progress(options.quiet)
+    for name, policy in (("trained", beam.policy), ("random", "random"), ("fixed", "fixed")):
+        load_policy(policy)
+        steps, seconds, rows = [], [], []
+        for number, (bits, target) in enumerate(targets):
+            progress.show(name, number, len(targets), "")
+            finder = RuleFinder(Sector(layout_for([tuple(target.tolist())], family.n), bits), equations)
+            started = time.perf_counter()
+            rule, made = search_path(finder, target, equations, replace(beam, policy=policy))
+            seconds.append(time.perf_counter() - started)
+            if rule is not None:
+                steps.append(made)
+                rows.append(len(rule.rows))
+        progress.close()
+        share, middle = len(rows) / len(targets), np.median
+        print(
+            f"{name:10}{share:8.1%}{middle(steps or [0]):8.0f}{middle(seconds):10.3f}{np.mean(seconds):9.3f}{max(seconds):9.2f}"
+            f"{middle(rows or [0]):7.0f}",
+            flush=True,
+        )
+    return 0
+
+
 def training_device(name: str) -> str:
     """Raises InputError where there is no such device."""
     import torch
@@ -4464,6 +4511,9 @@ class Options:
     policy: str | None = _option(None, "weights of the policy, or 'fixed' or 'random' for none (default: the shipped ones)", metavar="FILE")
     make_training_data: bool = _option(False, "make examples to train a policy on; --family may be a list A,B,... here")
     train_policy: bool = _option(False, "train a policy (weights: --policy, or policy.pt in the work directory)")
+    benchmark_search: int | None = _option(
+        None, "one-step reductions of N random integrals (200), with the policy and without", nargs="?", const=200, metavar="N"
+    )
     training_data: str | None = _option(None, "file of examples (default: training.npz in the work directory)", metavar="FILE")
     trajectories: int = _option(600, "examples to make for each sector", metavar="N")
     epochs: int = _option(TrainingPlan.epochs, "how often training goes through the examples", metavar="N")
@@ -4944,6 +4994,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = stop_run(options)
         elif options.make_training_data or options.train_policy:
             code = run_training(options)
+        elif options.benchmark_search is not None:
+            code = run_search_benchmark(options)
         elif options.replay is not None:
             code = run_replay(options)
         elif options.benchmark is not None:
