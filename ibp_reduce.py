@@ -3497,7 +3497,8 @@ def is_number(value: Any) -> bool:
 def epsilon_summary(record: dict[str, Any]) -> str:
     """The expansion of a single integral term by term, of several only how many there are."""
     own, reductions = record["epsilon"], record["epsilon"]["reductions"]
-    lines = [f"with d = {own['d']} through {own['symbol']}**{own['order']}: {sum(map(len, reductions.values()))} coefficients expanded"]
+    count = sum(map(len, reductions.values()))
+    lines = [f"expanded with d = {own['d']} through {own['symbol']}**{own['order']}: {count} coefficient{'s' * (count != 1)}"]
     if len(reductions) == 1:
         ((target, expression),) = reductions.items()
         width = max((len(show(term)) for term in expression), default=0)
@@ -3635,7 +3636,7 @@ def check_export_names(name: str, family: str, symbols: Iterable[str]) -> None:
 def _factor(value: int | Fraction | str, name: str) -> str:
     """A coefficient as a factor: a natural number as it is, everything else in parentheses (or in FORM's num and den)."""
     text = str(value)
-    if isinstance(value, str) and name == "form":
+    if name == "form" and re.search(r"[()]|/\s*[^\s0-9]", text):  # all else FORM reads as it is
         above, below = (part.replace("**", "^") for part in numerator_and_denominator(text))
         return f"num({above})" + f"*den({below})" * (below != "1")
     if name != "sympy":
@@ -3847,8 +3848,9 @@ def unpack_certificate(content: bytes) -> Certificate:
     """Raises CertificateError for anything but what pack_certificate makes."""
     first, _, rest = content.partition(b"\n")
     if first + b"\n" != CERTIFICATE_LINE % CERTIFICATE_FORMAT:
-        shown = first[:60].decode("ascii", "replace") if content.startswith(CERTIFICATE_LINE[:22]) else "no certificate"
-        raise CertificateError(f"{shown}; this program reads certificates of format {CERTIFICATE_FORMAT}")
+        known = content.startswith(CERTIFICATE_LINE[:22])
+        shown = first[:60].decode("ascii", "replace") if known else "neither a certificate nor a result of this program"
+        raise CertificateError(f"{shown}; certificates of format {CERTIFICATE_FORMAT} are read")
     if hashlib.sha256(content[:-32]).digest() != content[-32:]:
         raise CertificateError("damaged: its checksum is wrong; copy or make it again")
     try:
@@ -4721,8 +4723,10 @@ def convert_result(options: Options) -> int:
     record = read_result(source)
     own = options.output != Options.output
     output = Path(options.output) if own else source
-    for what, path in ({"--output": output} if own else {}) | further_outputs(options, output):
+    for what, path in (({"--output": output} if own else {}) | further_outputs(options, output)).items():
         check_writable(path, what, is_directory=False)
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise InputError(f"{what} {path}: is the result to be converted; give another --output")
     for name in names:
         check_export_names(name, record["family"], symbols_of(record))
     if options.epsilon is not None:
@@ -4740,9 +4744,9 @@ def convert_result(options: Options) -> int:
 def verify_file(options: Options) -> int:
     """Check a certificate or a result. Raises InputError, CertificateError."""
     path, started = Path(options.verify), time.perf_counter()
-    for name in ("integral", "integrals", "certificate"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--verify and --{name} contradict each other: what is checked says what it is of")
+    for name in ("integral", "integrals", "certificate", "convert", "export", "epsilon", "order"):
+        if getattr(options, name):
+            raise InputError(f"--verify and --{name} contradict each other: a file is checked as it is, and nothing is written")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -4751,7 +4755,8 @@ def verify_file(options: Options) -> int:
         text = verify_result_file(path, options) if content[:1] == pickle.PROTO else verify_certificate_content(content)
     except CertificateError as error:
         raise CertificateError(f"{path}: {error}") from None
-    print(f"verified: {text}; {time.perf_counter() - started:.2f} s")
+    if not options.quiet:
+        print(f"verified: {text}; {time.perf_counter() - started:.2f} s")
     return 0
 
 
@@ -4760,13 +4765,16 @@ def verify_certificate_content(content: bytes) -> str:
     own = unpack_certificate(content)
     terms = verify_certificate(own)
     used = {term for expression in own.reductions.values() for term in expression}
-    (target, *others) = own.reductions
-    more = f" and {len(others)} more" if others else ""
     left = f" and {len(own.unreduced)} that nothing reduces" if own.unreduced else ""
     return (
-        f"{show(target)}{more} of {own.family.name} at {show_point(own.point)} through {len(used)} of {len(own.masters)} masters{left}, by "
+        f"{show_targets(own.reductions)} of {own.family.name} at {show_point(own.point)} through {len(used)} of {len(own.masters)} masters{left}, by "
         f"{len(own.operator):,} identities with {terms:,} terms"
     )
+
+
+def show_targets(targets: Iterable[Index]) -> str:
+    first, *others = targets
+    return f"{show(first)} and {len(others)} more" if others else show(first)
 
 
 def verify_result_file(path: Path, options: Options) -> str:
@@ -4793,7 +4801,7 @@ def verify_result_file(path: Path, options: Options) -> str:
     where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
     symbols = sorted(symbols_of(record))
     values = f" and values of {', '.join(symbols)}" if symbols else ""
-    return f"{len(record['reductions'])} reductions of {name} {where}{values}, by {identities:,} identities"
+    return f"{show_targets(record['reductions'])} of {name} {where}{values}, by {identities:,} identities"
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
