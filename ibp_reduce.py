@@ -4090,7 +4090,10 @@ def verify_certificate(certificate: Certificate, verifier: Verifier | None = Non
     built_in = BUILT_IN_FAMILIES.get(own.family.name)
     if built_in is not None and built_in.identifier != own.family.identifier:
         raise CertificateError(f"its family {own.family.name} is not the built-in one of that name")
-    verifier = verifier or Verifier(own.family, own.point)
+    try:
+        verifier = verifier or Verifier(own.family, own.point)
+    except InputError as error:
+        raise CertificateError(str(error)) from None
     if verifier.digest != own.digest:
         raise CertificateError("it was made with other identities than those that follow from its family and point")
     allowed, count = {*own.masters, *own.unreduced}, 0
@@ -4766,10 +4769,8 @@ def verify_certificate_content(content: bytes) -> str:
     terms = verify_certificate(own)
     used = {term for expression in own.reductions.values() for term in expression}
     left = f" and {len(own.unreduced)} that nothing reduces" if own.unreduced else ""
-    return (
-        f"{show_targets(own.reductions)} of {own.family.name} at {show_point(own.point)} through {len(used)} of {len(own.masters)} masters{left}, by "
-        f"{len(own.operator):,} identities with {terms:,} terms"
-    )
+    of, proof = f"{own.family.name} at {show_point(own.point)}", f"{len(own.operator):,} identities with {terms:,} terms"
+    return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
 
 
 def show_targets(targets: Iterable[Index]) -> str:
