@@ -3688,7 +3688,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
     """
     where = f"export {path}"
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
         first, _, body = text.partition("\n")
         if first.startswith('{"header": '):
             data = json.loads(text)
@@ -3758,6 +3758,7 @@ def _read_coefficient(text: str, modular: bool) -> int | Fraction | str:
 # and the SHA-256 of all that.
 CERTIFICATE_FORMAT = 1
 CERTIFICATE_LINE = b"ibp_reduce certificate, format %d\n"
+ARRAYS = ("operator", "seed", "start", "step", "multiplier")
 ARRAY_TYPES = ("|u1", "<u2", "<u4", "<u8", "|i1", "<i2", "<i4", "<i8")
 TERMS_AT_ONCE = 1 << 22  # terms of identities that are added up together: some 100 MB
 RESULT_CHECKS = 3  # primes and points at which an exact result is verified
@@ -3815,7 +3816,8 @@ def pack_certificate(certificate: Certificate) -> bytes:
     """The content of the file. Inside a target the identities ascend, so that their differences are stored; seeds index by index."""
     own = certificate
     step = np.diff(own.identity, prepend=0)
-    arrays = {name: _smallest(values) for name, values in _arrays(own, step).items()}
+    values = (own.operator, own.seed.T.ravel(), own.start, step, own.multiplier)
+    arrays = {name: _smallest(part) for name, part in zip(ARRAYS, values)}
     header = {
         "version": __version__,
         "family": family_definition(own.family),
@@ -3831,10 +3833,6 @@ def pack_certificate(certificate: Certificate) -> bytes:
     packed = zlib.compress(b"".join(values.tobytes() for values in arrays.values()), 9)
     content = CERTIFICATE_LINE % CERTIFICATE_FORMAT + json.dumps(header).encode() + b"\n" + packed
     return content + hashlib.sha256(content).digest()
-
-
-def _arrays(own: Certificate, step: np.ndarray) -> dict[str, np.ndarray]:
-    return {"operator": own.operator, "seed": own.seed.T.ravel(), "start": own.start, "step": step, "multiplier": own.multiplier}
 
 
 def _smallest(values: np.ndarray) -> np.ndarray:
@@ -3874,7 +3872,13 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
     unpacker = zlib.decompressobj()
     total = sum(kind.itemsize * size for kind, size in sizes)
     data = unpacker.decompress(packed, total + 1)
-    if len(data) != total or not unpacker.eof or unpacker.unused_data or len(sizes) != 5:
+    if (
+        len(data) != total
+        or not unpacker.eof
+        or unpacker.unused_data
+        or list(header["arrays"]) != list(ARRAYS)
+        or len(sizes) != len(ARRAYS)
+    ):
         raise ValueError("arrays of another size")
     arrays, begin = [], 0
     for kind, size in sizes:
@@ -3886,8 +3890,10 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         raise ValueError("multipliers of another number of targets")
     if len(step) != len(multiplier) or len(step) and not 0 <= identity.min() <= identity.max() < len(operator):
         raise ValueError("multipliers of identities that are not there")
-    if (np.abs(seed) > MAX_INDEX).any() or (multiplier >= point.prime).any() or (multiplier < 0).any():
-        raise ValueError("numbers out of range")
+    if len(seed) != len(operator) * family.n or (seed < -MAX_INDEX).any() or (seed > MAX_INDEX).any():
+        raise ValueError("seeds of another family, or out of range")
+    if (multiplier >= point.prime).any() or (multiplier < 0).any():
+        raise ValueError("multipliers out of range")
     return Certificate(
         family,
         point,

@@ -6,7 +6,7 @@
 
 Parts: executors (condor_worker.py), HTCondor through fake tools and on a real pool; the reduction itself against oracles, closed forms,
 golden values and laws; the program from outside: bad input, command line, pickle, store, processes; one-step tasks, their controller
-and journal. Nothing is compared with a former run of the program, every wait is for an
+and journal; certificates and formats. Nothing is compared with a former run of the program, every wait is for an
 event with a deadline, and the oracles share no code with what they test.
 """
 
@@ -7002,6 +7002,19 @@ def test_certifying_changes_no_result_and_ignores_stored_steps(tmp_path):
     assert ibp_reduce.verify_certificate(ibp_reduce.make_certificate(problem, cold)) > 0
 
 
+@pytest.mark.parametrize("level", [(), (Neighbourhood(1, (-1, -1), (-1, 0), 2),)])
+def test_certificate_of_what_is_not_reduced(level, place, monkeypatch, capsys):
+    """It holds for what was done, and says that there are integrals left."""
+    monkeypatch.setattr(ibp_reduce, "NEIGHBOURHOODS", level)
+    words = ["--integral", "1,1,1,1,1,1,-2", "--paper-masters-only", "--quiet", "--output", "r.pkl"]
+    assert exit_code([*words, "--certificate", "c", "--export", "json"]) == 1
+    left = ibp_reduce.read_result("r.pkl")["unreduced"]
+    capsys.readouterr()
+    assert exit_code(["--verify", "c"]) == 0
+    assert f" of 16 masters and {len(left)} that nothing reduces, by " in capsys.readouterr().out
+    assert ibp_reduce.read_export("r.json")["unreduced"] == [list(term) for term in left]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_verifier_finds_the_scaleless_sectors(name):
     """Its own U and F against those of the oracle; where an invariant vanishes more sectors are scaleless, never fewer."""
@@ -7130,6 +7143,28 @@ def test_changed_header_of_a_certificate(what, small_certificate, place, capsys)
         assert code == 0 and printed.startswith("verified: ") and said == ""
     else:
         assert (code, printed, said.count("\n")) == (1, "", 1) and fragment in said, said
+
+
+def leaves(value, path=()):
+    """Paths to everything in nested lists and dicts."""
+    yield from ([path] if path else [])
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from leaves(value[key], (*path, key))
+
+
+def test_headers_with_nonsense_are_refused_in_one_line(small_certificate, place, capsys):
+    """Any part of the header replaced by something else, with a checksum that fits: proven all the same, or one line."""
+    content, draw = ibp_reduce.pack_certificate(small_certificate[0]), random.Random(11)
+    paths = list(leaves(header_of(content)[1]))
+    nonsense = [None, True, -1, 0, 3, 2**70, 1.5, "", "x", "k1", "<u8", "|O", [], [1], [[1, 2]], {}, {"a": 1}, "9" * 400, "1/0", "\u2212"]
+    codes = set()
+    for number in range(400):
+        change = set_path(*draw.choice(paths), draw.choice(nonsense))
+        Path("c").write_bytes(with_header(content, change))
+        codes.add(code := exit_code(["--verify", "c"]))
+        printed, said = capsys.readouterr()
+        assert (code, said) == (0, "") or (code == 1 and printed == "" and said.count("\n") == 1 and len(said) < 1000), (number, said)
+    assert codes == {0, 1}  # a version or a default value may be anything
 
 
 def test_damaged_certificates_are_refused_in_one_line(small_certificate, place, capsys):
@@ -7652,6 +7687,86 @@ def test_export_that_fails_on_the_way_leaves_the_result(place, capsys, monkeypat
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "--export mathematica" in said and "No space left" in said
     assert ibp_reduce.read_result("r.pkl")["success"] and not Path("r.m").exists()
+
+
+# numbers ------------------------------------------------------------------------------------------------------------
+
+# values of integrals at a point, as JSON on stdout: [value, error] for each
+PYSECDEC = """
+import json, os, subprocess, sys
+import pySecDec
+from pySecDec.integral_interface import DistevalLibrary
+
+if __name__ == "__main__":
+    job = json.loads(sys.stdin.read())
+    values = []
+    for number, powers in enumerate(job["integrals"]):
+        integral = pySecDec.LoopIntegralFromPropagators(
+            propagators=job["propagators"], loop_momenta=job["loops"], external_momenta=job["legs"], powerlist=powers,
+            replacement_rules=job["products"], dimensionality=job["dimension"],
+        )
+        name = f"i{number}"
+        pySecDec.loop_package(name=name, loop_integral=integral, requested_orders=[0], contour_deformation=False)
+        subprocess.run(["make", "-C", name, "disteval.done"], stdout=sys.stderr, check=True)
+        result = DistevalLibrary(f"{name}/disteval/{name}.json", verbose=False)(epsrel=1e-6, format="json", timeout=20)
+        values.append([part.real for part in result["sums"][name][(0,)]])
+    print("VALUES", json.dumps(values))
+"""
+
+# family, target, d, invariants of a Euclidean point; in these dimensions all integrals are finite
+NUMERICAL = [
+    ("bubble", (3, 2), "3", {"s": "-2", "m": "1"}),
+    ("bubble", (2, -2), "3", {"s": "-2", "m": "1"}),
+    ("box", (2, 1, 2, 1), "7", {"s": "-3", "t": "-5/2"}),
+    ("sunrise", (2, 1, 1, -1, 0), "7/2", {"s": "-2", "m": "1"}),
+    ("trianglebox", (2, 1, 1, 1, 0, 0, -1), "7/2", {"m1": "-2", "m2": "-3", "m3": "-5"}),
+    ("trianglebox", (1, 1, 0, 2, 1, 1, 0), "7/2", {"m1": "-2", "m2": "-3", "m3": "-5"}),
+]
+
+
+def rational(residues, primes):
+    """The fraction with these residues, by Chinese remainders and the extended Euclidean algorithm (Wang 1981)."""
+    modulus = math.prod(primes)
+    value = sum(r * (modulus // p) * pow(modulus // p, -1, p) for r, p in zip(residues, primes)) % modulus
+    (a, x), (b, y) = (modulus, 0), (value, 1)
+    while b * b * 2 > modulus:
+        (a, x), (b, y) = (b, y), (a % b, x - a // b * y)
+    return Fraction(b, y)
+
+
+@pytest.mark.slow
+@needs_stored_rules
+@pytest.mark.parametrize("family, target, d, invariants", NUMERICAL)
+def test_numbers_of_pysecdec(family, target, d, invariants, reduce_at, tmp_path):
+    """An integral and its masters, integrated by sector decomposition, satisfy the reduction within the error of the integration."""
+    for tool in ("make", "g++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"pySecDec needs {tool}")
+    if importlib.util.find_spec("pySecDec") is None:
+        pytest.skip("pySecDec is not installed; pip install pySecDec")
+    family = BUILT_IN_FAMILIES[family]
+    primes = (P31, *OTHER_PRIMES)
+    runs = [reduce_at(family, [target], p, point_of(family, p, d, **invariants)).reductions[target] for p in primes]
+    exact = {term: rational([run[term] for run in runs], primes) for term in runs[0]}
+    assert all(set(run) == set(exact) for run in runs) and exact
+    kinematics = Kinematics(family, **invariants)
+    job = {
+        "propagators": [f"({text})**2 - ({mass})" for (text, _), mass in zip(family.propagators, kinematics.masses)],
+        "loops": family.loop_momenta,
+        "legs": family.external_momenta,
+        "products": [(f"{a}*{b}", str(value)) for (a, b), value in kinematics.products.items() if a <= b],
+        "dimension": f"{d}-2*eps",
+        "integrals": [target, *exact],
+    }
+    (tmp_path / "job.py").write_text(PYSECDEC)
+    done = subprocess.run([sys.executable, "job.py"], input=json.dumps(job), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    values = json.loads(done.stdout.partition("VALUES")[2])
+    factors = [Fraction(-1), *exact.values()]
+    total = sum(float(factor) * value for factor, (value, _) in zip(factors, values))
+    error = math.sqrt(sum((float(factor) * error) ** 2 for factor, (_, error) in zip(factors, values)))
+    largest = max(abs(float(factor) * value) for factor, (value, _) in zip(factors, values))
+    assert error < 1e-4 * largest and abs(total) <= 5 * error + 1e-10 * largest
 
 
 # =====================================================================================================================
