@@ -5,6 +5,8 @@
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --output r.pkl
     python ibp_reduce.py --family doublebox --integral 1,1,1,1,1,1,1,-2,-2
     python ibp_reduce.py --integrals targets.txt --prime 2147483647
+    python ibp_reduce.py --certificate proof.cert --export mathematica,form
+    python ibp_reduce.py --verify proof.cert
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 
@@ -3256,6 +3258,7 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
 # =====================================================================================================================
 
 LARGEST_NUMBER = 10_000_000  # bits that a power in a coefficient may have
+LONGEST_NUMBER = 4300  # digits of a number in a coefficient: as many as Python reads
 _TOKEN = re.compile(
     r"\s*(?:(?P<number>[0-9]+)|(?P<name>[A-Za-z_]\w*)|(?:\*\*|\^)\s*(?P<power>[+-]?[0-9]+|\(\s*[+-]?[0-9]+\s*\))|(?P<sign>[-+*/()]))\s*"
 )
@@ -3291,6 +3294,8 @@ def calculate(text: str, names: dict[str, Any], number: Callable[[int], Any], wh
         if kind is None or (after_value and kind in ("number", "name", "(")) or (not after_value and kind in ("power", "*", "/", ")")):
             raise InputError(f"{where}: {text[position : position + 30]!r} cannot stand there in a coefficient")
         position = match.end()
+        if kind == "number" and len(match["number"]) > LONGEST_NUMBER:
+            raise InputError(f"{where}: a number of {len(match['number'])} digits; at most {LONGEST_NUMBER} are taken")
         if kind == "number":
             values.append(number(int(match["number"])))
         elif kind == "name":

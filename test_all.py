@@ -7377,6 +7377,7 @@ def test_coefficients_are_read_as_python_reads_them(text):
 
 @pytest.mark.parametrize("text", [
     "", " ", "(", ")", "()", "1 2", "d d", "d m", "d**d", "2**3**2", "*3", "1+", "1*/2", "1.5", "d(3)", "1//2", "$", "x", "d_",
+    "9" * 4301,
     "9**99999999", "9**" + "9" * 5000,
 ], ids=lambda text: repr(text)[:20])  # fmt: skip
 def test_what_is_no_coefficient(text):
