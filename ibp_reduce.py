@@ -4153,7 +4153,11 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
             try:
                 verifier.check(claim, proof.operator, proof.seed, proof.value)
             except CertificateError as error:
-                raise CertificateError(f"{show(target)} is wrong at {show_point(point)}: {error}") from None
+                at = show_point(point)
+                if outcome.unreduced:
+                    left = show(outcome.unreduced[0])
+                    raise CertificateError(f"{show(target)} cannot be checked at {at}, where {left} is not reduced; try again") from None
+                raise CertificateError(f"{show(target)} is wrong at {at}: {error}") from None
         points.append(point)
     return identities, points
 

@@ -7288,6 +7288,14 @@ def test_result_in_another_basis_is_verified(place, capsys):
     assert capsys.readouterr().out.count("verified: ") == 2
 
 
+def test_result_that_cannot_be_reduced_anew_is_not_called_wrong(place, monkeypatch, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(EXACT))
+    monkeypatch.setattr(ibp_reduce, "NEIGHBOURHOODS", ())
+    assert exit_code(["--verify", "r.pkl"]) == 1
+    printed, said = capsys.readouterr()
+    assert printed == "" and said.count("\n") == 1 and "cannot be checked at d=7" in said and "is not reduced" in said
+
+
 def test_result_of_a_family_of_the_user_needs_its_file(place, capsys):
     Path("mine.json").write_text(json.dumps(BUBBLE_JSON | {"name": "mine"}))
     assert exit_code(["--family", "mine.json", "--integral", "2,1", "--quiet", "--output", "r.pkl", "--certificate", "c"]) == 0
