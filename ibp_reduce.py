@@ -5,6 +5,8 @@
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --output r.pkl
     python ibp_reduce.py --family doublebox --integral 1,1,1,1,1,1,1,-2,-2
     python ibp_reduce.py --integrals targets.txt --prime 2147483647
+    python ibp_reduce.py --certificate proof.cert --export mathematica,form
+    python ibp_reduce.py --verify proof.cert
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 
@@ -16,6 +18,9 @@ How a reduction goes (the sections below, in this order):
     Sectors and weights     bit masks, zero sectors, the order of integrals as one int64
     Rules: discovery        local elimination around one integral finds the rows that reduce it
     Rules: replay           the same rows reduce all other integrals of the sector, many at a time
+    Moves                   the other way to a rule: identities taken one by one, each eliminating the heaviest integral left
+    Policy                  a small set network that says which identity to take; weights and their file
+    Beam search             several such ways followed at once
     One sector              waves of one-step results, coefficients carried down to the subsectors
     One-step tasks          batches of integrals for any executor, and what a closure under one-step reduction has met
     Masters                 which integrals nothing reduces; corners; a preferred basis
@@ -23,6 +28,11 @@ How a reduction goes (the sections below, in this order):
     Controller              sectors from the top down, over an executor
     Asynchronous controller one-step tasks without barriers, resumable; what --status shows
     Results                 pickle, summary
+    Paths                   what beam searches found, as a file that can be checked by itself
+    Training                examples for the policy out of eliminations and scrambles; how it learns and how it is measured
+    Coefficients            rational functions as texts: their value, their expansion around a dimension
+    Formats                 results for Mathematica, FORM, Kira, JSON and sympy, and back
+    Certificates            results with the identities that prove them; an independent verification
     Benchmark               the published integrals against the published figures
     Command line
 
@@ -47,6 +57,7 @@ import math
 import os
 import pickle
 import queue
+import random
 import re
 import shelve
 import shlex
@@ -71,6 +82,7 @@ import numpy as np
 
 from condor_worker import (
     LONGEST_TIMEOUT_S,
+    BuiltinsUnpickler,
     CondorExecutor,
     CondorMissing,
     Description,
@@ -118,6 +130,7 @@ class InputError(ReductionError):
 
 MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
 GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
+LARGEST_TARGET_INDEX = 100
 MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
@@ -325,17 +338,22 @@ def load_family(text: str) -> Family:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"family file {path}: not readable as JSON ({error})") from None
+    return define_family(data, f"family file {path}")
+
+
+def define_family(data: Any, where: str) -> Family:
+    """The family of a definition as in a family file. Raises InputError."""
     if not isinstance(data, dict):
-        raise InputError(f"family file {path}: expected one JSON object with the keys {', '.join(_FAMILY_KEYS)}")
+        raise InputError(f"{where}: expected one JSON object with the keys {', '.join(_FAMILY_KEYS)}")
     for key, kind in _FAMILY_KEYS.items():
         if not isinstance(data.get(key), kind) or isinstance(data.get(key), bool):
-            raise InputError(f"family file {path}: key {key!r} is missing or not a {kind.__name__}")
+            raise InputError(f"{where}: key {key!r} is missing or not a {kind.__name__}")
     unknown = set(data) - set(_FAMILY_KEYS) - {"d"}
     if unknown:
-        raise InputError(f"family file {path}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d")
+        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d")
     propagators = [entry if isinstance(entry, list) else [entry, "0"] for entry in data["propagators"]]
     if any(len(entry) != 2 for entry in propagators):
-        raise InputError(f"family file {path}: a propagator is 'momentum' or ['momentum', 'squared mass']")
+        raise InputError(f"{where}: a propagator is 'momentum' or ['momentum', 'squared mass']")
     family = Family(
         data["name"],
         tuple(map(str, data["loop_momenta"])),
@@ -346,8 +364,22 @@ def load_family(text: str) -> Family:
         tuple((str(name), str(value)) for name, value in data["invariants"].items()),
         d=str(data.get("d", 41)),
     )
-    _check_family(family, f"family file {path}")
+    _check_family(family, where)
     return family
+
+
+def family_definition(family: Family) -> dict[str, Any]:
+    """What define_family reads."""
+    return {
+        "name": family.name,
+        "loop_momenta": list(family.loop_momenta),
+        "external_momenta": list(family.external_momenta),
+        "propagators": [list(pair) for pair in family.propagators],
+        "isps": family.isps,
+        "kinematics": dict(family.kinematics),
+        "invariants": dict(family.point),
+        "d": family.d,
+    }
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -652,6 +684,12 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
             shifts.append(shift)
             rows.append(row)
     return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+
+
+def identities_digest(terms: Iterable[tuple[int, Iterable[int], Iterable[int]]]) -> str:
+    """SHA-256 of identities at a point, given as (operator, shift [n], coefficients [n + 1]) for each term."""
+    rows = sorted((int(k), tuple(map(int, shift)), tuple(map(int, row))) for k, shift, row in terms if any(row))
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 # =====================================================================================================================
@@ -1135,7 +1173,8 @@ class CompiledRule:
         self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
         self.distance, self.offset = distance[self.start], offset[order][self.start]
         self.heavier = int((self.distance > 0).sum())
-        self.rows = len(terms)
+        self.rows, self.seeds = len(terms), seeds
+        self.operators = np.array([operator for operator, _ in rule.rows], np.int16)
         # the seeds stay inside the sector while the target is inside this box
         self.low = np.where(sector.positive, 1 - seeds.min(0), -MAX_INDEX).astype(np.int16)
         self.high = np.where(sector.positive, MAX_INDEX, -seeds.max(0)).astype(np.int16)
@@ -1150,11 +1189,23 @@ class CompiledRule:
         """Coefficients [N, C] of the combined rows at targets (1, indices) as floats [N, n+1]: sum over columns of coefficient * I = 0."""
         values = np.rint(targets @ self.form).astype(np.int64) % p
         if self.rows > 1:
-            matrix = np.zeros((len(targets), self.rows - 1, self.rows), np.int64)
-            matrix[:, self.pivot_place[0], self.pivot_place[1]] = values[:, self.pivot_entry]
-            values = values * null_vector(matrix, p)[:, self.row] % p
+            values = values * self._row_factors(values, p)[:, self.row] % p
             values = np.add.reduceat(values, self.start, axis=1) % p
         return values
+
+    def _row_factors(self, values: np.ndarray, p: int) -> np.ndarray:
+        """Factors [N, rows] that combine the rows; values [N, E] of the entries."""
+        matrix = np.zeros((len(values), self.rows - 1, self.rows), np.int64)
+        matrix[:, self.pivot_place[0], self.pivot_place[1]] = values[:, self.pivot_entry]
+        return null_vector(matrix, p)
+
+    def multipliers(self, targets: np.ndarray, p: int) -> np.ndarray:
+        """Factors [N, rows] of the rows whose sum is I[target] - (what it is expressed through), for targets that the rule reduces."""
+        values = np.rint(targets @ self.form).astype(np.int64) % p
+        factors = self._row_factors(values, p)
+        entry = slice(self.start[self.heavier], [*self.start, len(self.row)][self.heavier + 1])
+        pivot = (values[:, entry] * factors[:, self.row[entry]] % p).sum(1) % p
+        return factors * invert(pivot, p)[:, None] % p
 
 
 def null_vector(matrix: np.ndarray, p: int) -> np.ndarray:
@@ -1681,6 +1732,7 @@ class SectorTask:
     keys [N], coefficients [N, K] for K targets. stops: integrals of this sector to stop at. steps: one-step results known already.
     canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known. beam: how to search
     where not by local elimination.
+    certify: also return which identities were used, with their multipliers; then no steps may be given.
     """
 
     layout: Layout
@@ -1695,6 +1747,35 @@ class SectorTask:
     coefficients: np.ndarray
     canonical: bool = False
     beam: Beam | None = None
+    certify: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Multipliers:
+    """Combinations of identities, one for each column: the sum over its lines of value * identity(operator, seed).
+
+    operator int16 [M]; seed int16 [M, n]; column int64 [M]; value int64 [M] modulo the prime.
+    """
+
+    operator: np.ndarray
+    seed: np.ndarray
+    column: np.ndarray
+    value: np.ndarray
+
+    @staticmethod
+    def join(parts: Sequence[Multipliers], n: int) -> Multipliers:
+        empty = Multipliers(np.zeros(0, np.int16), np.zeros((0, n), np.int16), np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return Multipliers(*(np.concatenate([getattr(part, f.name) for part in (empty, *parts)]) for f in fields(Multipliers)))
+
+    def lines(self, which: Any) -> Multipliers:
+        return Multipliers(*(getattr(self, f.name)[which] for f in fields(self)))
+
+    def merged(self, p: int) -> Multipliers:
+        """Sorted by column, operator and seed; lines of the same identity added up, those that cancel left out."""
+        order, start = sorted_rows(self.column, self.operator, *self.seed.T)
+        value = np.add.reduceat(self.value[order], start) % p if len(start) else self.value
+        first = order[start][value != 0]
+        return Multipliers(self.operator[first], self.seed[first], self.column[first], value[value != 0])
 
 
 @dataclass(eq=False)
@@ -1710,6 +1791,7 @@ class SectorResult:
     paths: dict[Index, StepPath] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     process: tuple[int, int] = (0, 0)  # process id, its peak memory in kB
+    proof: Multipliers | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -1733,6 +1815,16 @@ class Terms:
 def run_starts(values: np.ndarray) -> np.ndarray:
     """Where runs of equal values begin in a sorted array."""
     return np.flatnonzero(np.concatenate([np.ones(min(len(values), 1), bool), values[1:] != values[:-1]]))
+
+
+def sorted_rows(*columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the rows of a table, given by columns, and where runs of equal rows begin in it."""
+    order = np.lexsort(columns[::-1])
+    new = np.zeros(len(order), bool)
+    new[:1] = True
+    for column in columns:
+        new[1:] |= np.diff(column[order]) != 0
+    return order, np.flatnonzero(new)
 
 
 def is_member(values: np.ndarray, table: np.ndarray) -> np.ndarray:
@@ -1809,6 +1901,8 @@ class _SectorReduction:
         self.hopeless = set(task.known.hopeless)
         self.canonical: dict[tuple[int, bytes], CompiledRule | None] = {}
         self.below: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+        self.reduced_by: list[tuple[CompiledRule, np.ndarray]] = []  # of the present block, where it shall be certified
+        self.proof: list[Multipliers] = []
 
     def _key(self, indices: Index) -> int:
         return self.sector.encode(np.array([indices]))[0]
@@ -1841,6 +1935,8 @@ class _SectorReduction:
         self.result.learned = self.learned
         self.result.counts = self.counts
         self.result.process = (os.getpid(), peak_memory_kb())
+        if self.task.certify:
+            self.result.proof = Multipliers.join(self.proof, self.sector.n).merged(self.p)
         return self.result
 
     @property
@@ -1879,6 +1975,7 @@ class _SectorReduction:
         own = terms.sector == bits
         inner = own & (terms.key >= closed[0]) & ~is_member(terms.key, self.stops)
         propagate(block, source[inner], np.searchsorted(closed, terms.key[inner]), terms.value[inner], p)
+        self._note_multipliers(closed, block)
         outer = ~inner & block.any(1)[source]
         carried = block[source[outer]] * terms.value[outer, None] % p
         key, sector = terms.key[outer], terms.sector[outer]
@@ -1890,6 +1987,22 @@ class _SectorReduction:
         for position in np.flatnonzero(is_member(closed, self.stops)):  # found irreducible while the block was closed
             self._set_masters_aside(closed[position : position + 1], block[position : position + 1])
         return sum_by_key(np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p)
+
+    def _note_multipliers(self, closed: np.ndarray, block: np.ndarray) -> None:
+        """The rows that reduced the integrals of a block, times the coefficients [N, K] with which these were carried."""
+        p, columns = self.p, block.shape[1]
+        for rule, keys in self.reduced_by:
+            keys = keys[block[np.searchsorted(closed, keys)].any(1)]
+            size = max(REPLAY_ELEMENTS // max(rule.form.shape[1], rule.rows * columns), 1)
+            for begin in range(0, len(keys), size):
+                part = keys[begin : begin + size]
+                indices = self.sector.decode(part)
+                factors = rule.multipliers(np.column_stack([np.ones(len(part)), indices]), p)
+                values = block[np.searchsorted(closed, part), :, None] * factors[:, None, :] % p
+                member, column, row = np.nonzero(values)
+                seeds = (indices[member] + rule.seeds[row]).astype(np.int16)
+                self.proof.append(Multipliers(rule.operators[row], seeds, column, values[member, column, row]))
+        self.reduced_by = []
 
     # one step -----------------------------------------------------------------------------------------------------
 
@@ -1971,6 +2084,8 @@ class _SectorReduction:
                 inside = self.sector.contains(wave.indices[part[row]] + rule.offset[column])
                 good[row[inside]] = False
             wave.add(rule, part[good], values[good])
+            if self.task.certify:
+                self.reduced_by.append((rule, wave.keys[part[good]]))
             self.counts["tries"] += len(part)
             self.counts["replays"] += 1
 
@@ -2901,7 +3016,9 @@ class Problem:
 class Outcome:
     """reductions: every target through masters (and through unreduced integrals, where some are left).
 
-    store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam.
+    store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam. proof: where the run was
+    to be certified, target - reduction as a combination of identities, the number of the target as column; identities: digest of all
+    identities at the point.
     """
 
     reductions: dict[Index, Expression]
@@ -2912,16 +3029,19 @@ class Outcome:
     peak_memory_kb: int
     store_trouble: str = ""
     paths: dict[Index, StepPath] = field(default_factory=dict)
+    proof: Multipliers | None = None
+    identities: str = ""
 
 
 class Controller:
     """Runs a problem: sectors from the top down, each as a task once all sectors above it are done.
 
-    executor: where tasks run; shelves: stores to learn from, the last of which also receives what is found.
+    executor: where tasks run; shelves: stores to learn from, the last of which also receives what is found; certify: keep the proof.
     """
 
-    def __init__(self, problem: Problem, executor: Executor, shelves: Sequence[Store], progress: Progress):
+    def __init__(self, problem: Problem, executor: Executor, shelves: Sequence[Store], progress: Progress, certify: bool = False):
         self.problem, self.executor, self.shelves, self.progress = problem, executor, shelves, progress
+        self.certify, self.first_target, self.proof = certify, 0, list[Multipliers]()
         self.family, self.point = problem.family, problem.point
         self.here = InlineExecutor()
         self.knowledge, self.new = Knowledge(), Knowledge()
@@ -2971,7 +3091,24 @@ class Controller:
             sum(self.memory.values()),
             trouble,
             self.paths,
+            self._whole_proof(wanted, reductions) if self.certify else None,
+            identities_digest(zip(self.equations.operator, self.equations.shift, self.equations.coefficient)) if self.certify else "",
         )
+
+    def _whole_proof(self, wanted: tuple[Index, ...], reductions: dict[Index, Expression]) -> Multipliers:
+        """Of the targets alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
+        p, n = self.point.prime, self.family.n
+        whole = Multipliers.join(self.proof, n).merged(p)
+        first = np.searchsorted(whole.column, np.arange(len(wanted) + 1)).tolist()
+        parts = [whole.lines(slice(0, first[len(self.problem.targets)]))]
+        for number, target in enumerate(self.problem.targets):
+            for master in self.problem.preferred_masters:
+                if master in reductions[target]:
+                    place = wanted.index(master)
+                    lines = whole.lines(slice(first[place], first[place + 1]))
+                    value = lines.value * (p - reductions[target][master]) % p
+                    parts.append(replace(lines, column=np.full_like(lines.column, number), value=value))
+        return Multipliers.join(parts, n).merged(p)
 
     @property
     def corners_stay(self) -> bool:
@@ -3059,6 +3196,7 @@ class Controller:
     def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
         reductions: dict[Index, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
+            self.first_target = begin
             reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
         return reductions
 
@@ -3092,7 +3230,7 @@ class Controller:
     def _submit(self, bits: int, parts: list) -> Future:
         keys, coefficients = (np.concatenate(group) for group in zip(*parts))
         known = self._sector(bits)
-        steps = self.knowledge.steps.get(bits, {})
+        steps = {} if self.certify else self.knowledge.steps.get(bits, {})  # of a known step the rows are not known
         task = SectorTask(
             self.layout,
             bits,
@@ -3106,6 +3244,7 @@ class Controller:
             coefficients,
             self.corners_stay,
             self.beam,
+            self.certify,
         )
         self.statistics["tasks"] += 1
         small = not self.long and coefficients.size <= SMALL_TASK
@@ -3120,6 +3259,8 @@ class Controller:
                     expression[integral] = value
         if result.learned or result.new_steps:
             self._learn(result.bits, result.learned, result.new_steps)
+        if result.proof is not None:
+            self.proof.append(replace(result.proof, column=result.proof.column + self.first_target))
         for name, count in result.counts.items():
             self.statistics[name] += count
         self.statistics["sectors"] += 1
@@ -4325,6 +4466,1012 @@ def training_device(name: str) -> str:
 
 
 # =====================================================================================================================
+# Coefficients
+# =====================================================================================================================
+
+LARGEST_NUMBER = 10_000_000  # bits that a power in a coefficient may have
+LONGEST_NUMBER = 4300  # digits of a number in a coefficient: as many as Python reads
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[0-9]+)|(?P<name>[A-Za-z_]\w*)|(?:\*\*|\^)\s*(?P<power>[+-]?[0-9]+|\(\s*[+-]?[0-9]+\s*\))|(?P<sign>[-+*/()]))\s*"
+)
+_PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
+_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+}
+
+
+def calculate(text: str, names: dict[str, Any], number: Callable[[int], Any], where: str) -> Any:
+    """Value of a coefficient such as '(3*d**2 - 1)/(d - 4)', in the ring of the names' values and of number(k).
+
+    The ring is that of integers and Fractions, or of Quotients. Unlike `evaluate` it takes texts of any length and large powers. Raises
+    InputError; ZeroDivisionError where the ring says so.
+    """
+    values: list[Any] = []
+    waiting: list[str] = []
+
+    def settle(precedence: int) -> None:
+        """Carry out what waits and binds at least so strongly."""
+        while waiting and _PRECEDENCE[waiting[-1]] >= precedence:
+            sign, right = waiting.pop(), values.pop()
+            values.append(-right if sign == "negative" else _SIGNS[sign](values.pop(), right))
+
+    position, before = 0, "("  # kind of the token before: a value may stand only after a sign
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        kind = match and (match["sign"] or match.lastgroup)
+        after_value = before in ("number", "name", "power", ")")
+        if kind is None or (after_value and kind in ("number", "name", "(")) or (not after_value and kind in ("power", "*", "/", ")")):
+            raise InputError(f"{where}: {text[position : position + 30]!r} cannot stand there in a coefficient")
+        position = match.end()
+        if kind == "number" and len(match["number"]) > LONGEST_NUMBER:
+            raise InputError(f"{where}: a number of {len(match['number'])} digits; at most {LONGEST_NUMBER} are taken")
+        if kind == "number":
+            values.append(number(int(match["number"])))
+        elif kind == "name":
+            if match["name"] not in names:
+                raise InputError(f"{where}: unknown symbol {match['name']!r}; known: {', '.join(names) or 'none'}")
+            values.append(names[match["name"]])
+        elif kind == "power":
+            power = int(match["power"].strip("() ")) if len(match["power"]) < 20 else math.inf
+            if before == "power" or abs(power) * _size(values[-1]) > LARGEST_NUMBER:
+                raise InputError(f"{where}: power {match['power'][:20]} of a power, or too large")
+            values[-1] = values[-1] ** power
+        elif kind == ")":
+            settle(1)
+            if not waiting:
+                raise InputError(f"{where}: a parenthesis is closed that was not opened")
+            waiting.pop()
+        elif after_value:
+            settle(_PRECEDENCE[kind])
+            waiting.append(kind)
+        elif kind != "+":
+            waiting.append("negative" if kind == "-" else kind)
+        before = kind
+    if before in ("number", "name", "power", ")"):
+        settle(1)
+        if not waiting:
+            return values[0]
+    raise InputError(f"{where}: {text[:30]!r} is not a whole coefficient")
+
+
+def _size(value: Any) -> int:
+    """About how many bits a value has, so that no power of a coefficient that is read grows beyond all bounds."""
+    if isinstance(value, Quotient):
+        return 1000 * (len(value.above) + len(value.below))
+    number = Fraction(value)
+    return number.numerator.bit_length() + number.denominator.bit_length()
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"[A-Za-z_]\w*", text))
+
+
+@dataclass(frozen=True, eq=False)
+class Quotient:
+    """A quotient of polynomials in one variable: their coefficients from the constant upwards, elements of a ring."""
+
+    above: tuple
+    below: tuple
+
+    def __add__(self, other: Quotient) -> Quotient:
+        if self.below == other.below:
+            return Quotient(_sum(self.above, other.above), self.below)
+        cross = _sum(_product(self.above, other.below), _product(other.above, self.below))
+        return Quotient(cross, _product(self.below, other.below))
+
+    def __neg__(self) -> Quotient:
+        return Quotient(tuple(-a for a in self.above), self.below)
+
+    def __sub__(self, other: Quotient) -> Quotient:
+        return self + -other
+
+    def __mul__(self, other: Quotient) -> Quotient:
+        return Quotient(_product(self.above, other.above), _product(self.below, other.below))
+
+    def __truediv__(self, other: Quotient) -> Quotient:
+        if not any(other.above):
+            raise ZeroDivisionError
+        return Quotient(_product(self.above, other.below), _product(self.below, other.above))
+
+    def __pow__(self, power: int) -> Quotient:
+        one = Quotient(self.below, self.below)
+        base, power, result = (one / self if power < 0 else self), abs(power), one if power == 0 else None
+        while power:
+            if power & 1:
+                result = base if result is None else result * base
+            power >>= 1
+            if power:
+                base = base * base
+        return result
+
+
+def _sum(a: tuple, b: tuple) -> tuple:
+    a, b = (a, b) if len(a) >= len(b) else (b, a)
+    return tuple(x + y for x, y in zip(a, b)) + a[len(b) :]
+
+
+def _product(a: tuple, b: tuple) -> tuple:
+    total: list[Any] = [0] * (len(a) + len(b) - 1)
+    for i, x in enumerate(a):
+        if x:
+            for j, y in enumerate(b):
+                total[i + j] += x * y
+    return tuple(total)
+
+
+@dataclass(frozen=True)
+class Expansion:
+    """d = d0 + slope * symbol, through symbol**order."""
+
+    text: str
+    symbol: str
+    d0: Fraction
+    slope: Fraction
+    order: int
+
+
+def parse_expansion(text: str, order: int, taken: Iterable[str]) -> Expansion:
+    """From '4-2*eps'. taken: names that the small quantity must not have. Raises InputError."""
+    where, names = f"--epsilon {text!r}", names_in(text)
+    if len(names) != 1 or names & {"d", *taken}:
+        raise InputError(f"{where}: expected d in terms of one new symbol, such as 4-2*eps")
+    (symbol,) = names
+    try:
+        value = calculate(text, {symbol: Quotient((0, 1), (1,))}, lambda k: Quotient((k,), (1,)), where)
+    except ZeroDivisionError:
+        raise InputError(f"{where}: division by zero") from None
+    if any(value.below[1:]) or any(value.above[2:]) or not any(value.above[1:]):
+        raise InputError(f"{where}: d must be linear in {symbol}")
+    return Expansion(text, symbol, Fraction(value.above[0], value.below[0]), Fraction(value.above[1], value.below[0]), order)
+
+
+def expand_coefficient(text: str, expansion: Expansion, others: Sequence[str], where: str) -> dict[int, Fraction | str]:
+    """Laurent coefficients of a rational function of d by power of the symbol, zeros left out; texts where there are other symbols.
+
+    Exact: numerator and denominator are shifted to d0 as polynomials, then divided as series. Raises InputError.
+    """
+    number: Callable[[Any], Any] = int
+    lift: Callable[[Any], Any] = Fraction
+    shown: Callable[[Any], Any] = Fraction
+    d0, slope, symbols = expansion.d0, expansion.slope, {}
+    if others:
+        from sympy import QQ
+        from sympy.polys.rings import ring
+
+        number, *generators = ring(list(others), QQ)
+        lift, shown = number.to_field(), str
+        symbols = {name: Quotient((value,), (number(1),)) for name, value in zip(others, generators)}
+        d0, slope = (QQ(value.numerator, value.denominator) for value in (d0, slope))
+    one = number(1)
+    symbols["d"] = Quotient((number(0), one), (one,))
+    try:
+        value = calculate(text, symbols, lambda k: Quotient((number(k),), (one,)), where)
+    except ZeroDivisionError:
+        raise InputError(f"{where}: division by zero in {text[:60]!r}") from None
+    above, below = ([lift(c) for c in _shifted(part, d0, slope)] for part in (value.above, value.below))
+    return {power: shown(c) for power, c in _series_quotient(above, below, expansion.order, lift(number(0))) if c}
+
+
+def _shifted(polynomial: tuple, d0: Any, slope: Any) -> tuple:
+    """The polynomial at d0 + slope * x, by Horner's scheme."""
+    total: tuple = (polynomial[-1],)
+    for c in reversed(polynomial[:-1]):
+        total = _sum(_product(total, (d0, slope)), (c,))
+    return total
+
+
+def _series_quotient(above: list, below: list, order: int, zero: Any) -> Iterator[tuple[int, Any]]:
+    """(power, coefficient) of above / below through this order."""
+    if not any(above):
+        return
+    first = next(k for k, c in enumerate(below) if c)
+    lowest = next(k for k, c in enumerate(above) if c) - first
+    below = below[first:]
+    found: list[Any] = []
+    for k in range(order - lowest + 1):
+        place = k + lowest + first
+        rest = sum((below[j] * found[k - j] for j in range(1, min(k, len(below) - 1) + 1)), zero)
+        found.append(((above[place] if place < len(above) else zero) - rest) / below[0])
+        yield k + lowest, found[-1]
+
+
+def expand_result(record: dict[str, Any], expansion: Expansion) -> dict[str, Any]:
+    """The entry 'epsilon' of a result: {'d', 'symbol', 'order', 'reductions': {target: {master: {power: coefficient}}}}.
+
+    A master whose coefficient vanishes through this order has {}. Raises InputError where the coefficients are no functions of d.
+    """
+    symbols = symbols_of(record)
+    if record["prime"] is not None or "d" not in symbols:
+        raise InputError("--epsilon: the coefficients of this result are not functions of d; reduce with d as a symbol")
+    others = sorted(symbols - {"d"})
+    cached = cache(lambda text, term: expand_coefficient(text, expansion, others, f"coefficient of {show(term)}"))
+    reductions = {
+        target: {term: cached(str(value), term) for term, value in expression.items()}
+        for target, expression in record["reductions"].items()
+    }
+    return {"d": expansion.text, "symbol": expansion.symbol, "order": expansion.order, "reductions": reductions}
+
+
+def symbols_of(record: dict[str, Any]) -> set[str]:
+    """Names that the coefficients of a result depend on, and those of the point that are no numbers."""
+    return names_in_coefficients(record) | {
+        name for name, value in (("d", record["d"]), *record["kinematics"].items()) if not is_number(value)
+    }
+
+
+def names_in_coefficients(record: dict[str, Any]) -> set[str]:
+    values = (value for expression in record["reductions"].values() for value in expression.values())
+    return {name for value in values if isinstance(value, str) for name in names_in(value)}
+
+
+def is_number(value: Any) -> bool:
+    return not isinstance(value, str) or re.fullmatch(r"[+-]?[0-9]+(/[0-9]+|\.[0-9]+)?", value) is not None
+
+
+def epsilon_summary(record: dict[str, Any]) -> str:
+    """The expansion of a single integral term by term, of several only how many there are."""
+    own, reductions = record["epsilon"], record["epsilon"]["reductions"]
+    count = sum(map(len, reductions.values()))
+    lines = [f"expanded with d = {own['d']} through {own['symbol']}**{own['order']}: {count} coefficient{'s' * (count != 1)}"]
+    if len(reductions) == 1:
+        ((target, expression),) = reductions.items()
+        width = max((len(show(term)) for term in expression), default=0)
+        lines += [f"{show(target)} =", *(f"  {show(term):{width}}  {series_text(c, own['symbol'])}" for term, c in expression.items())]
+    return "\n".join(lines)
+
+
+def series_text(series: dict[int, Fraction | str], symbol: str) -> str:
+    """'1/2*eps**-1 + 3', as sympy reads it."""
+    powers = {0: "", 1: f"*{symbol}"}
+    parts = [(f"({c})" if isinstance(c, str) else str(c)) + powers.get(k, f"*{symbol}**{k}") for k, c in sorted(series.items())]
+    return " + ".join(parts).replace("+ -", "- ") or "0"
+
+
+# =====================================================================================================================
+# Formats
+# =====================================================================================================================
+
+EXPORT_FORMAT = 1
+EXPORT_FILES = {  # beside the output, of whose name {} is the stem
+    "mathematica": "{}.m",
+    "form": "{}.inc",
+    "kira": "kira_{}.m",
+    "json": "{}.json",
+    "sympy": "{}.py",
+}
+COMMENTS = {"mathematica": ("(* ", " *)"), "kira": ("(* ", " *)"), "form": ("* ", ""), "sympy": ("# ", "")}
+MATHEMATICA_OWN = {"C", "D", "E", "I", "K", "N", "O"}  # names of one letter that mean something there
+
+
+def parse_formats(texts: Iterable[str]) -> tuple[str, ...]:
+    """Names of formats from the values of --export. Raises InputError."""
+    names = [name.strip() for text in texts for name in text.split(",")]
+    for name in names:
+        if name not in EXPORT_FILES:
+            raise InputError(f"--export {name!r}: unknown format; known: {', '.join(EXPORT_FILES)}")
+    return tuple(dict.fromkeys(names))
+
+
+def export_path(output: Path, name: str, expanded: bool = False) -> Path:
+    """reduction.pkl gives reduction.m, kira_reduction.m, …; reduction_eps.m where the coefficients are expanded in eps."""
+    return output.with_name(EXPORT_FILES[name].format(output.stem + "_eps" * expanded))
+
+
+def write_exports(record: dict[str, Any], output: Path, names: Iterable[str]) -> list[Path]:
+    """A result in every format asked for, and its expansions where it has them. Raises ReductionError, InputError."""
+    written = []
+    for name in names:
+        texts = {export_path(output, name): export_text(record, name)}
+        if "epsilon" in record:
+            texts[export_path(output, name, expanded=True)] = export_text(expanded_record(record), name)
+        for path, text in texts.items():
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                replace_file(path, text.encode(), sync=True)
+            except OSError as error:
+                raise ReductionError(f"--export {name}: {path}: {error.strerror or error}; give another --output") from None
+        written += texts
+    return written
+
+
+def expanded_record(record: dict[str, Any]) -> dict[str, Any]:
+    """A result with the truncated series as coefficients, in texts; 'truncated' says what d is, the symbol and the order."""
+    own = record["epsilon"]
+    reductions = {
+        target: {term: series_text(series, own["symbol"]) for term, series in expression.items() if series}
+        for target, expression in own["reductions"].items()
+    }
+    about = {name: own[name] for name in ("d", "symbol", "order")}
+    return {key: value for key, value in record.items() if key != "epsilon"} | {"reductions": reductions, "truncated": about}
+
+
+def export_text(record: dict[str, Any], name: str) -> str:
+    """A result in one of the formats; coefficients modulo a prime are integers, and the prime stands in the header. Raises InputError."""
+    header = {"program": "ibp_reduce", "format": EXPORT_FORMAT, "export": name, "version": __version__}
+    header |= {key: record[key] for key in ("family", "prime", "d", "kinematics", "truncated", "unreduced") if key in record}
+    if name == "json":
+        return _json_text(header, record["reductions"])
+    check_export_names(name, record["family"], names_in_coefficients(record))
+    before, after = integral_brackets(name, record["family"])
+    rules = []
+    for target, expression in record["reductions"].items():
+        integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in (target, *expression)]
+        factors = [_factor(value, name) for value in expression.values()]
+        terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals[1:], factors)]
+        rules.append((integrals[0], terms or ["0"]))
+    opening, closing = COMMENTS[name]
+    body = {"form": _form_text, "sympy": _sympy_text}.get(name, _mathematica_text)(rules)
+    return f"{opening}{json.dumps(header)}{closing}\n{body}"
+
+
+def _mathematica_text(rules: list[tuple[str, list[str]]]) -> str:
+    """A list of replacement rules; the layout is that of Kira's own tables."""
+    return "{\n" + ",\n".join(f"{left} -> \n" + "".join(f" + {term}\n" for term in terms) for left, terms in rules) + "}\n"
+
+
+def _form_text(rules: list[tuple[str, list[str]]]) -> str:
+    return "".join(f"id {left} =\n" + "\n".join(f" + {term}" for term in terms) + ";\n" for left, terms in rules)
+
+
+def _sympy_text(rules: list[tuple[str, list[str]]]) -> str:
+    """A Python file with one dict of texts."""
+    lines = ["reductions = {"]
+    for left, terms in rules:
+        lines += [f'    "{left}": (', *(f'        " + {term}"' for term in terms), "    ),"]
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _json_text(header: dict[str, Any], reductions: dict[Index, dict]) -> str:
+    rules = [
+        {"integral": target, "terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
+        for target, expression in reductions.items()
+    ]
+    return f'{{"header": {json.dumps(header)},\n"reductions": [\n' + ",\n".join(map(json.dumps, rules)) + "\n]}\n"
+
+
+def integral_brackets(name: str, family: str) -> tuple[str, str]:
+    """What stands before and after the indices of an integral; names that a program would not read are quoted as it demands."""
+    plain = re.fullmatch("[A-Za-z][A-Za-z0-9]*", family) is not None
+    head = family if plain else f"[{family}]" if name == "form" else f'"{family}"'
+    return {"mathematica": (f"G[{head},{{", "}]"), "kira": (f"{head}[", "]"), "form": (f"{head}(", ")"), "sympy": ("G(", ")")}[name]
+
+
+def check_export_names(name: str, family: str, symbols: Iterable[str]) -> None:
+    """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them."""
+    bad = [] if name in ("sympy", "json") else sorted(s for s in symbols if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
+    if name in ("mathematica", "kira"):
+        bad += sorted(MATHEMATICA_OWN.intersection(symbols))
+    if name == "form":
+        bad += sorted({"num", "den"}.intersection((*symbols, family)) | {family}.intersection(symbols))
+    if bad:
+        raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to json or sympy")
+
+
+def _factor(value: int | Fraction | str, name: str) -> str:
+    """A coefficient as a factor: a natural number as it is, everything else in parentheses (or in FORM's num and den)."""
+    text = str(value)
+    if name == "form" and re.search(r"[()]|/\s*[^\s0-9]", text):  # all else FORM reads as it is
+        above, below = (part.replace("**", "^") for part in numerator_and_denominator(text))
+        return f"num({above})" + f"*den({below})" * (below != "1")
+    if name != "sympy":
+        text = text.replace("**", "^")
+    return text if text.isdecimal() and name != "kira" else f"({text})"
+
+
+def numerator_and_denominator(text: str) -> tuple[str, str]:
+    """Texts of polynomials whose quotient the coefficient is, as it stands where it is a product, else brought together by sympy."""
+    above, below = [], []
+    if len(_split(text.lstrip("+- "), "+-")) == 1:
+        for sign, factor in _split(text, "*/"):
+            (below if sign == "/" else above).append(factor.strip())
+    else:
+        above.append(text)
+    if any(re.search(r"/\s*[^\s0-9]|(\*\*|\^)\s*\(?\s*-", part) for part in (*above, *below)):
+        from sympy import Symbol, fraction, sympify, together
+
+        quotient = together(sympify(text, locals={name: Symbol(name) for name in names_in(text)}))
+        above, below = ([str(part)] for part in fraction(quotient))
+    return tuple("*".join(f"({p})" if len(parts) > 1 else _without_parentheses(p) for p in parts) or "1" for parts in (above, below))
+
+
+def _split(text: str, signs: str) -> list[tuple[str, str]]:
+    """Cut at these signs outside all brackets and quotes: (sign before, part); a power '**' and its sign are no cut."""
+    parts, depth, sign, begin = [], 0, "", 0
+    for match in re.finditer(r'"[^"]*"|(?:\*\*|\^)\s*[+-]?|.', text, re.DOTALL):
+        token = match[0]
+        depth += (token in "([{") - (token in ")]}")
+        if depth == 0 and token in signs and len(token) == 1:
+            parts.append((sign, text[begin : match.start()]))
+            sign, begin = token, match.end()
+    parts.append((sign, text[begin:]))
+    return [(sign, part) for sign, part in parts if part.strip()]
+
+
+def _without_parentheses(text: str) -> str:
+    """Without the pairs of them around the whole text."""
+    text = text.strip()
+    while len(text) > 2 and (text[0], text[-1]) == ("(", ")") and min(itertools.accumulate((c == "(") - (c == ")") for c in text[:-1])) > 0:
+        text = text[1:-1].strip()
+    return text
+
+
+def read_export(path: str | Path) -> dict[str, Any]:
+    """The header of an exported file, with 'reductions' as in a result: integers modulo the prime, Fractions, or texts for sympy.
+
+    Raises InputError for a file that is none.
+    """
+    where = f"export {path}"
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        first, _, body = text.partition("\n")
+        if first.startswith('{"header": '):
+            data = json.loads(text)
+            header, pairs = (
+                data["header"],
+                [
+                    (tuple(rule["integral"]), [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]])
+                    for rule in data["reductions"]
+                ],
+            )
+        else:
+            header = json.loads(first.lstrip("(*# ").removesuffix(" *)"))
+            pairs = _read_rules(header["export"], header["family"], body)
+        if header["program"] != "ibp_reduce" or header["format"] != EXPORT_FORMAT:
+            raise ValueError("another program or format")
+        modular = header["prime"] is not None
+        return header | {"reductions": {target: {term: _read_coefficient(c, modular) for term, c in terms} for target, terms in pairs}}
+    except OSError as error:
+        raise InputError(f"{where}: {error.strerror}") from None
+    except (*UNREADABLE, SyntaxError, RecursionError) as error:
+        raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+
+
+def _read_rules(name: str, family: str, body: str) -> list[tuple[Index, list[tuple[Index, str]]]]:
+    """Targets, and their terms as (integral, coefficient). Raises ValueError."""
+    before, after = integral_brackets(name, family)
+    if name == "sympy":
+        (assignment,) = ast.parse(body).body
+        sides = list(ast.literal_eval(assignment.value).items())
+    elif name == "form":
+        sides = [part.strip().removeprefix("id ").split("=") for _, part in _split(body, ";")]
+    else:
+        sides = [part.split("->") for _, part in _split(body.strip().removeprefix("{").removesuffix("}"), ",")]
+    integral = re.compile(re.escape(before) + r"(-?[0-9]+(?:,-?[0-9]+)*)" + re.escape(after))
+
+    def read_term(term: str) -> tuple[Index, str]:
+        found = integral.search(term)
+        if not found:
+            raise ValueError(f"no integral in {term.strip()[:40]!r}")
+        rest = term[: found.start()].strip().rstrip("*") + term[found.end() :].strip().lstrip("*")
+        return tuple(map(int, found[1].split(","))), rest or "1"
+
+    rules = []
+    for left, right in sides:
+        target, rest = read_term(left)
+        if rest != "1":
+            raise ValueError(f"{left.strip()[:40]!r} is not one integral")
+        rules.append((target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
+    return rules
+
+
+def _read_coefficient(text: str, modular: bool) -> int | Fraction | str:
+    text = text.strip().replace("^", "**")
+    if match := re.fullmatch(r"num(\(.*?\))(?:\*den(\(.*\)))?", text, re.DOTALL):
+        text = match[1] if match[2] is None else f"{match[1]}/{match[2]}"
+    text = _without_parentheses(text)
+    if modular:
+        return int(text)
+    return Fraction(text) if re.fullmatch(r"-?[0-9]{1,100000}(/0*[1-9][0-9]*)?", text) else text
+
+
+# =====================================================================================================================
+# Certificates
+# =====================================================================================================================
+
+# A certificate is: one line of text that says what it is, one line of JSON (the Certificate without its arrays), the arrays, compressed,
+# and the SHA-256 of all that.
+CERTIFICATE_FORMAT = 1
+CERTIFICATE_LINE = b"ibp_reduce certificate, format %d\n"
+ARRAYS = ("operator", "seed", "start", "step", "multiplier")
+ARRAY_TYPES = ("|u1", "<u2", "<u4", "<u8", "|i1", "<i2", "<i4", "<i8")
+TERMS_AT_ONCE = 1 << 22  # terms of identities that are added up together: some 100 MB
+RESULT_CHECKS = 3  # primes and points at which an exact result is verified
+ATTEMPTS = 20  # to find a point where nothing vanishes by accident
+
+
+class CertificateError(ReductionError):
+    """A certificate or a result does not show what it claims, or is damaged."""
+
+
+@dataclass(frozen=True, eq=False)
+class Certificate:
+    """reductions[k]: target and expression, which differ by sum_j multiplier_j * identity_j modulo the prime at the point.
+
+    masters: what the expressions may contain, beside unreduced; digest: of the identities at the point; operator [M], seed [M, n]:
+    identities; lines start[k]:start[k+1] of identity [L] and multiplier [L] belong to target k, identity [L] is a row of the former.
+    """
+
+    family: Family
+    point: Point
+    masters: tuple[Index, ...]
+    unreduced: tuple[Index, ...]
+    reductions: dict[Index, Expression]
+    digest: str
+    operator: np.ndarray
+    seed: np.ndarray
+    start: np.ndarray
+    identity: np.ndarray
+    multiplier: np.ndarray
+
+
+def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
+    """outcome: of a Controller with certify=True."""
+    proof = outcome.proof
+    order, first = sorted_rows(proof.operator, *proof.seed.T)
+    identity = np.zeros(len(order), np.int64)
+    identity[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
+    start = np.searchsorted(proof.column, np.arange(len(problem.targets) + 1))
+    return Certificate(
+        problem.family,
+        problem.point,
+        tuple(outcome.masters),
+        tuple(outcome.unreduced),
+        outcome.reductions,
+        outcome.identities,
+        proof.operator[order[first]],
+        proof.seed[order[first]],
+        start,
+        identity,
+        proof.value,
+    )
+
+
+def pack_certificate(certificate: Certificate) -> bytes:
+    """The content of the file. Inside a target the identities ascend, so that their differences are stored; seeds index by index."""
+    own = certificate
+    step = np.diff(own.identity, prepend=0)
+    values = (own.operator, own.seed.T.ravel(), own.start, step, own.multiplier)
+    arrays = {name: _smallest(part) for name, part in zip(ARRAYS, values)}
+    header = {
+        "version": __version__,
+        "family": family_definition(own.family),
+        "prime": own.point.prime,
+        "d": str(own.point.d),
+        "kinematics": {name: str(value) for name, value in own.point.invariants},
+        "masters": own.masters,
+        "unreduced": own.unreduced,
+        "reductions": [[target, list(expression.items())] for target, expression in own.reductions.items()],
+        "identities": own.digest,
+        "arrays": {name: [values.dtype.str, values.size] for name, values in arrays.items()},
+    }
+    packed = zlib.compress(b"".join(values.tobytes() for values in arrays.values()), 9)
+    content = CERTIFICATE_LINE % CERTIFICATE_FORMAT + json.dumps(header).encode() + b"\n" + packed
+    return content + hashlib.sha256(content).digest()
+
+
+def _smallest(values: np.ndarray) -> np.ndarray:
+    """In the smallest type that holds it."""
+    low, high = (int(values.min()), int(values.max())) if len(values) else (0, 0)
+    fitting = (kind for kind in map(np.dtype, ARRAY_TYPES) if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
+    return values.astype(next(fitting))
+
+
+def unpack_certificate(content: bytes) -> Certificate:
+    """Raises CertificateError for anything but what pack_certificate makes."""
+    first, _, rest = content.partition(b"\n")
+    if first + b"\n" != CERTIFICATE_LINE % CERTIFICATE_FORMAT:
+        known = content.startswith(CERTIFICATE_LINE[:22])
+        shown = first[:60].decode("ascii", "replace") if known else "neither a certificate nor a result of this program"
+        raise CertificateError(f"{shown}; certificates of format {CERTIFICATE_FORMAT} are read")
+    if hashlib.sha256(content[:-32]).digest() != content[-32:]:
+        raise CertificateError("damaged: its checksum is wrong; copy or make it again")
+    try:
+        line, _, packed = rest[:-32].partition(b"\n")
+        return _read_certificate(json.loads(line), packed)
+    except InputError as error:
+        raise CertificateError(str(error)) from None
+    except (*UNREADABLE, RecursionError) as error:
+        raise CertificateError(f"not a sound certificate ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+
+
+def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
+    """Raises InputError, or one of UNREADABLE."""
+    family = define_family(header["family"], "its family")
+    point = Point(
+        parse_number(header["d"], "d"),
+        tuple((name, parse_number(header["kinematics"][name], name)) for name, _ in family.point),
+        _prime(header["prime"]),
+    )
+    sizes = [(np.dtype(kind), int(size)) for kind, size in header["arrays"].values() if kind in ARRAY_TYPES and size >= 0]
+    unpacker = zlib.decompressobj()
+    total = sum(kind.itemsize * size for kind, size in sizes)
+    data = unpacker.decompress(packed, total + 1)
+    if (
+        len(data) != total
+        or not unpacker.eof
+        or unpacker.unused_data
+        or list(header["arrays"]) != list(ARRAYS)
+        or len(sizes) != len(ARRAYS)
+    ):
+        raise ValueError("arrays of another size")
+    arrays, begin = [], 0
+    for kind, size in sizes:
+        arrays.append(np.frombuffer(data, kind, size, begin).astype(np.int64))
+        begin += kind.itemsize * size
+    operator, seed, start, step, multiplier = arrays
+    identity, reductions = np.cumsum(step), {_indices(t, family): _expression(e, family, point.prime) for t, e in header["reductions"]}
+    if len(start) != len(reductions) + 1 or start[0] != 0 or start[-1] != len(step) or (np.diff(start) < 0).any() or not len(reductions):
+        raise ValueError("multipliers of another number of targets")
+    if len(step) != len(multiplier) or len(step) and not 0 <= identity.min() <= identity.max() < len(operator):
+        raise ValueError("multipliers of identities that are not there")
+    if len(seed) != len(operator) * family.n or (seed < -MAX_INDEX).any() or (seed > MAX_INDEX).any():
+        raise ValueError("seeds of another family, or out of range")
+    if (multiplier >= point.prime).any() or (multiplier < 0).any():
+        raise ValueError("multipliers out of range")
+    return Certificate(
+        family,
+        point,
+        tuple(_indices(m, family) for m in header["masters"]),
+        tuple(_indices(m, family) for m in header["unreduced"]),
+        reductions,
+        str(header["identities"]),
+        operator,
+        seed.reshape(family.n, -1).T,
+        start,
+        identity,
+        multiplier,
+    )
+
+
+def _prime(value: Any) -> int:
+    if type(value) is not int or not 2 < value <= MAX_PRIME or not is_prime(value):
+        raise ValueError(f"{value} is no prime number in use")
+    return value
+
+
+def _indices(value: Any, family: Family) -> Index:
+    if len(value) != family.n or any(type(a) is not int or abs(a) > MAX_INDEX for a in value):
+        raise ValueError(f"{value} is no integral of the family")
+    return tuple(value)
+
+
+def _expression(terms: Any, family: Family, p: int) -> Expression:
+    expression = {_indices(term, family): value for term, value in terms}
+    if len(expression) != len(terms) or any(type(value) is not int or not 0 < value < p for value in expression.values()):
+        raise ValueError("a coefficient that is none modulo the prime, or twice")
+    return expression
+
+
+# verification: nothing below uses the solver, only derive_identities and what reads texts ------------------------------
+
+
+class Verifier:
+    """The identities of a family at a point, derived anew, and proofs that sectors are scaleless.
+
+    terms[operator]: (shift [n], coefficients [n + 1] of (1, a) modulo the prime) for each term.
+    """
+
+    def __init__(self, family: Family, point: Point):
+        self.family, self.point, self.p = family, point, point.prime
+        values = point.residues()
+        self.terms = [
+            [(np.array(shift), self._coefficients(coefficients, values)) for shift, coefficients in operator]
+            for operator in derive_identities(family)
+        ]
+        shifts = np.array([shift for operator in self.terms for shift, _ in operator])
+        self.reach = shifts.min(0), shifts.max(0)
+        self.scaleless: dict[int, bool] = {}
+
+    def _coefficients(self, coefficients: tuple[Coefficient, ...], values: tuple[int, ...]) -> np.ndarray:
+        row = np.zeros(self.family.n + 1, np.int64)
+        for i, numerator, denominator in coefficients:
+            below = self._value(denominator, values)
+            if below == 0:
+                raise CertificateError(f"an identity is degenerate at this point modulo {self.p}")
+            row[i] = self._value(numerator, values) * pow(below, -1, self.p) % self.p
+        return row
+
+    def _value(self, polynomial: Polynomial, values: tuple[int, ...]) -> int:
+        powers = (factor * math.prod(pow(v, k, self.p) for v, k in zip(values, exponents)) for exponents, factor in polynomial)
+        return sum(powers) % self.p
+
+    @cached_property
+    def digest(self) -> str:
+        return identities_digest((k, shift, row) for k, operator in enumerate(self.terms) for shift, row in operator)
+
+    def check(self, claim: Expression, operator: np.ndarray, seed: np.ndarray, multiplier: np.ndarray) -> int:
+        """Number of terms that were added up, if sum of multiplier * identity(operator, seed) is the claim, a linear combination.
+
+        Integrals of scaleless sectors are zero. Raises CertificateError with an integral that the two sides do not share.
+        """
+        if len(operator) and not 0 <= operator.min() <= operator.max() < len(self.terms):
+            raise CertificateError(f"operator {operator.max()} is used; there are {len(self.terms)}")
+        integrals, p = np.array(list(claim), np.int64).reshape(-1, self.family.n), self.p
+        low = np.minimum(seed.min(0, initial=0) + self.reach[0], integrals.min(0, initial=0))
+        spans = (np.maximum(seed.max(0, initial=0) + self.reach[1], integrals.max(0, initial=0)) - low + 1).tolist()
+        places = list(itertools.accumulate(spans[:0:-1], lambda a, b: a * b, initial=1))[::-1]
+        place = np.array(places, np.int64 if places[0] * spans[0] < 2**62 else object)  # index tuples as numbers
+        keys = [(integrals - low) @ place]
+        values = [np.array([-value % p for value in claim.values()], np.int64)]
+        waiting = count = 0
+        for number, terms in enumerate(self.terms):
+            there = np.flatnonzero(operator == number)
+            seeds, factors = seed[there].astype(np.int64), multiplier[there]
+            base = (seeds - low) @ place
+            for shift, row in terms:
+                keys.append(base + shift @ place)
+                values.append((seeds @ row[1:] + row[0]) % p * factors % p)
+                waiting, count = waiting + len(base), count + len(base)
+                if waiting > TERMS_AT_ONCE:
+                    keys, values, waiting = *_added_up(keys, values, p), 0
+        (keys,), (values,) = _added_up(keys, values, p)
+        left = np.column_stack([keys // a % span for a, span in zip(places, spans)]).astype(np.int64) + low
+        for integral, value in zip(map(tuple, left.tolist()), values.tolist()):
+            if not self.is_scaleless(sum(1 << i for i, a in enumerate(integral) if a > 0)):
+                raise CertificateError(f"{show(integral)} is left with coefficient {value} modulo {p}")
+        return count
+
+    def is_scaleless(self, bits: int) -> bool:
+        """Whether all integrals of a sector vanish: Lee's criterion (arXiv:1405.5616).
+
+        With the polynomials U and F of the sector, G = U + F, they do if sum_i k_i x_i dG/dx_i = G has a solution k, that is, if
+        k . e = 1 for the exponents e of all its monomials.
+        """
+        if bits not in self.scaleless:
+            lines = [i for i in range(self.family.n) if bits >> i & 1]
+            inside = [e for e in self._exponents if all(not power or bits >> i & 1 for i, power in enumerate(e))]
+            self.scaleless[bits] = _solvable([[Fraction(e[i]) for i in lines] + [Fraction(1)] for e in inside])
+        return self.scaleless[bits]
+
+    @cached_property
+    def _exponents(self) -> list[tuple[int, ...]]:
+        """Of the monomials of U + F with all n propagators, at the rational point itself; a sector has those of its own variables."""
+        from sympy import QQ
+        from sympy.polys.rings import ring
+
+        family, where = self.family, f"family {self.family.name}"
+        loops, momenta = len(family.loop_momenta), [*family.loop_momenta, *family.external_momenta]
+        numbers = dict(self.point.invariants) | {"1": Fraction(1)}
+        products = _external_products(family, numbers, Fraction, where)
+        momenta_ring, *vectors = ring(momenta, QQ)
+        parameters, *x = ring([f"x{i}" for i in range(family.n)], QQ)
+        symbols = {name: momenta_ring(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
+        quadratic = {(i, j): parameters.zero for i in range(len(momenta)) for j in range(len(momenta))}
+        constant = parameters.zero
+        for variable, (text, mass) in zip(x, family.propagators):
+            for powers, value in _propagator(text, symbols | dict(zip(momenta, vectors)), {}, momenta_ring, where).terms():
+                i, j = (k for k, power in enumerate(powers) for _ in range(power))
+                quadratic[i, j] += variable * value / 2
+                quadratic[j, i] += variable * value / 2
+            mass = Fraction(evaluate(mass, numbers, where))
+            constant -= variable * QQ(mass.numerator, mass.denominator)
+
+        def external(i: int, j: int) -> Any:
+            """Scalar product of what multiplies loop momenta i and j, or of two external momenta themselves."""
+            pairs = itertools.product(range(loops, len(momenta)), repeat=2)
+            return sum(
+                (quadratic[i, a] * quadratic[j, b] * _rational(products[a - loops, b - loops], QQ) for a, b in pairs), parameters.zero
+            )
+
+        for a, b in itertools.product(range(loops, len(momenta)), repeat=2):
+            constant += quadratic[a, b] * _rational(products[a - loops, b - loops], QQ)
+        matrix = [[quadratic[i, j] for j in range(loops)] for i in range(loops)]
+        first = _determinant(matrix, parameters)
+        second = first * constant
+        for i, j in itertools.product(range(loops), repeat=2):
+            minor = [row[:j] + row[j + 1 :] for row in matrix[:i] + matrix[i + 1 :]]
+            second -= external(i, j) * _determinant(minor, parameters) * (-1) ** (i + j)
+        return [*first.itermonoms(), *second.itermonoms()]
+
+
+def _rational(value: Fraction, field: Any) -> Any:
+    return field(value.numerator, value.denominator)
+
+
+def _determinant(matrix: list[list], ring: Any) -> Any:
+    """By the first row."""
+    if not matrix:
+        return ring.one
+    minors = ([row[:j] + row[j + 1 :] for row in matrix[1:]] for j in range(len(matrix)))
+    return sum((entry * _determinant(minor, ring) * (-1) ** j for j, (entry, minor) in enumerate(zip(matrix[0], minors))), ring.zero)
+
+
+def _solvable(equations: Iterable[list[Fraction]]) -> bool:
+    """Whether linear equations (coefficients, right side) have a common solution."""
+    pivots: dict[int, list[Fraction]] = {}
+    for row in equations:
+        for place, pivot in pivots.items():
+            if row[place]:
+                row = [a - row[place] * b for a, b in zip(row, pivot)]
+        place = next((k for k, a in enumerate(row) if a), None)
+        if place == len(row) - 1:
+            return False
+        if place is not None:
+            pivots[place] = [a / row[place] for a in row]
+    return True
+
+
+def _added_up(keys: list[np.ndarray], values: list[np.ndarray], p: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Values of equal keys added up modulo p, without zeros."""
+    key, value = np.concatenate(keys), np.concatenate(values)
+    order = np.argsort(key, kind="stable")
+    key, value = key[order], value[order]
+    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
+    total = np.add.reduceat(value, first) % p if len(first) else value
+    return [key[first][total != 0]], [total[total != 0]]
+
+
+def verify_certificate(certificate: Certificate, verifier: Verifier | None = None) -> int:
+    """Number of terms that were added up. Raises CertificateError where the certificate does not prove its reductions.
+
+    verifier: of the same family and point, to spare deriving the identities again.
+    """
+    own = certificate
+    built_in = BUILT_IN_FAMILIES.get(own.family.name)
+    if built_in is not None and built_in.identifier != own.family.identifier:
+        raise CertificateError(f"its family {own.family.name} is not the built-in one of that name")
+    try:
+        verifier = verifier or Verifier(own.family, own.point)
+    except InputError as error:
+        raise CertificateError(str(error)) from None
+    if verifier.digest != own.digest:
+        raise CertificateError("it was made with other identities than those that follow from its family and point")
+    allowed, count = {*own.masters, *own.unreduced}, 0
+    for k, (target, expression) in enumerate(own.reductions.items()):
+        if foreign := [term for term in expression if term not in allowed]:
+            raise CertificateError(f"{show(target)}: {show(foreign[0])} is not in its list of masters")
+        lines = slice(own.start[k], own.start[k + 1])
+        used = own.identity[lines]
+        try:
+            count += verifier.check(
+                difference(target, expression, own.point.prime), own.operator[used], own.seed[used], own.multiplier[lines]
+            )
+        except CertificateError as error:
+            raise CertificateError(f"{show(target)} is not proven: {error}") from None
+    return count
+
+
+def difference(target: Index, expression: Expression, p: int) -> Expression:
+    """target - expression."""
+    claim = {term: -value % p for term, value in expression.items()}
+    return claim | {target: (claim.get(target, 0) + 1) % p}
+
+
+def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> tuple[int, list[Point]]:
+    """Number of identities used and the points at which a result was found right; one modulo a prime is checked where it was made.
+
+    At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
+    is checked as a certificate is, so neither the solver nor the choice of masters is trusted. Raises CertificateError.
+    """
+    integrals = tuple(dict.fromkeys(i for target, expression in record["reductions"].items() for i in (target, *expression)))
+    _check_range(integrals, family)
+    points: list[Point] = []
+    identities = 0
+    for _ in range(RESULT_CHECKS if record["prime"] is None else 1):
+        point, expressions = _draw_check(record, family)
+        outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters)))
+        verifier, p = Verifier(family, point), point.prime
+        first = np.searchsorted(outcome.proof.column, np.arange(len(integrals) + 1)).tolist()
+        place = {integral: slice(first[k], first[k + 1]) for k, integral in enumerate(integrals)}
+        for target, expression in expressions.items():
+            claim = difference(target, expression, p)
+            parts = [(value, outcome.proof.lines(place[integral])) for integral, value in claim.items()]
+            lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in parts]
+            proof = Multipliers.join(lines, family.n).merged(p)
+            identities += len(proof.value)
+            try:
+                verifier.check(claim, proof.operator, proof.seed, proof.value)
+            except CertificateError as error:
+                at = show_point(point)
+                if outcome.unreduced:
+                    left = show(outcome.unreduced[0])
+                    raise CertificateError(f"{show(target)} cannot be checked at {at}, where {left} is not reduced; try again") from None
+                raise CertificateError(f"{show(target)} is wrong at {at}: {error}") from None
+        points.append(point)
+    return identities, points
+
+
+def _check_range(integrals: Iterable[Index], family: Family) -> None:
+    for integral in integrals:
+        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_TARGET_INDEX or max(integral[family.lines :], default=0) > 0:
+            raise CertificateError(f"{show(integral)} is no integral of {family.name}")
+
+
+def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Index, Expression]]:
+    """A point, random where the result leaves it open, and the reductions there. Raises CertificateError."""
+    draw, symbols = random.SystemRandom(), symbols_of(record)
+    given = {"d": record["d"], **record["kinematics"]}
+    if set(given) != set(family.symbols) or not symbols <= set(given):
+        raise CertificateError(
+            f"its symbols are {', '.join(sorted({*given, *symbols}))}, those of {family.name} {', '.join(family.symbols)}"
+        )
+    for _ in range(ATTEMPTS):
+        p = record["prime"] or next(q for q in iter(lambda: draw.randrange(2**30, MAX_PRIME) | 1, 0) if is_prime(q))
+        values = {
+            name: Fraction(draw.randrange(2, p - 1)) if name in symbols else parse_number(str(given[name]), name) for name in family.symbols
+        }
+        point = Point(values["d"], tuple((name, values[name]) for name, _ in family.point), p)
+        try:
+            point.residues()
+            reductions = {
+                target: {term: _residue(value, values, p) for term, value in expression.items()}
+                for target, expression in record["reductions"].items()
+            }
+        except ZeroDivisionError:
+            continue
+        return point, reductions
+    raise CertificateError(f"its coefficients have vanishing denominators at {ATTEMPTS} random points")
+
+
+def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) -> int:
+    """Raises ZeroDivisionError where there is none."""
+    number = calculate(value, names, Fraction, "coefficient") if isinstance(value, str) else Fraction(value)
+    if number.denominator % p == 0:
+        raise ZeroDivisionError
+    return number.numerator * pow(number.denominator, -1, p) % p
+
+
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % q for q in range(2, math.isqrt(number) + 1))
+
+
+def show_point(point: Point) -> str:
+    at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", point.d), *point.invariants))
+    return f"{at} modulo {point.prime}"
+
+
+class ResultUnpickler(BuiltinsUnpickler):
+    """Of builtin types and Fractions, which are made by no code but this module's."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _read_fraction if (module, name) == ("fractions", "Fraction") else super().find_class(module, name)
+
+
+def _read_fraction(numerator: int | str, denominator: int = 1) -> Fraction:
+    text = numerator if isinstance(numerator, str) else f"{numerator:d}/{denominator:d}"
+    if not re.fullmatch(r"-?[0-9]+(/[0-9]+)?", text):
+        raise ValueError("not a fraction")
+    return Fraction(text)
+
+
+def read_result(path: str | Path) -> dict[str, Any]:
+    """A result pickle, checked; coefficients are integers, Fractions or texts of rational functions. Raises InputError."""
+    try:
+        record = ResultUnpickler(io.BytesIO(Path(path).read_bytes())).load()
+        _check_record(record)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}") from None
+    except (*UNREADABLE, RecursionError, InputError) as error:
+        raise InputError(f"{path}: not a result of this program ({' '.join(str(error).split())[:120] or type(error).__name__})") from None
+    return record
+
+
+def _check_record(record: Any) -> None:
+    """Raises InputError, or one of UNREADABLE."""
+    if type(record) is not dict or record.get("format") != 1 or not isinstance(record["family"], str):
+        raise ValueError("another format")
+    if record["prime"] is not None:
+        _prime(record["prime"])
+    kinds = (Fraction, str, int) if record["prime"] is None else (int,)
+    lengths = set()
+    for target, expression in record["reductions"].items():
+        for integral in (target, *expression):
+            if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
+                raise ValueError(f"{integral!r} is no integral")
+            lengths.add(len(integral))
+        if any(type(value) not in kinds for value in expression.values()):
+            raise ValueError(f"a coefficient of {show(target)} is of another type")
+    if len(lengths) != 1 or type(record["kinematics"]) is not dict:
+        raise ValueError("integrals of several families, or none")
+    for value in {value for expression in record["reductions"].values() for value in expression.values() if isinstance(value, str)}:
+        with suppress(ZeroDivisionError):  # at this point alone
+            calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
+
+
+# =====================================================================================================================
 # Benchmark
 # =====================================================================================================================
 
@@ -4440,7 +5587,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
-LARGEST_TARGET_INDEX = 100
+LARGEST_ORDER = 1000
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -4521,6 +5668,16 @@ class Options:
     seed: int = _option(0, "of all that is random in the examples and in training", metavar="N")
     device: str = _option("auto", "where to train: 'cpu', 'cuda', or 'auto' (a GPU if there is one)")
     quiet: bool = _option(False, "no progress bar, no summary")
+    certificate: str | None = _option(None, "also write the identities that prove the result", metavar="FILE")
+    verify: str | None = _option(None, "check a certificate, or a result by new certificates at random points, and stop", metavar="FILE")
+    export: tuple[str, ...] = _option(
+        (),
+        "also write the result for these programs, beside --output: mathematica, form, kira, json, sympy; repeatable",
+        metavar="NAME,...",
+    )
+    epsilon: str | None = _option(None, "expand coefficients that are functions of d: what d is, such as 4-2*eps", metavar="EXPRESSION")
+    order: int | None = _option(None, "the last power of eps in the expansion (default: 0)", metavar="N")
+    convert: str | None = _option(None, "apply --export and --epsilon to a result that is there, and stop", metavar="RESULT")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -4553,7 +5710,7 @@ def parse_options(argv: Sequence[str]) -> Options:
         else:
             joined.append(word)
     values = vars(make_parser().parse_args(joined))
-    return Options(**values | {"condor_option": tuple(values["condor_option"] or ())})
+    return Options(**{name: tuple(value or ()) if name in ("condor_option", "export") else value for name, value in values.items()})
 
 
 def parse_integral(text: str, family: Family, where: str) -> Index:
@@ -4675,7 +5832,21 @@ def check_running_options(options: Options) -> None:
     for text in options.condor_option:
         if not text.partition("=")[1]:
             raise InputError(f"--condor-option {text!r}: expected KEY=VALUE")
+    if options.certificate is not None and (options.condor or options.batch not in (None, "sector")):
+        raise InputError("--certificate is for whole-sector tasks: leave out --condor and --batch, or give --batch sector")
+    check_output_options(options)
     make_limits(options)
+
+
+def check_output_options(options: Options) -> None:
+    """Raises InputError for formats that there are not, and for an expansion of what is no function of d."""
+    parse_formats(options.export)
+    if options.order is not None and options.epsilon is None:
+        raise InputError(f"--order {options.order}: give --epsilon, too")
+    if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
+        raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
+    if options.epsilon is not None and options.convert is None:
+        raise InputError("--epsilon: the coefficients of this run are not functions of d")
 
 
 def make_limits(options: Options) -> TimeLimits:
@@ -4712,6 +5883,9 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
     if options.paths is not None:
         check_writable(Path(options.paths), "--paths", is_directory=False)
     uses = {"--output": output, "--work-dir": work, "--store": store}
+    for what, path in further_outputs(options, output).items():
+        check_writable(path, what, is_directory=False)
+        uses[what] = path
     uses |= {
         f"--{name}": Path(text) for name in ("integrals", "masters", "family", "paths") if (text := getattr(options, name)) is not None
     }
@@ -4728,6 +5902,16 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
         for other, other_place in places[:number]:
             if place == other_place and "--masters" not in (what, other):
                 raise InputError(f"{other} and {what} are the same file {uses[what]}; give two")
+
+
+def further_outputs(options: Options, output: Path) -> dict[str, Path]:
+    """What a run writes beside its output, by the option that asks for it."""
+    files = {"--certificate": Path(options.certificate)} if options.certificate is not None else {}
+    for name in parse_formats(options.export):
+        files[f"--export {name}"] = export_path(output, name)
+        if options.epsilon is not None:
+            files[f"--epsilon and --export {name}"] = export_path(output, name, expanded=True)
+    return files
 
 
 def list_families() -> str:
@@ -4776,20 +5960,127 @@ def run_reduction(options: Options) -> int:
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
-
-    def save(outcome: Outcome) -> None:
-        write_pickle(result_record(problem, outcome), output)
-        if options.paths is not None:
-            write_paths(problem, outcome.paths, Path(options.paths))
-
-    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(problem, options, shelves, save)
+    for name in parse_formats(options.export):
+        check_export_names(name, problem.family.name, ())
+    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(
+        problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options)
+    )
     if not options.quiet:
         print(summary(problem, outcome, output))
+        for what, path in further_outputs(options, output).items():
+            print(f"{what.removeprefix('--')}: {path}")
     if outcome.unreduced:
         say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point may do it")
     if outcome.store_trouble:
         raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
     return 1 if outcome.unreduced else 0
+
+
+def write_outputs(problem: Problem, outcome: Outcome, options: Options) -> None:
+    """The result and what was asked for beside it. Raises ReductionError."""
+    output, record = Path(options.output), result_record(problem, outcome)
+    write_pickle(record, output)
+    write_exports(record, output, parse_formats(options.export))
+    if options.paths is not None:
+        write_paths(problem, outcome.paths, Path(options.paths))
+    if options.certificate is not None:
+        path = Path(options.certificate)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, pack_certificate(make_certificate(problem, outcome)), sync=True)
+        except OSError as error:
+            raise ReductionError(f"certificate {path}: {error.strerror or error}; the result is in {output}") from None
+
+
+def convert_result(options: Options) -> int:
+    """Write a result that is there in other formats, expanded if asked for."""
+    for name in ("integral", "integrals", "verify", "certificate"):
+        if getattr(options, name) is not None:
+            raise InputError(f"--convert and --{name} contradict each other: a result is converted as it is")
+    check_output_options(options)
+    source, names = Path(options.convert), parse_formats(options.export)
+    if not names and options.epsilon is None:
+        raise InputError("--convert: nothing to do; give --export or --epsilon")
+    record = read_result(source)
+    own = options.output != Options.output
+    output = Path(options.output) if own else source
+    for what, path in (({"--output": output} if own else {}) | further_outputs(options, output)).items():
+        check_writable(path, what, is_directory=False)
+        if os.path.realpath(path) == os.path.realpath(source):
+            raise InputError(f"{what} {path}: is the result to be converted; give another --output")
+    for name in names:
+        check_export_names(name, record["family"], symbols_of(record))
+    if options.epsilon is not None:
+        record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, symbols_of(record)))
+    if own:
+        write_pickle(record, output)
+    written = write_exports(record, output, names)
+    if not options.quiet:
+        if "epsilon" in record:
+            print(epsilon_summary(record))
+        print(f"written: {', '.join(map(str, ([output] if own else []) + written)) or 'nothing'}")
+    return 0
+
+
+def verify_file(options: Options) -> int:
+    """Check a certificate or a result. Raises InputError, CertificateError."""
+    path, started = Path(options.verify), time.perf_counter()
+    for name in ("integral", "integrals", "certificate", "convert", "export", "epsilon", "order"):
+        if getattr(options, name):
+            raise InputError(f"--verify and --{name} contradict each other: a file is checked as it is, and nothing is written")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--verify {path}: {error.strerror}") from None
+    try:
+        text = verify_result_file(path, options) if content[:1] == pickle.PROTO else verify_certificate_content(content)
+    except CertificateError as error:
+        raise CertificateError(f"{path}: {error}") from None
+    if not options.quiet:
+        print(f"verified: {text}; {time.perf_counter() - started:.2f} s")
+    return 0
+
+
+def verify_certificate_content(content: bytes) -> str:
+    """What was found right, in words. Raises CertificateError."""
+    own = unpack_certificate(content)
+    terms = verify_certificate(own)
+    used = {term for expression in own.reductions.values() for term in expression}
+    left = f" and {len(own.unreduced)} that nothing reduces" if own.unreduced else ""
+    of, proof = f"{own.family.name} at {show_point(own.point)}", f"{len(own.operator):,} identities with {terms:,} terms"
+    return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
+
+
+def show_targets(targets: Iterable[Index]) -> str:
+    first, *others = targets
+    return f"{show(first)} and {len(others)} more" if others else show(first)
+
+
+def verify_result_file(path: Path, options: Options) -> str:
+    """What was found right, in words. Raises InputError, CertificateError."""
+    record = read_result(path)
+    name = record["family"]
+    family = BUILT_IN_FAMILIES.get(name) or load_family(options.family)
+    if family.name != name:
+        raise InputError(f"--verify {path}: its family {name} is not built in; give --family with the file that defines it")
+    work = Path(options.work_dir)
+    store = Path(options.store) if options.store is not None else work / "store.shelf"
+    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(store, say=say)]
+    progress = Progress(options.quiet)
+
+    def reduce(problem: Problem) -> Outcome:
+        with make_executor(options, work, progress.say) as executor:
+            return Controller(problem, executor, shelves, progress, certify=True).run()
+
+    try:
+        identities, points = verify_result(record, family, reduce)
+    finally:
+        progress.close()
+    primes = ", ".join(str(point.prime) for point in points)
+    where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
+    symbols = sorted(symbols_of(record))
+    values = f" and values of {', '.join(symbols)}" if symbols else ""
+    return f"{show_targets(record['reductions'])} of {name} {where}{values}, by {identities:,} identities"
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -4832,7 +6123,7 @@ def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store
     progress = Progress(options.quiet)
     try:
         with make_executor(options, Path(options.work_dir), progress.say) as executor:
-            outcome = Controller(problem, executor, shelves, progress).run()
+            outcome = Controller(problem, executor, shelves, progress, options.certificate is not None).run()
     finally:
         progress.close()
     save(outcome)
@@ -4998,6 +6289,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = run_search_benchmark(options)
         elif options.replay is not None:
             code = run_replay(options)
+        elif options.verify is not None:
+            code = verify_file(options)
+        elif options.convert is not None:
+            code = convert_result(options)
         elif options.benchmark is not None:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)

@@ -6,7 +6,7 @@
 
 Parts: executors (condor_worker.py), HTCondor through fake tools and on a real pool; the reduction itself against oracles, closed forms,
 golden values and laws; the program from outside: bad input, command line, pickle, store, processes; one-step tasks, their controller
-and journal. Nothing is compared with a former run of the program, every wait is for an
+and journal; certificates and formats. Nothing is compared with a former run of the program, every wait is for an
 event with a deadline, and the oracles share no code with what they test.
 """
 
@@ -6932,6 +6932,850 @@ def test_damaged_status_of_an_unfinished_run_is_one_line(name, content, place, c
     assert exit_code(["--status", "--work-dir", "w"]) in (0, 1)
     printed, said = capsys.readouterr()
     assert "Traceback" not in said and (printed or said.count("\n") == 1)
+
+
+# =====================================================================================================================
+# Certificates and formats
+# =====================================================================================================================
+
+# certificates -------------------------------------------------------------------------------------------------------
+
+
+def certified(shelves, family, targets, prime=1009, point=None, executor=None, **options):
+    """The certificate of a run, through the bytes of its file."""
+    family = BUILT_IN_FAMILIES.get(family, family)
+    problem = Problem(family, point or point_of(family, prime), tuple(targets), **options)
+    outcome = Controller(problem, executor or InlineExecutor(), shelves, Progress(quiet=True), certify=True).run()
+    return ibp_reduce.unpack_certificate(ibp_reduce.pack_certificate(ibp_reduce.make_certificate(problem, outcome)))
+
+
+DOTTED = (1, 0, 1, 2, 1, 1, 0)  # as a master instead of the corner
+
+# family, targets, options of Problem
+CERTIFIED = [
+    ("bubble", [(3, 2)], {}),
+    ("bubble", [(4, -3), (2, 2), (0, 0), (1, 1)], {}),
+    ("box", [(2, 2, 2, 1)], {}),
+    ("sunrise", [(2, 1, 2, -1, -1)], {}),
+    ("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], {"paper_masters_only": True}),
+    ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), (2, 1, 1, 1, 1, 0, -2), (1, 0, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1, 0)], {}),
+    ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), (1, 0, 1, 2, 1, 1, 0)], {"paper_masters_only": True, "preferred_masters": (DOTTED,)}),
+    ("doublebox", [(1, 1, 1, 1, 1, 1, 1, -1, -1)], {}),
+]  # fmt: skip
+
+
+@needs_stored_rules
+@pytest.mark.parametrize("prime", [1009, P31])
+@pytest.mark.parametrize("family, targets, options", CERTIFIED, ids=lambda value: str(value)[:40])
+def test_certificate_is_verified_and_holds_for_other_identities(shelves, family, targets, options, prime):
+    """Also by the identities of the oracle, term by term in plain Python, with the zero sectors that it finds."""
+    own = certified(shelves, family, targets, prime, **options)
+    assert list(own.reductions) == list(dict.fromkeys(targets))
+    assert ibp_reduce.verify_certificate(own) > 0
+    kinematics = Kinematics(own.family)
+    operators = [{s: [residue(v, prime) for v in row] for s, row in terms.items()} for terms in kinematics.identities(own.point.d)]
+    live = set(any_kinematics(own.family).nonzero_sectors())
+    for k, (target, expression) in enumerate(own.reductions.items()):
+        left = combine((-1, {target: 1}), (1, expression), p=prime)
+        for line in range(own.start[k], own.start[k + 1]):
+            seed = own.seed[own.identity[line]].tolist()
+            for shift, row in operators[own.operator[own.identity[line]]].items():
+                term = tuple(map(int.__add__, seed, shift))
+                value = (row[0] + sum(map(int.__mul__, row[1:], seed))) * int(own.multiplier[line])
+                left[term] = (left.get(term, 0) + value) % prime
+        assert {term for term, value in left.items() if value and bits_of(term) in live} == set()
+        assert set(expression) <= set(own.masters)
+
+
+def test_certifying_changes_no_result_and_ignores_stored_steps(tmp_path):
+    """One-step results in a store carry no rows: they are found anew, and what is stored stays."""
+    family, target = BUILT_IN_FAMILIES["sunrise"], (2, 2, 2, -1, -1)
+    store = Store(tmp_path / "store.shelf")
+    problem = Problem(family, point_of(family, 1009), (target,))
+    first = Controller(problem, InlineExecutor(), [store], Progress(quiet=True)).run()
+    assert any(store.load(family, problem.point).steps.values())
+    again = Controller(problem, InlineExecutor(), [store], Progress(quiet=True), certify=True).run()
+    assert (again.reductions, again.masters) == (first.reductions, first.masters) and first.proof is None
+    certificate = ibp_reduce.make_certificate(problem, again)
+    assert ibp_reduce.verify_certificate(certificate) > 0
+    cold = Controller(problem, InlineExecutor(), [], Progress(quiet=True), certify=True).run()
+    assert ibp_reduce.verify_certificate(ibp_reduce.make_certificate(problem, cold)) > 0
+
+
+@pytest.mark.parametrize("level", [(), (Neighbourhood(1, (-1, -1), (-1, 0), 2),)])
+def test_certificate_of_what_is_not_reduced(level, place, monkeypatch, capsys):
+    """It holds for what was done, and says that there are integrals left."""
+    monkeypatch.setattr(ibp_reduce, "NEIGHBOURHOODS", level)
+    words = ["--integral", "1,1,1,1,1,1,-2", "--paper-masters-only", "--quiet", "--output", "r.pkl"]
+    assert exit_code([*words, "--certificate", "c", "--export", "json"]) == 1
+    left = ibp_reduce.read_result("r.pkl")["unreduced"]
+    capsys.readouterr()
+    assert exit_code(["--verify", "c"]) == 0
+    assert f" of 16 masters and {len(left)} that nothing reduces, by " in capsys.readouterr().out
+    assert ibp_reduce.read_export("r.json")["unreduced"] == [list(term) for term in left]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_verifier_finds_the_scaleless_sectors(name):
+    """Its own U and F against those of the oracle; where an invariant vanishes more sectors are scaleless, never fewer."""
+    family = BUILT_IN_FAMILIES[name]
+    every = range(1, 1 << family.lines)
+    verifier = ibp_reduce.Verifier(family, generic_point(family))
+    assert [bits for bits in every if not verifier.is_scaleless(bits)] == any_kinematics(family).nonzero_sectors()
+    special = {name: 0 for name, _ in family.point[:1]}
+    at_zero = ibp_reduce.Verifier(family, point_of(family, **special))
+    assert [bits for bits in every if not at_zero.is_scaleless(bits)] == Kinematics(family, **special).nonzero_sectors()
+
+
+@pytest.fixture(scope="session")
+def small_certificate(shelves):
+    """Two targets of the bubble, its verifier, and both primes' worth of nothing else: 1,000 verifications take seconds."""
+    own = certified(shelves, "bubble", [(3, 2), (2, 3)], P31)
+    return own, ibp_reduce.Verifier(own.family, own.point)
+
+
+def changed_expression(own, draw):
+    target = draw.choice(list(own.reductions))
+    expression = dict(own.reductions[target])
+    term = draw.choice(list(expression))
+    kind = draw.choice(["value", "bit", "drop", "move"])
+    old = expression.pop(term)
+    if kind == "value":
+        expression[term] = (old + draw.randrange(1, own.point.prime)) % own.point.prime
+    elif kind == "bit":
+        expression[term] = old ^ 1 << draw.randrange(30)
+    elif kind == "move":
+        other = draw.choice([master for master in own.masters if master != term])
+        expression[other] = (expression.get(other, 0) + old) % own.point.prime
+    return dataclasses.replace(own, reductions=own.reductions | {target: expression})
+
+
+def changed_array(own, draw, name):
+    values = getattr(own, name).copy()
+    line = draw.randrange(len(values))
+    if name == "multiplier":
+        values[line] = (values[line] + draw.randrange(1, own.point.prime)) % own.point.prime
+    elif name == "seed":
+        values[line, draw.randrange(values.shape[1])] += draw.choice([-2, -1, 1, 2])
+    else:
+        values[line] = draw.choice([k for k in range(own.family.operators) if k != values[line]])
+    return dataclasses.replace(own, **{name: values})
+
+
+def test_each_of_a_thousand_corruptions_is_caught(small_certificate):
+    """Coefficients, multipliers, seeds and operators, one at a time; and what is not corrupted is verified."""
+    own, verifier = small_certificate
+    draw = random.Random(7)
+    assert ibp_reduce.verify_certificate(own, verifier) > 0
+    caught = 0
+    for number in range(1000):
+        kind = ("coefficient", "multiplier", "seed", "operator")[number % 4]
+        bad = changed_expression(own, draw) if kind == "coefficient" else changed_array(own, draw, kind)
+        with pytest.raises(ibp_reduce.CertificateError, match=r"is not proven: I\["):
+            ibp_reduce.verify_certificate(bad, verifier)
+        caught += 1
+    assert caught == 1000
+
+
+def header_of(content):
+    first, line, rest = content[:-32].split(b"\n", 2)
+    return first, json.loads(line), rest
+
+
+def with_header(content, change):
+    """A certificate with another header and the right checksum."""
+    first, header, rest = header_of(content)
+    change(header)
+    changed = b"\n".join([first, json.dumps(header).encode(), rest])
+    return changed + hashlib.sha256(changed).digest()
+
+
+def set_path(*path):
+    def change(header):
+        *parents, last, value = path
+        place = functools.reduce(lambda value, key: value[key], parents, header)
+        place[last] = value
+
+    return change
+
+
+DEPENDENT_JSON = BUBBLE_JSON | {"name": "x", "propagators": ["k1", "2*k1"]}
+HEADER_CHANGES = {
+    "another prime": (set_path("prime", 2147483629), "other identities"),
+    "no prime": (set_path("prime", 1001), "1001 is no prime"),
+    "a huge prime": (set_path("prime", 2**61 - 1), "no prime number in use"),
+    "a prime as text": (set_path("prime", "1009"), "no prime"),
+    "another d": (set_path("d", "43"), "other identities"),
+    "d is no number": (set_path("d", "4-2*eps"), "integer or a fraction"),
+    "another invariant": (set_path("kinematics", "m", "5"), "other identities"),
+    "no invariants": (set_path("kinematics", {}), "not a sound certificate"),
+    "another family of that name": (set_path("family", "propagators", 0, ["k1", "0"]), "not the built-in one"),
+    "another family": (set_path("family", "name", "other"), None),  # the same under another name is right
+    "a family with dependent propagators": (set_path("family", DEPENDENT_JSON), "dependent"),
+    "a family that is none": (set_path("family", {"name": "x"}), "missing"),
+    "masters left out": (set_path("masters", []), "not in its list of masters"),
+    "a master of another family": (set_path("masters", [[1, 1, 1]]), "no integral of the family"),
+    "a target that is none": (set_path("reductions", 0, 0, [1, "1"]), "no integral of the family"),
+    "another target": (set_path("reductions", 0, 0, [2, 2]), "is not proven: I["),
+    "a huge target": (set_path("reductions", 0, 0, [10**9, 2]), "no integral of the family"),
+    "no reductions": (set_path("reductions", []), "another number of targets"),
+    "a coefficient of zero": (set_path("reductions", 0, 1, 0, 1, 0), "a coefficient that is none"),
+    "a coefficient beyond the prime": (set_path("reductions", 0, 1, 0, 1, 2**31), "a coefficient that is none"),
+    "a coefficient with a point": (set_path("reductions", 0, 1, 0, 1, 1.0), "a coefficient that is none"),
+    "other identities": (set_path("identities", "0" * 64), "other identities"),
+    "an array of objects": (set_path("arrays", "seed", 0, "|O"), "not a sound certificate"),
+    "an array that is too long": (set_path("arrays", "seed", 1, 10**15), "not a sound certificate"),
+    "an array of negative length": (set_path("arrays", "seed", 1, -1), "not a sound certificate"),
+    "an array with a fraction of an entry": (set_path("arrays", "operator", 1, 3), "not a sound certificate"),
+    "no arrays": (set_path("arrays", {}), "not a sound certificate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", HEADER_CHANGES)
+def test_changed_header_of_a_certificate(what, small_certificate, place, capsys):
+    """With a checksum that fits: one line that says what is wrong."""
+    change, fragment = HEADER_CHANGES[what]
+    content = ibp_reduce.pack_certificate(small_certificate[0])
+    Path("c").write_bytes(with_header(content, change))
+    code = exit_code(["--verify", "c"])
+    printed, said = capsys.readouterr()
+    if fragment is None:
+        assert code == 0 and printed.startswith("verified: ") and said == ""
+    else:
+        assert (code, printed, said.count("\n")) == (1, "", 1) and fragment in said, said
+
+
+def leaves(value, path=()):
+    """Paths to everything in nested lists and dicts."""
+    yield from ([path] if path else [])
+    for key in value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ():
+        yield from leaves(value[key], (*path, key))
+
+
+def test_headers_with_nonsense_are_refused_in_one_line(small_certificate, place, capsys):
+    """Any part of the header replaced by something else, with a checksum that fits: proven all the same, or one line."""
+    content, draw = ibp_reduce.pack_certificate(small_certificate[0]), random.Random(11)
+    paths = list(leaves(header_of(content)[1]))
+    nonsense = [None, True, -1, 0, 3, 2**70, 1.5, "", "x", "k1", "<u8", "|O", [], [1], [[1, 2]], {}, {"a": 1}, "9" * 400, "1/0", "\u2212"]
+    codes = set()
+    for number in range(400):
+        change = set_path(*draw.choice(paths), draw.choice(nonsense))
+        Path("c").write_bytes(with_header(content, change))
+        codes.add(code := exit_code(["--verify", "c"]))
+        printed, said = capsys.readouterr()
+        assert (code, said) == (0, "") or (code == 1 and printed == "" and said.count("\n") == 1 and len(said) < 1000), (number, said)
+    assert codes == {0, 1}  # a version or a default value may be anything
+
+
+def test_damaged_certificates_are_refused_in_one_line(small_certificate, place, capsys):
+    """Every truncation, every changed byte, and files that are something else."""
+    content = ibp_reduce.pack_certificate(small_certificate[0])
+    draw = random.Random(3)
+    bad = [content[:k] for k in range(len(content))]
+    bad += [content[:k] + bytes([content[k] ^ draw.randrange(1, 256)]) + content[k + 1 :] for k in range(len(content))]
+    bad += [content + b"\0", content + content, content[1:], b"\n" + content, bytes(1000), b"[]", draw.randbytes(5000), b"\x80\x04."]
+    bad += [content.replace(b"format 1", b"format 2", 1), pickle.dumps({"format": 1}), pickle.dumps([content]), content[:24] + b"\xff" * 99]
+    for number, damaged in enumerate(bad):
+        Path("c").write_bytes(damaged)
+        code = exit_code(["--verify", "c"])
+        printed, said = capsys.readouterr()
+        assert code in (1, 2) and printed == "" and said.count("\n") == 1 and said.startswith("ibp_reduce: "), (number, said)
+        assert "Traceback" not in said and len(said) < 1000
+    assert len(bad) > 1500
+
+
+def test_certificate_from_the_command_line(place, capsys, monkeypatch):
+    """Made by two processes, read again, and a pipe of the header alone tells what it is of."""
+    monkeypatch.setattr(ibp_reduce, "SMALL_TASK", 0)
+    words = ["--family", "sunrise", "--integral", "2,1,2,-1,-1", "--local", "2"]
+    assert exit_code([*words, "--certificate", "deep/c", "--output", "r.pkl"]) == 0
+    assert "certificate: deep/c" in capsys.readouterr().out
+    result = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
+    assert result["reductions"] == reduced("--family", "sunrise", "--integral", "2,1,2,-1,-1")["reductions"]
+    for name, count in (("deep/c", " through 6 of "), ("r.pkl", "modulo 1009, by")):
+        assert exit_code(["--verify", name]) == 0
+        printed, said = capsys.readouterr()
+        assert printed.startswith("verified: I[2,1,2,-1,-1] of sunrise at d=41, s=7, m=3 modulo 1009") and printed.count("\n") == 1
+        assert said == "" and (name == "r.pkl" or re.search(r" through \d of \d masters, by ", printed)), count
+    _, header, _ = header_of(Path("deep/c").read_bytes())
+    assert header["reductions"] == [[[2, 1, 2, -1, -1], [[list(term), value] for term, value in result["final_expr"].items()]]]
+    assert (header["prime"], header["d"], header["kinematics"]) == (1009, "41", {"s": "7", "m": "3"})
+    assert exit_code(["--verify", "deep/c", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+@needs_stored_rules
+def test_certificate_of_the_headline(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert exit_code(["--certificate", "c", "--quiet", "--output", "r.pkl"]) == 0
+    assert exit_code(["--verify", "c"]) == 0
+    assert " through 16 of 16 masters, by " in capsys.readouterr().out
+    own = ibp_reduce.unpack_certificate(Path("c").read_bytes())
+    values = [own.reductions[3, 2, 1, 3, 2, 2, -6][master] for master in sorted(TRIANGLEBOX.paper_masters, key=ibp_reduce.weight)]
+    assert values == [int(value) for value in GOLDEN[1009][3, 2, 1, 3, 2, 2, -6].split()]
+    assert len(Path("c").read_bytes()) < 200_000
+
+
+# results ------------------------------------------------------------------------------------------------------------
+
+
+def record_of(reductions, family="trianglebox", prime=None, d=41, **kinematics):
+    invariants = {name: int(value) for name, value in BUILT_IN_FAMILIES[family].point}
+    masters = sorted({term for expression in reductions.values() for term in expression})
+    return {
+        "format": 1, "success": True, "family": family, "prime": prime, "d": d, "kinematics": invariants | kinematics,
+        "reductions": reductions, "masters": masters, "unreduced": [], "steps": 1, "time": 1.0, "peak_memory_kb": 1,
+        "statistics": {}, "version": "0.1.0",
+    }  # fmt: skip
+
+
+def rising_text(x, k):
+    """As `rising`, in the letters of x."""
+    factors = [f"({x} + {i})" for i in range(k)] or ["1"]
+    return "*".join(factors) if k >= 0 else f"1/({rising_text(f'({x} + {k})', -k)})"
+
+
+def massless_banana_text(indices, square):
+    """As `massless_banana`, a function of d and the square."""
+    loops, m = len(indices) - 1, len(indices)
+    more = sum(indices) - m
+    value = f"({rising_text(f'({m} - {loops}*d/2)', more)})/({rising_text(f'({loops + 1}*d/2 - {m})', -more)})/{square}**{more}"
+    return value + "".join(f"*({rising_text('(d/2 - 1)', 1 - a)})/{math.factorial(a - 1)}" for a in indices)
+
+
+SUNRISE_CORNER = (0, 1, 1, 1, 0, 0, 0)
+SUNRISES = [(0, 2, 1, 1, 0, 0, 0), (0, 2, 3, 1, 0, 0, 0), (0, 3, 3, 3, 0, 0, 0)]
+MODULAR = record_of({(0, 2, 1, 1, 0, 0, 0): {SUNRISE_CORNER: residue(massless_banana((2, 1, 1), 1), 1009)}}, prime=1009)
+EXACT = record_of({a: {SUNRISE_CORNER: massless_banana(a[1:4], Fraction(2, 3), 7)} for a in SUNRISES}, d=7, m1="2/3")
+SYMBOLIC = record_of({a: {SUNRISE_CORNER: massless_banana_text(a[1:4], "m1")} for a in SUNRISES}, d="d", m1="m1")
+IN_D = record_of({a: {SUNRISE_CORNER: massless_banana_text(a[1:4], "1")} for a in SUNRISES}, d="d")
+
+
+@pytest.mark.parametrize("record, said", [
+    (MODULAR, "at d=41, m1=1, m2=31, m3=47 modulo 1009, by"), (EXACT, r"at 3 random primes \(\d+, \d+, \d+\), by"),
+    (SYMBOLIC, r"at 3 random primes \(\d+, \d+, \d+\) and values of d, m1, by"), (IN_D, r"and values of d, by"),
+], ids=["modular", "exact", "symbolic", "in d"])  # fmt: skip
+def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, said, place, capsys):
+    """Closed forms; then one with another number, one power more, or one target taken for another."""
+
+    def verify(record):
+        Path("r.pkl").write_bytes(pickle.dumps(record, protocol=4))
+        return exit_code(["--verify", "r.pkl"])
+
+    assert verify(record) == 0
+    printed, complaint = capsys.readouterr()
+    assert printed.startswith("verified: I[0,2,1,1,0,0,0]") and printed.count("\n") == 1 and complaint == ""
+    assert re.search(said, printed), printed
+    first, *_ = target, *_ = list(record["reductions"])
+    value = record["reductions"][first][SUNRISE_CORNER]
+    wrong = [f"({value})*d/(d - 1)", f"{value}*m2", f"{value} + 1/10**50"] if isinstance(value, str) else [(value + 1) % 1009]
+    wrong += [] if record["prime"] else [Fraction(1, 3)]
+    for other in wrong:
+        assert verify(record | {"reductions": record["reductions"] | {target: {SUNRISE_CORNER: other}}}) == 1
+        printed, complaint = capsys.readouterr()
+        assert printed == "" and complaint.count("\n") == 1 and "I[0,2,1,1,0,0,0] is wrong at d=" in complaint
+    assert verify(record | {"reductions": {(0, 1, 2, 2, 0, 0, 0): {SUNRISE_CORNER: value}}}) == 1
+
+
+def test_result_in_another_basis_is_verified(place, capsys):
+    """The masters of the result need not be those of a new run: a dotted bubble instead of the corner."""
+    ratio = massless_banana((3, 1, 1), 1) / massless_banana((2, 1, 1), 1)
+    record = record_of({(0, 3, 1, 1, 0, 0, 0): {(0, 2, 1, 1, 0, 0, 0): ratio}})
+    Path("r.pkl").write_bytes(pickle.dumps(record))
+    assert exit_code(["--verify", "r.pkl"]) == 0
+    assert exit_code(["--integral", "1,1,1,1,1,0,-1", "--quiet", "--output", "corners.pkl"]) == 0  # not only to the published masters
+    assert exit_code(["--verify", "corners.pkl"]) == 0
+    assert capsys.readouterr().out.count("verified: ") == 2
+
+
+def test_result_that_cannot_be_reduced_anew_is_not_called_wrong(place, monkeypatch, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(EXACT))
+    monkeypatch.setattr(ibp_reduce, "NEIGHBOURHOODS", ())
+    assert exit_code(["--verify", "r.pkl"]) == 1
+    printed, said = capsys.readouterr()
+    assert printed == "" and said.count("\n") == 1 and "cannot be checked at d=7" in said and "is not reduced" in said
+
+
+def test_result_of_a_family_of_the_user_needs_its_file(place, capsys):
+    Path("mine.json").write_text(json.dumps(BUBBLE_JSON | {"name": "mine"}))
+    assert exit_code(["--family", "mine.json", "--integral", "2,1", "--quiet", "--output", "r.pkl", "--certificate", "c"]) == 0
+    assert exit_code(["--verify", "c"]) == 0  # says itself what it is of
+    assert exit_code(["--verify", "r.pkl", "--family", "mine.json"]) == 0
+    assert exit_code(["--verify", "r.pkl"]) == 2
+    assert capsys.readouterr().err.endswith("its family mine is not built in; give --family with the file that defines it\n")
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.mkdir, ("trapped",))
+
+
+BAD_RESULTS = {
+    "code": Trap(),
+    "no dict": [1],
+    "another format": EXACT | {"format": 2},
+    "no reductions": EXACT | {"reductions": {}},
+    "a float": record_of({SUNRISES[0]: {SUNRISE_CORNER: 0.5}}),
+    "a bool": record_of({SUNRISES[0]: {SUNRISE_CORNER: True}}),
+    "a text modulo a prime": record_of({SUNRISES[0]: {SUNRISE_CORNER: "1"}}, prime=1009),
+    "an integral of texts": record_of({SUNRISES[0]: {("1",) * 7: 1}}),
+    "two lengths": record_of({SUNRISES[0]: {(1, 1): 1}}),
+    "no prime": EXACT | {"prime": 1001},
+    "code in a coefficient": record_of({SUNRISES[0]: {SUNRISE_CORNER: "__import__('os').mkdir('trapped')"}}),
+    "half a coefficient": record_of({SUNRISES[0]: {SUNRISE_CORNER: "(d - 1"}}),
+    "a tower of powers": record_of({SUNRISES[0]: {SUNRISE_CORNER: "((9**9999)**9999)**9999"}}),
+    "a power of a power": record_of({SUNRISES[0]: {SUNRISE_CORNER: "9**9**9**9"}}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_RESULTS)
+def test_bad_result_is_refused(what, place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(BAD_RESULTS[what]))
+    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+        assert exit_code(words) == 2
+        printed, said = capsys.readouterr()
+        assert printed == "" and said.count("\n") == 1 and "r.pkl: not a result of this program" in said and len(said) < 400
+    assert sorted(os.listdir()) == ["r.pkl"]
+
+
+@pytest.mark.parametrize("record, said", [
+    (record_of({(0, 2, 1, 1, 0, 0, 3): {SUNRISE_CORNER: 1}}), "no integral of trianglebox"),
+    (record_of({(0, 200, 1, 1, 0, 0, 0): {SUNRISE_CORNER: 1}}), "no integral of trianglebox"),
+    (record_of({(2, 1): {(1, 1): 1}}), "no integral of trianglebox"),
+    (record_of({SUNRISES[0]: {SUNRISE_CORNER: "x"}}), "its symbols are"),
+    (record_of({SUNRISES[0]: {SUNRISE_CORNER: 1}}, m4=7), "its symbols are"),
+    (record_of({SUNRISES[0]: {SUNRISE_CORNER: "1/(d - d)"}}), "vanishing denominators"),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
+def test_result_that_cannot_be_right(record, said, place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(record))
+    assert exit_code(["--verify", "r.pkl"]) == 1
+    printed, complaint = capsys.readouterr()
+    assert printed == "" and complaint.count("\n") == 1 and said in complaint
+
+
+# coefficients -------------------------------------------------------------------------------------------------------
+
+
+def coefficient_texts():
+    """Expressions in d and m that Python reads the same way."""
+    atoms = st.one_of(st.integers(0, 99).map(str), st.sampled_from(["d", "m"]))
+
+    def extend(inner):
+        powers = st.tuples(inner, st.integers(-3, 5)).map(lambda pair: f"({pair[0]})**{pair[1]}")
+        signs = st.tuples(inner, st.sampled_from(["+", "-", "*", "/", " + ", " - "]), inner).map("".join)
+        return st.one_of(powers, signs, inner.map(lambda text: f"(-{text})"), inner.map(lambda text: f"({text})"))
+
+    return st.recursive(atoms, extend, max_leaves=12)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(coefficient_texts())
+def test_coefficients_are_read_as_python_reads_them(text):
+    names = {"d": Fraction(7, 3), "m": Fraction(-5)}
+    python_text = re.sub(r"(?<![\w*])(\d+)(?!\w)", r"Fraction(\1)", re.sub(r"\*\*(-?\d+)", r"**_\1_", text))
+    python_text = re.sub(r"_(-?)(?:Fraction\()?(\d+)\)?_", r"(\g<1>\2)", python_text)
+    try:
+        expected = eval(python_text, {"Fraction": Fraction} | names)
+    except ZeroDivisionError:
+        with pytest.raises(ZeroDivisionError):
+            ibp_reduce.calculate(text, names, Fraction, "test")
+    else:
+        assert ibp_reduce.calculate(text, names, Fraction, "test") == expected
+
+
+@pytest.mark.parametrize("text", [
+    "", " ", "(", ")", "()", "1 2", "d d", "d m", "d**d", "2**3**2", "*3", "1+", "1*/2", "1.5", "d(3)", "1//2", "$", "x", "d_",
+    "9" * 4301,
+    "9**99999999", "9**" + "9" * 5000,
+], ids=lambda text: repr(text)[:20])  # fmt: skip
+def test_what_is_no_coefficient(text):
+    with pytest.raises(InputError, match="^test: "):
+        ibp_reduce.calculate(text, {"d": Fraction(7), "m": Fraction(1)}, Fraction, "test")
+
+
+def expansion(text, order=3, others=(), epsilon="4-2*eps"):
+    return ibp_reduce.expand_coefficient(text, ibp_reduce.parse_expansion(epsilon, order, others), others, "test")
+
+
+@pytest.mark.parametrize("text", [
+    "d*(d - 1)/((d - 4)**2*(3*d - 10)**2) + 1/d", "(d - 4)**5", "(d - 4)**2/(d - 4)**5", "3/4", "1/(d - 4)", "-(d - 3)", "0", "d - d",
+    "(2*d - 8)/(d**2 - 16)", massless_banana_text((3, 3, 3), "1"), "1/(1/(d - 4) - 1/(d - 6))",
+])  # fmt: skip
+@pytest.mark.parametrize("epsilon", ["4-2*eps", "4 - 2*ep", "6 - 2*eps", "-x/3 + 7/2", "2*(2 - eps)"])
+def test_expansion_agrees_with_sympy(text, epsilon):
+    import sympy
+
+    (name,) = re.findall(r"[a-z]+", epsilon)
+    symbol, order = sympy.Symbol(name), 3
+    value = sympy.cancel(sympy.sympify(text).subs("d", sympy.sympify(epsilon)))
+    series = sympy.series(value, symbol, 0, order + 1).removeO() if value.free_symbols else value
+    expected = {k: Fraction(str(series.expand().coeff(symbol, k))) for k in range(-9, order + 1)}
+    assert expansion(text, order, epsilon=epsilon) == {k: c for k, c in expected.items() if c}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    st.lists(st.integers(-9, 9), min_size=1, max_size=12),
+    st.lists(st.integers(-9, 9), min_size=1, max_size=12).filter(any),
+    st.integers(-4, 6),
+    st.integers(-3, 3),
+)
+def test_expansion_times_denominator_is_numerator(above, below, order, shift):
+    """In powers of eps = 2 - d/2, exactly through the order; the lowest power is that of the quotient."""
+    texts = [" + ".join(f"{c}*(2 - d/2)**{k}" for k, c in enumerate(part)) for part in (above, below)]
+    series = expansion(f"({texts[0]})/(({texts[1]})*(2 - d/2)**{shift})", order)
+    first = next(k for k, c in enumerate(below) if c)
+    product = {}
+    for k, c in series.items():
+        for j, b in enumerate(below):
+            product[k + j + shift] = product.get(k + j + shift, 0) + c * b
+    complete = order + first + shift
+    assert {k: c for k, c in product.items() if c and k <= complete} == {k: c for k, c in enumerate(above) if c and k <= complete}
+    assert all(type(c) is Fraction and k <= order for k, c in series.items())
+
+
+def test_expansion_with_other_symbols_agrees_with_sympy():
+    import sympy
+
+    text, others = "(m2*d - m3)/((d - 4)*(m2 + d)) + m3/m2", ("m2", "m3")
+    found = expansion(text, 2, others)
+    assert set(found) == {-1, 0, 1, 2} and all(type(value) is str for value in found.values())
+    series = sympy.series(sympy.sympify(text).subs("d", sympy.sympify("4-2*eps")), sympy.Symbol("eps"), 0, 3).removeO()
+    assert sympy.simplify(series - sympy.sympify(ibp_reduce.series_text(found, "eps"))) == 0
+
+
+@pytest.mark.parametrize("text", ["4", "d-1", "m1-eps", "4-2*eps**2", "4/eps", "4+x*y", "4+0*eps", "4-2*", "eps/(1-1)", ""])
+def test_what_is_no_dimension(text, place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(SYMBOLIC))
+    check_refused(["--convert", "r.pkl", "--epsilon", text], place, capsys, ["--epsilon"])
+
+
+def test_expansion_from_the_command_line(place, capsys):
+    """The pickle, the summary and every export have it; by hand: -(d - 3)/m1/(d - 4)^2 = (1/4 eps^-2 - 1/2 eps^-1)·(-1/m1)."""
+    master = (1, 1, 0, 1, 1, 0, 0)
+    record = record_of({(2, 1, 0, 1, 1, 0, 0): {master: "-(d - 3)/(d - 4)**2", SUNRISE_CORNER: "(d - 4)**9"}}, d="d")
+    Path("r.pkl").write_bytes(pickle.dumps(record))
+    words = [
+        "--convert",
+        "r.pkl",
+        "--epsilon",
+        "4-2*eps",
+        "--order",
+        "2",
+        "--output",
+        "deep/e.pkl",
+        "--export",
+        "json,form",
+        "--export",
+        "kira",
+    ]
+    assert exit_code(words) == 0
+    printed, said = capsys.readouterr()
+    assert said == "" and "expanded with d = 4-2*eps through eps**2: 2 coefficients\n" in printed
+    assert "I[1,1,0,1,1,0,0]  -1/4*eps**-2 + 1/2*eps**-1\n" in printed
+    result = ibp_reduce.read_result("deep/e.pkl")
+    series = {master: {-2: Fraction(-1, 4), -1: Fraction(1, 2)}, SUNRISE_CORNER: {}}
+    assert result["epsilon"] == {"d": "4-2*eps", "symbol": "eps", "order": 2, "reductions": {(2, 1, 0, 1, 1, 0, 0): series}}
+    assert {key: value for key, value in result.items() if key != "epsilon"} == record
+    names = ["e.inc", "e.json", "e.pkl", "e_eps.inc", "e_eps.json", "kira_e.m", "kira_e_eps.m"]
+    assert sorted(os.listdir("deep")) == names
+    for name in ("e_eps.inc", "e_eps.json", "kira_e_eps.m"):
+        back = ibp_reduce.read_export(f"deep/{name}")
+        assert back["truncated"] == {"d": "4-2*eps", "symbol": "eps", "order": 2}
+        assert back["reductions"] == {(2, 1, 0, 1, 1, 0, 0): {master: "-1/4*eps**-2 + 1/2*eps**-1"}}
+    assert Path("deep/e_eps.inc").read_text().endswith("\n + (-1/4*eps^-2 + 1/2*eps^-1)*trianglebox(1,1,0,1,1,0,0);\n")
+
+
+@pytest.mark.parametrize("record", [MODULAR, EXACT, SYMBOLIC | {"prime": 1009, "reductions": MODULAR["reductions"]}])
+def test_what_is_no_function_of_d_is_not_expanded(record, place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(record))
+    check_refused(["--convert", "r.pkl", "--epsilon", "4-2*eps"], place, capsys, ["--epsilon", "not functions of d"])
+
+
+# formats ------------------------------------------------------------------------------------------------------------
+
+EXPORTS = sorted(ibp_reduce.EXPORT_FILES)
+MANY = record_of({
+    (1, 1, 1, 1, 1, 1, -3): {(1, 0, 1, 1, 1, 1, 0): "-(3*d**2 - 1)/(2*(d - 4)**2*(m2 + d))", (1, -1, 1, 1, 1, 0, 0): "d/4 + 1/2",
+                             SUNRISE_CORNER: "1/d - 1/(d - 4)", (1, 1, 1, 1, 1, 1, -3): "d**-2*m2", (0, 0, 1, 1, 1, 0, 0): "((d))"},
+    (0, 0, 0, 0, 0, 0, 0): {}, (0, 1, 1, 1, 0, 0, -1): {SUNRISE_CORNER: "(d-4)**(-2)", (1, 1, 0, 1, 1, 0, 0): "-1"},
+}, d="d", m2="m2")  # fmt: skip
+TO_EXPORT = {
+    "modular": MODULAR,
+    "exact": EXACT,
+    "symbolic": SYMBOLIC,
+    "many": MANY,
+    "signs": record_of({SUNRISES[0]: {SUNRISE_CORNER: Fraction(-3, 4), (1, 1, 0, 1, 1, 0, 0): Fraction(2), (0, 0, 1, 1, 1, 0, 0): -7}}),
+    "a name with a hyphen": record_of({(1,) * 7 + (-1, 0): {(0, 1, 0, 1, 0, 1, 1, 0, 0): 5}}, "nonplanar-doublebox", prime=1009),
+}
+
+
+def value_at(coefficient, **values):
+    names = {"d": Fraction(77, 5), "m1": Fraction(13), "m2": Fraction(-17, 3), "eps": Fraction(5, 7)} | values
+    return ibp_reduce.calculate(str(coefficient), names, Fraction, "test")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize("what", TO_EXPORT)
+def test_export_and_back(what, name, tmp_path):
+    """The same reductions; coefficients of the same type and value."""
+    record = TO_EXPORT[what]
+    (path,) = ibp_reduce.write_exports(record, tmp_path / "some.pkl", [name])
+    assert path == tmp_path / {"mathematica": "some.m", "form": "some.inc", "kira": "kira_some.m"}.get(
+        name, f"some.{name}".replace("sympy", "py")
+    )
+    back = ibp_reduce.read_export(path)
+    assert all(back[key] == record[key] for key in ("family", "prime", "d", "kinematics", "unreduced"))
+    assert list(back["reductions"]) == list(record["reductions"])
+    for target, expression in record["reductions"].items():
+        found = back["reductions"][target]
+        assert list(found) == list(expression)
+        for term, value in expression.items():
+            assert value_at(found[term]) == value_at(value)
+            if isinstance(value, int) and record["prime"]:
+                assert found[term] == value and type(found[term]) is int
+            elif not isinstance(value, str):
+                assert found[term] == value and type(found[term]) is Fraction
+
+
+def test_what_exports_look_like(tmp_path):
+    texts = {path.name: path.read_text() for path in ibp_reduce.write_exports(TO_EXPORT["many"], tmp_path / "r.pkl", EXPORTS)}
+    assert "\nG[trianglebox,{0,1,1,1,0,0,-1}] -> \n + ((d-4)^(-2))*G[trianglebox,{0,1,1,1,0,0,0}]\n + (-1)*G[" in texts["r.m"]
+    assert "\ntrianglebox[0,0,0,0,0,0,0] -> \n + 0\n,\ntrianglebox[0,1,1,1,0,0,-1] -> \n + trianglebox[" in texts["kira_r.m"]
+    assert "\n + num(-(3*d^2 - 1))*den(2*(d - 4)^2*(m2 + d))*trianglebox(1,0,1,1,1,1,0)\n + (d/4 + 1/2)*trianglebox(" in texts["r.inc"]
+    assert "\nid trianglebox(0,0,0,0,0,0,0) =\n + 0;\n" in texts["r.inc"]
+    quoted = TO_EXPORT["a name with a hyphen"]
+    assert 'G["nonplanar-doublebox",{1,1,1,1,1,1,1,-1,0}] -> \n + 5*G[' in ibp_reduce.export_text(quoted, "mathematica")
+    assert '"nonplanar-doublebox"[0,1,0,1,0,1,1,0,0]*(5)' in ibp_reduce.export_text(quoted, "kira")
+    assert "id [nonplanar-doublebox](1,1,1,1,1,1,1,-1,0) =" in ibp_reduce.export_text(quoted, "form")
+    for name in EXPORTS:
+        assert '"prime": 1009' in ibp_reduce.export_text(quoted, name).splitlines()[0]
+
+
+def test_sympy_reads_its_export(tmp_path):
+    """As the README says: run the file, sympify both sides."""
+    import sympy
+
+    (path,) = ibp_reduce.write_exports(MANY, tmp_path / "r.pkl", ["sympy"])
+    names = {}
+    exec(path.read_text(), names)
+    rules = {sympy.sympify(left): sympy.sympify(right) for left, right in names["reductions"].items()}
+    head = sympy.Function("G")
+    for target, expression in MANY["reductions"].items():
+        right = sum((sympy.sympify(value) * head(*term) for term, value in expression.items()), sympy.S.Zero)
+        assert sympy.simplify(rules[head(*target)] - right) == 0
+
+
+def test_json_export_is_json(tmp_path):
+    (path,) = ibp_reduce.write_exports(EXACT, tmp_path / "r.pkl", ["json"])
+    data = json.loads(path.read_text())
+    first = data["reductions"][0]
+    assert (first["integral"], first["terms"][0]["integral"]) == ([0, 2, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0, 0])
+    assert Fraction(first["terms"][0]["coefficient"]) == EXACT["reductions"][SUNRISES[0]][SUNRISE_CORNER]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(coefficient_texts())
+def test_numerator_and_denominator_for_form(text):
+    """Their quotient is the coefficient, and neither divides by more than a number."""
+    try:
+        value = value_at(text, m=Fraction(11))
+    except ZeroDivisionError:
+        return
+    if value:
+        above, below = ibp_reduce.numerator_and_denominator(text)
+        assert value_at(above, m=Fraction(11)) / value_at(below, m=Fraction(11)) == value
+        assert not re.search(r"/ *[^ 0-9]|\*\* *\(? *-", above + "|" + below)
+
+
+@pytest.mark.parametrize("name, symbols, family, bad", [
+    ("mathematica", {"m_1"}, "x", "m_1"), ("kira", {"E"}, "x", "E"), ("form", {"num"}, "x", "num"), ("form", {"x"}, "x", "x"),
+    ("form", set(), "den", "den"), ("form", {"m_1"}, "x", "m_1"),
+])  # fmt: skip
+def test_names_that_mean_something_else_there(name, symbols, family, bad):
+    with pytest.raises(InputError, match=f"--export {name}: the name {bad} is not free"):
+        ibp_reduce.check_export_names(name, family, symbols)
+    ibp_reduce.check_export_names("json", family, symbols)
+    ibp_reduce.check_export_names("sympy", family, symbols)
+
+
+def test_exports_of_a_run(place, capsys):
+    """Beside the output, several at once, in both kinds of runs."""
+    for more in ([], ["--batch", "auto"]):
+        words = [*BUBBLE, *more, "--output", "out/r.pkl", "--export", "mathematica, kira", "--export", "form,json,sympy,kira"]
+        assert exit_code(words) == 0
+        printed = capsys.readouterr().out
+        result = ibp_reduce.read_result("out/r.pkl")
+        assert sorted(os.listdir("out")) == ["kira_r.m", "r.inc", "r.json", "r.m", "r.pkl", "r.py"]
+        for name in EXPORTS:
+            path = ibp_reduce.export_path(Path("out/r.pkl"), name)
+            assert f"export {name}: {path}\n" in printed
+            assert ibp_reduce.read_export(path)["reductions"] == result["reductions"]
+            path.unlink()
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "(* {} *)\n", "import os\n", "* ibp_reduce\n", "\0", '{"header": {}}', '{"header": ' * 5000,
+    '(* {"program": "ibp_reduce", "format": 1, "export": "kira", "family": "x", "prime": null} *)\n{x[1] -> y[2]*(3)}',
+    '(* {"program": "ibp_reduce", "format": 1, "export": "kira", "family": "x", "prime": null} *)\n{x[1] -> }}',
+    '(* {"program": "ibp_reduce", "format": 1, "export": "kira", "family": "x", "prime": 7} *)\n{x[1] -> x[2]*(1/3)}',
+    '(* {"program": "ibp_reduce", "format": 2, "export": "kira", "family": "x", "prime": 7} *)\n{x[1] -> x[2]*(3)}',
+    '# {"program": "ibp_reduce", "format": 1, "export": "sympy", "family": "x", "prime": 7}\nprint(1)\n',
+], ids=lambda text: repr(text)[:20] + str(len(text)))  # fmt: skip
+def test_what_is_no_export(text, tmp_path):
+    path = tmp_path / "e"
+    path.write_text(text)
+    with pytest.raises(InputError, match="^export ") as caught:
+        ibp_reduce.read_export(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+# words: what the line on stderr must contain
+BAD_OUTPUTS = {
+    "--export foo": ("--export 'foo'", "mathematica"),
+    "--export json,": ("--export ''", "mathematica"),
+    '--export json --output "a file/r.pkl"': ("--output", "a file"),
+    "--export json --output r.json": ("--output", "--export json", "r.json"),
+    "--export sympy --store reduction.py --output reduction.pkl": ("--store", "--export sympy"),
+    "--export json --output taken.pkl": ("--export json", "taken.json"),
+    '--certificate "a file/c"': ("--certificate", "a file"),
+    "--certificate directory": ("--certificate", "directory"),
+    "--certificate=": ("--certificate",),
+    "--certificate same --output same": ("--output", "--certificate", "same"),
+    "--certificate ibp_work/run.journal": ("--certificate", "own files"),
+    "--certificate c --condor": ("--certificate", "--condor"),
+    "--certificate c --batch auto": ("--certificate", "--batch"),
+    "--epsilon 4-2*eps": ("--epsilon", "not functions of d"),
+    "--order 2": ("--order 2", "--epsilon"),
+    "--order 2000 --epsilon 4-2*eps": ("--order 2000",),
+    "--order many": ("--order", "many"),
+    "--verify good.txt": ("--verify", "--integral"),
+    "--convert good.txt --export json": ("--convert", "--integral"),
+    "--benchmark --certificate c": ("--benchmark", "--certificate"),
+    "--benchmark --export json": ("--benchmark", "--export"),
+}
+
+
+@pytest.mark.parametrize("command", BAD_OUTPUTS)
+def test_bad_output_is_refused_before_the_run(command, place, capsys):
+    write_input_files(place)
+    (place / "taken.json").mkdir()
+    integral = [] if "--benchmark" in command else ["--integral=1,1,1,1,1,1,-1"]
+    check_refused(shlex.split(command) + integral, place, capsys, BAD_OUTPUTS[command])
+
+
+def test_bad_conversion_is_refused(place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(MANY))
+    Path("odd.json").write_bytes(pickle.dumps(MANY))
+    (place / "d.m").mkdir()
+    for words, fragments in [
+        (["--convert", "r.pkl"], ["--convert", "--export"]),
+        (["--convert", "none.pkl", "--export", "json"], ["none.pkl", "No such file"]),
+        (["--convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
+        (["--convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
+        (["--convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
+        (["--convert", "r.pkl", "--export", "json", "--verify", "r.pkl"], ["--verify", "--convert"]),
+        (["--verify", "r.pkl", "--certificate", "c"], ["--verify", "--certificate"]),
+        (["--verify", "none"], ["--verify none", "No such file"]),
+        (["--verify", "."], ["--verify .", "directory"]),
+    ]:
+        check_refused(words, place, capsys, fragments)
+
+
+def test_export_that_fails_on_the_way_leaves_the_result(place, capsys, monkeypatch):
+    """A full disk, say: one line, exit code 1, and no half file."""
+    whole = ibp_reduce.replace_file
+
+    def full(path, content, sync=False):
+        if Path(path).suffix == ".m":
+            raise OSError(28, "No space left on device")
+        whole(path, content, sync)
+
+    monkeypatch.setattr(ibp_reduce, "replace_file", full)
+    assert exit_code([*BUBBLE, "--output", "r.pkl", "--quiet", "--export", "mathematica"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--export mathematica" in said and "No space left" in said
+    assert ibp_reduce.read_result("r.pkl")["success"] and not Path("r.m").exists()
+
+
+# numbers ------------------------------------------------------------------------------------------------------------
+
+# values of integrals at a point, as JSON on stdout: [value, error] for each
+PYSECDEC = """
+import json, os, subprocess, sys
+import pySecDec
+from pySecDec.integral_interface import DistevalLibrary
+
+if __name__ == "__main__":
+    job = json.loads(sys.stdin.read())
+    values = []
+    for number, powers in enumerate(job["integrals"]):
+        integral = pySecDec.LoopIntegralFromPropagators(
+            propagators=job["propagators"], loop_momenta=job["loops"], external_momenta=job["legs"], powerlist=powers,
+            replacement_rules=job["products"], dimensionality=job["dimension"],
+        )
+        name = f"i{number}"
+        pySecDec.loop_package(name=name, loop_integral=integral, requested_orders=[0], contour_deformation=False)
+        subprocess.run(["make", "-C", name, "disteval.done"], stdout=sys.stderr, check=True)
+        result = DistevalLibrary(f"{name}/disteval/{name}.json", verbose=False)(epsrel=1e-6, format="json", timeout=20)
+        values.append([part.real for part in result["sums"][name][(0,)]])
+    print("VALUES", json.dumps(values))
+"""
+
+# family, target, d, invariants of a Euclidean point; in these dimensions all integrals are finite
+NUMERICAL = [
+    ("bubble", (3, 2), "3", {"s": "-2", "m": "1"}),
+    ("bubble", (2, -2), "3", {"s": "-2", "m": "1"}),
+    ("box", (2, 1, 2, 1), "7", {"s": "-3", "t": "-5/2"}),
+    ("sunrise", (2, 1, 1, -1, 0), "7/2", {"s": "-2", "m": "1"}),
+    ("trianglebox", (2, 1, 1, 1, 0, 0, -1), "7/2", {"m1": "-2", "m2": "-3", "m3": "-5"}),
+    ("trianglebox", (1, 1, 0, 2, 1, 1, 0), "7/2", {"m1": "-2", "m2": "-3", "m3": "-5"}),
+]
+
+
+def rational(residues, primes):
+    """The fraction with these residues, by Chinese remainders and the extended Euclidean algorithm (Wang 1981)."""
+    modulus = math.prod(primes)
+    value = sum(r * (modulus // p) * pow(modulus // p, -1, p) for r, p in zip(residues, primes)) % modulus
+    (a, x), (b, y) = (modulus, 0), (value, 1)
+    while b * b * 2 > modulus:
+        (a, x), (b, y) = (b, y), (a % b, x - a // b * y)
+    return Fraction(b, y)
+
+
+@pytest.mark.slow
+@needs_stored_rules
+@pytest.mark.parametrize("family, target, d, invariants", NUMERICAL)
+def test_numbers_of_pysecdec(family, target, d, invariants, reduce_at, tmp_path):
+    """An integral and its masters, integrated by sector decomposition, satisfy the reduction within the error of the integration."""
+    for tool in ("make", "g++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"pySecDec needs {tool}")
+    if importlib.util.find_spec("pySecDec") is None:
+        pytest.skip("pySecDec is not installed; pip install pySecDec")
+    family = BUILT_IN_FAMILIES[family]
+    primes = (P31, *OTHER_PRIMES)
+    runs = [reduce_at(family, [target], p, point_of(family, p, d, **invariants)).reductions[target] for p in primes]
+    exact = {term: rational([run[term] for run in runs], primes) for term in runs[0]}
+    assert all(set(run) == set(exact) for run in runs) and exact
+    kinematics = Kinematics(family, **invariants)
+    job = {
+        "propagators": [f"({text})**2 - ({mass})" for (text, _), mass in zip(family.propagators, kinematics.masses)],
+        "loops": family.loop_momenta,
+        "legs": family.external_momenta,
+        "products": [(f"{a}*{b}", str(value)) for (a, b), value in kinematics.products.items() if a <= b],
+        "dimension": f"{d}-2*eps",
+        "integrals": [target, *exact],
+    }
+    (tmp_path / "job.py").write_text(PYSECDEC)
+    done = subprocess.run([sys.executable, "job.py"], input=json.dumps(job), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    values = json.loads(done.stdout.partition("VALUES")[2])
+    factors = [Fraction(-1), *exact.values()]
+    total = sum(float(factor) * value for factor, (value, _) in zip(factors, values))
+    error = math.sqrt(sum((float(factor) * error) ** 2 for factor, (_, error) in zip(factors, values)))
+    largest = max(abs(float(factor) * value) for factor, (value, _) in zip(factors, values))
+    assert error < 1e-4 * largest and abs(total) <= 5 * error + 1e-10 * largest
 
 
 # =====================================================================================================================
