@@ -48,7 +48,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import copy
 import hashlib
 import io
 import itertools
@@ -958,23 +957,32 @@ class SearchSpace:
     def rows(self) -> int:
         return len(self.seeds) * self.operators
 
-    def only(self, rows: np.ndarray) -> SearchSpace:
-        """The same space with these rows [R] alone."""
-        part, kept = copy.copy(self), np.isin(self.row, rows)
-        part.seed, part.term, part.row, part.column = self.seed[kept], self.term[kept], self.row[kept], self.column[kept]
-        return part
+    @cached_property
+    def begin(self) -> np.ndarray:
+        """Where the entries of each row begin, [rows + 1]."""
+        return np.searchsorted(self.row, np.arange(self.rows + 1))
 
-    def system(self, sector: Sector, equations: Equations, target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def system(
+        self, sector: Sector, equations: Equations, target: np.ndarray, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows, columns and values of the entries at one target [n]: seeds inside the sector, terms inside the sector and not zero.
 
-        A row with a column that no other row has cannot take part in a combination; such rows are removed until none is left.
+        rows [R]: no others than these. A row with a column that no other row has cannot take part in a combination; such rows are
+        removed until none is left.
         """
-        inside = sector.contains(target + self.seeds)[self.seed] & sector.contains(target + self.columns)[self.column]
-        row, column = self.row[inside], self.column[inside]
-        seeds = np.column_stack([np.ones(len(self.seeds)), target + self.seeds])
-        values = (
-            np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)[self.term[inside], self.seed[inside]] % equations.prime
-        )
+        if rows is None:
+            inside = sector.contains(target + self.seeds)[self.seed] & sector.contains(target + self.columns)[self.column]
+            entries = np.flatnonzero(inside)
+            seeds = np.column_stack([np.ones(len(self.seeds)), target + self.seeds])
+            products = np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)
+            values = products[self.term[entries], self.seed[entries]] % equations.prime
+        else:
+            entries = run_numbers(self.begin[rows], self.begin[rows + 1] - self.begin[rows])
+            inside = sector.contains(target + self.seeds[self.seed[entries]]) & sector.contains(target + self.columns[self.column[entries]])
+            entries = entries[inside]
+            factors, seeds = equations.coefficient[self.term[entries]], target + self.seeds[self.seed[entries]]
+            values = (factors[:, 0] + np.einsum("ei,ei->e", factors[:, 1:], seeds)) % equations.prime
+        row, column = self.row[entries], self.column[entries]
         keep = values != 0
         while not keep.all():
             row, column, values = row[keep], column[keep], values[keep]
@@ -984,6 +992,11 @@ class SearchSpace:
             lonely[row[count[column] == 1]] = True
             keep = ~lonely[row]
         return row, column, values
+
+
+def run_numbers(begin: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """The numbers begin[i], begin[i] + 1, ... of several runs, one run after the other."""
+    return np.arange(length.sum()) + np.repeat(begin - np.cumsum(length) + length, length)
 
 
 def border_pattern(indices: np.ndarray, positive: np.ndarray, level: int, touching_only: bool = False) -> list[bytes]:
@@ -1004,6 +1017,7 @@ class RuleFinder:
 
     def __init__(self, sector: Sector, structure: Equations):
         self.sector, self.structure = sector, structure
+        self.rows = 0  # built in all searches so far
         self._spaces: dict[int, SearchSpace | None] = {}
 
     def space(self, level: int, target: np.ndarray) -> SearchSpace | None:
@@ -1043,11 +1057,14 @@ class RuleFinder:
         space = SearchSpace(self.sector, self.structure, seeds)
         rows = np.array([place[change] * space.operators + operator for operator, change in actions])
         level = next((n for n, region in enumerate(NEIGHBOURHOODS) if holds(region, self.sector, seeds)), LAST_NEIGHBOURHOOD)
-        return self.find_in(space.only(rows), target, level, equations) if space.complete else None
+        return self.find_in(space, target, level, equations, rows) if space.complete else None
 
-    def find_in(self, space: SearchSpace, target: np.ndarray, level: int, equations: Equations) -> Rule | None:
-        """A rule out of the rows of this space that reduces the integral with these indices [n] at the point of the equations, or None."""
-        row, column, value = space.system(self.sector, equations, target)
+    def find_in(
+        self, space: SearchSpace, target: np.ndarray, level: int, equations: Equations, rows: np.ndarray | None = None
+    ) -> Rule | None:
+        """As `find`, out of the rows of this space, or only out of some of them."""
+        self.rows += space.rows if rows is None else len(rows)
+        row, column, value = space.system(self.sector, equations, target, rows)
         last = len(space.columns) - 1
         if not (column == last).any():
             return None
@@ -1529,14 +1546,17 @@ class Policy:
         return -math.log(max(count, 1)) - 1e-6 * order
 
 
-def pack_policy(network: Any, families: dict[str, str], trained: dict[str, Any]) -> bytes:
-    """The content of a weights file: the network, what it was trained on ({family name: identifier}) and how."""
+def pack_policy(network: Any, families: dict[str, str], trained: dict[str, Any], guide: dict[str, np.ndarray] | None = None) -> bytes:
+    """The content of a weights file: the network, what it was trained on ({family name: identifier}) and how, and the guide."""
     import torch
 
     width = network["score"].in_features
     record = {"kind": POLICY_KIND, "format": POLICY_FORMAT, "width": width, "families": families, "trained": trained}
     buffer = io.BytesIO()
     torch.save(record | {"state": network.state_dict()}, buffer)
+    if guide is not None:
+        with zipfile.ZipFile(buffer, "a") as archive:
+            archive.writestr(GUIDE_MEMBER, pack_guide(guide, families))
     return buffer.getvalue()
 
 
@@ -1588,6 +1608,207 @@ def read_policy(name: str, family: Family) -> bytes | str:
     except PolicyRefused as error:
         raise PolicyRefused(f"policy {name}: {error}") from None
     if trained.get(family.name, family.identifier) != family.identifier:
+        raise PolicyRefused(f"policy {name}: was trained on another family that is called {family.name}; train it anew")
+    return content
+
+
+# =====================================================================================================================
+# Guide
+# =====================================================================================================================
+
+GUIDE_FORMAT = 1  # of the guide's weights, and of what its inputs mean
+GUIDE_KIND = "ibp_reduce guide"
+GUIDE_MEMBER = "guide.npz"  # in the zip archive that a weights file is: numpy reads it, so that no reduction waits 1.5 s for torch
+GUIDED = 64  # added to a level: searches among the rows that the guide chose
+GUIDED_LEVELS = 3  # the first ones; what they leave is nearly all irreducible, and then every row has to be tried
+GUIDED_SHARE = (6, 12, 7)  # at a level, one in so many rows is tried: few rules need more (README, "Guided discovery")
+NEAR = 4  # distances from the border, the last one stands for all further ones
+SHIFT_KINDS = 9  # signs of the changes of r and of s
+SEED_RANGE = 2  # of a seed, in one index
+TOKEN_INPUTS = 3 * SHIFT_KINDS + 2 * SEED_RANGE + 1 + 2
+ROW_INPUTS = 2 * SHIFT_KINDS + 1 + 6 + GUIDED_LEVELS + 2
+GUIDE_WIDTH = 32
+GUIDE_SHAPES = {
+    "token_in": (TOKEN_INPUTS, GUIDE_WIDTH),
+    "token_in_bias": (GUIDE_WIDTH,),
+    "token_out": (GUIDE_WIDTH, GUIDE_WIDTH + NEAR),
+    "token_out_bias": (GUIDE_WIDTH + NEAR,),
+    "row_in": (ROW_INPUTS, GUIDE_WIDTH),
+    "row_in_bias": (GUIDE_WIDTH,),
+    "row_mix": (GUIDE_WIDTH, GUIDE_WIDTH),
+    "row_mix_bias": (GUIDE_WIDTH,),
+    "row_score": (GUIDE_WIDTH,),
+    "near": (2, NEAR, GUIDE_WIDTH),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class RowFeatures:
+    """The rows of a level of a sector as the guide sees them, row = seed * O + operator; relative numbers only, for any family.
+
+    rows [S * O, ROW_INPUTS]; tokens [O * n * 5, TOKEN_INPUTS], for what a seed may be in an index; seeds [S, n * 5], which of the tokens
+    of each index a seed has; kind [1, n], 0 for a line, else 1; place [1, n], the numbers of the indices. Arrays, or tensors to train on.
+    """
+
+    rows: Any
+    tokens: Any
+    seeds: Any
+    kind: Any
+    place: Any
+
+
+def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level: int) -> RowFeatures:
+    """seeds [S, n] relative to the target."""
+    positive, shift, count = sector.positive, equations.shift, equations.count
+    dr, ds = shift[:, positive].sum(1), -shift[:, ~positive].sum(1)
+    kinds = 3 * (np.sign(dr) + 1) + np.sign(ds) + 1
+    place = equations.operator * SHIFT_KINDS + kinds
+    order = np.argsort(place, kind="stable")
+    start = run_starts(place[order])
+    distance = (seeds @ sector.weights)[:, None] + (shift @ sector.weights)[order][None]
+    heavier, same = np.zeros((2, len(seeds), count * SHIFT_KINDS), np.float32)
+    heavier[:, place[order][start]] = np.add.reduceat((distance > 0).astype(np.float32), start, axis=1)
+    same[:, place[order][start]] = np.add.reduceat((distance == 0).astype(np.float32), start, axis=1)
+    total = np.bincount(place, minlength=count * SHIFT_KINDS).reshape(1, count, SHIFT_KINDS)
+    size = np.abs(seeds)
+    parts = (seeds[:, positive], -seeds[:, ~positive], size, size[:, positive], seeds[:, positive] > 0, seeds[:, ~positive] > 0)
+    constants = [level == k for k in range(GUIDED_LEVELS)] + [sector.n / 8, positive.sum() / 8]
+    of_seed = np.column_stack([part.sum(1) for part in parts] + [np.full(len(seeds), value) for value in constants])
+    columns = (
+        np.log1p(heavier).reshape(len(seeds), count, SHIFT_KINDS),
+        np.log1p(total),
+        same.reshape(len(seeds), count, SHIFT_KINDS).sum(2, keepdims=True),
+        of_seed[:, None],
+    )
+    rows = np.concatenate([np.broadcast_to(part, (len(seeds), count, part.shape[2])) for part in columns], 2)
+    return RowFeatures(
+        rows.reshape(-1, ROW_INPUTS).astype(np.float32),
+        _token_features(sector, equations, kinds),
+        np.eye(2 * SEED_RANGE + 1, dtype=np.float32)[seeds + SEED_RANGE].reshape(len(seeds), -1),
+        (~positive).astype(np.int64)[None],
+        np.arange(sector.n)[None],
+    )
+
+
+def _token_features(sector: Sector, equations: Equations, kinds: np.ndarray) -> np.ndarray:
+    """[O * n * 5, TOKEN_INPUTS]: how the terms of an operator shift an index, what the seed is there, and whether it is a line."""
+    count, n, values = equations.count, sector.n, 2 * SEED_RANGE + 1
+    shifts = np.zeros((count, n, 3 * SHIFT_KINDS), np.float32)
+    for i in range(n):
+        np.add.at(shifts, (equations.operator, i, SHIFT_KINDS * (np.sign(equations.shift[:, i]) + 1) + kinds), 1)
+    kind = np.stack([sector.positive, ~sector.positive], 1).astype(np.float32)
+    parts = (np.log1p(shifts)[:, :, None], np.eye(values, dtype=np.float32)[None, None], kind[None, :, None])
+    return np.concatenate([np.broadcast_to(part, (count, n, values, part.shape[3])) for part in parts], 3).reshape(-1, TOKEN_INPUTS)
+
+
+def guide_rows(weights: Any, features: RowFeatures) -> tuple[Any, Any]:
+    """What does not depend on a target: vectors [S * O, width] of the rows, and what tokens [n, NEAR, 5, O] add to a score.
+
+    Arrays or tensors: numpy and torch understand the same formulas.
+    """
+    seeds, n = len(features.seeds), features.kind.shape[1]
+    values = features.seeds.shape[1] // n
+    tokens = (features.tokens @ weights["token_in"] + weights["token_in_bias"]).clip(0) @ weights["token_out"] + weights["token_out_bias"]
+    operators = len(tokens) // (n * values)
+    embedded = tokens[:, :GUIDE_WIDTH].reshape(operators, n * values, GUIDE_WIDTH).swapaxes(0, 1).reshape(n * values, -1)
+    context = (features.seeds @ embedded).reshape(seeds * operators, GUIDE_WIDTH)
+    hidden = (features.rows @ weights["row_in"] + weights["row_in_bias"] + context).clip(0)
+    rows = (hidden @ weights["row_mix"] + weights["row_mix_bias"]).clip(0)
+    added = tokens[:, GUIDE_WIDTH:].reshape(operators, n, values, NEAR).swapaxes(0, 1).swapaxes(1, 3)
+    return rows, added
+
+
+def guide_scores(weights: Any, features: RowFeatures, parts: tuple[Any, Any], distance: Any) -> Any:
+    """Scores [M, S * O] of all rows for targets at these distances [M, n] from the border, below NEAR."""
+    rows, added = parts
+    wanted = weights["row_score"] + weights["near"][features.kind, distance].sum(1)
+    near = added[features.place, distance].reshape(len(distance), features.seeds.shape[1], -1)
+    return wanted @ rows.swapaxes(0, 1) + (features.seeds @ near).reshape(len(distance), -1)
+
+
+def border_distance(targets: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Of each index of targets [M, n], as far as the guide sees."""
+    return np.minimum(np.abs(targets) - positive, NEAR - 1).astype(np.int64)
+
+
+def inside_rows(sector: Sector, seeds: np.ndarray, targets: np.ndarray, operators: int) -> np.ndarray:
+    """Bool [M, S * O]: which rows have their seed in the sector, for each of the targets [M, n]."""
+    return np.repeat(sector.contains(targets[:, None] + seeds[None]), operators, axis=1)
+
+
+class SectorGuide:
+    """Searches a sector among the rows that a guide chooses: scores are sums of looked-up parts, computed once for each level."""
+
+    def __init__(self, weights: dict[str, np.ndarray], finder: RuleFinder):
+        self.weights, self.finder = weights, finder
+        self.levels: dict[int, tuple[RowFeatures, tuple[Any, Any]]] = {}
+
+    def find(self, target: np.ndarray, level: int) -> Rule | None:
+        """A rule out of the best rows of a level for the integral with these indices [n], or None."""
+        finder, space = self.finder, self.finder.space(level, target)
+        return space and finder.find_in(space, target, level, finder.structure, self.best(space, level, target))
+
+    def best(self, space: SearchSpace, level: int, target: np.ndarray) -> np.ndarray:
+        """Numbers of the rows to try, ascending."""
+        sector = self.finder.sector
+        if level not in self.levels:
+            features = describe_rows(sector, self.finder.structure, space.seeds, level)
+            self.levels[level] = features, guide_rows(self.weights, features)
+        features, parts = self.levels[level]
+        scores = guide_scores(self.weights, features, parts, border_distance(target, sector.positive)[None])[0]
+        scores[~inside_rows(sector, space.seeds, target[None], space.operators)[0]] = -math.inf
+        count = max(space.rows // GUIDED_SHARE[level], 1)
+        best = np.argpartition(-scores, count - 1)[:count]
+        return np.sort(best[scores[best] > -math.inf])
+
+
+def pack_guide(weights: dict[str, np.ndarray], families: dict[str, str]) -> bytes:
+    """The guide's part of a weights file."""
+    header = {"kind": GUIDE_KIND, "format": GUIDE_FORMAT, "families": families}
+    buffer = io.BytesIO()
+    np.savez(buffer, header=np.array(json.dumps(header)), **weights)
+    return buffer.getvalue()
+
+
+def unpack_guide(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Weights and families. Raises PolicyRefused; nothing in a foreign file is executed."""
+    try:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            weights = {name: file[name] for name in file.files}
+        header = json.loads(str(weights.pop("header")))
+        kind, version, families = header["kind"], header["format"], dict(header["families"])
+        shapes = {name: array.shape for name, array in weights.items()}
+        finite = all(array.dtype == np.float32 and bool(np.isfinite(array).all()) for array in weights.values())
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise PolicyRefused(f"has a damaged guide ({type(error).__name__}); train it anew") from None
+    if (kind, version) != (GUIDE_KIND, GUIDE_FORMAT):
+        raise PolicyRefused(f"has a guide of format {version!r}, this version reads {GUIDE_FORMAT}; train it anew")
+    if shapes != GUIDE_SHAPES or not finite:
+        raise PolicyRefused("has a damaged guide (other shapes, or no finite numbers); train it anew")
+    return weights, families
+
+
+@lru_cache(maxsize=4)
+def load_guide(content: bytes) -> dict[str, np.ndarray]:
+    """The weights of a guide, as a task brings them. Raises PolicyRefused."""
+    return unpack_guide(content)[0]
+
+
+def read_guide(name: str, family: Family) -> bytes:
+    """What `load_guide` takes, out of a weights file; torch is not needed. Raises PolicyRefused with the path."""
+    try:
+        with zipfile.ZipFile(name) as archive:
+            content = archive.read(GUIDE_MEMBER)
+        families = unpack_guide(content)[1]
+    except KeyError:
+        raise PolicyRefused(f"policy {name}: has no guide; train it anew with --train-policy") from None
+    except OSError as error:
+        raise PolicyRefused(f"policy {name}: {error.strerror or error}; train one with --train-policy") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise PolicyRefused(f"policy {name}: not readable as weights ({type(error).__name__})") from None
+    except PolicyRefused as error:
+        raise PolicyRefused(f"policy {name}: {error}") from None
+    if families.get(family.name, family.identifier) != family.identifier:
         raise PolicyRefused(f"policy {name}: was trained on another family that is called {family.name}; train it anew")
     return content
 
@@ -1702,19 +1923,21 @@ def _helped_ground(context: bytes) -> tuple[SearchGround, Policy]:
 # =====================================================================================================================
 
 
-COUNTS = ("integrals", "references", "tries", "replays", "rules", "searches", "search_steps")
+COUNTS = ("integrals", "references", "tries", "replays", "rules", "rows", "searches", "search_steps")
 
 
 @dataclass
 class SectorKnowledge:
     """What is known about one sector of a family, at any point: its masters (None: not yet searched), rules, and hopeless searches.
 
-    hopeless: (level, border pattern) of integrals that no rule of that level reduces.
+    hopeless: (level, border pattern) of integrals that no rule of that level reduces; (GUIDED + level, border pattern) where none out
+    of the rows that the guide chose does. searched_rows: rows built in the search for masters that this comes from.
     """
 
     masters: tuple[Index, ...] | None = None
     rules: tuple[Rule, ...] = ()
     hopeless: frozenset[tuple[int, bytes]] = frozenset()
+    searched_rows: int = 0
 
     def update(self, other: SectorKnowledge) -> None:
         self.masters = other.masters if self.masters is None else self.masters
@@ -1733,6 +1956,7 @@ class SectorTask:
     canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known. beam: how to search
     where not by local elimination.
     certify: also return which identities were used, with their multipliers; then no steps may be given.
+    guide: as `load_guide` takes it; None for the fixed order.
     """
 
     layout: Layout
@@ -1748,6 +1972,7 @@ class SectorTask:
     canonical: bool = False
     beam: Beam | None = None
     certify: bool = False
+    guide: bytes | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -1887,6 +2112,8 @@ class _SectorReduction:
         self.p = task.equations.prime
         self.sector = Sector(task.layout, task.bits)
         self.finder = RuleFinder(self.sector, task.generic)
+        guided = task.guide is not None and not task.canonical and task.beam is None
+        self.guide = SectorGuide(load_guide(task.guide), self.finder) if guided else None
         self.nonzero = np.array(sorted(task.nonzero), np.int64)
         self.subsectors: dict[int, Sector] = {}
         self.result = SectorResult(task.bits)
@@ -2020,17 +2247,20 @@ class _SectorReduction:
             self._reduce_by_beam(self.task.beam, wave)
         terms = Terms.join([self._known_steps(keys[known]), wave.terms(self)])
         self.counts["references"] += len(terms.value)
+        self.counts["rows"] = self.finder.rows
         return terms
 
     def _reduce_by_elimination(self, wave: _Wave) -> None:
-        for level in range(len(NEIGHBOURHOODS)):
+        """Level by level; where there is a guide, the rows that it chooses first, and all rows only for what then still waits."""
+        guided = range(GUIDED_LEVELS if self.guide else 0)
+        for level, chosen in [(level, True) for level in guided] + [(level, False) for level in range(len(NEIGHBOURHOODS))]:
             if self.task.canonical:
                 self._apply_canonical_rules(level, wave)
             else:
-                for rule in self._rules_of(level):
+                for rule in self._rules_of(level) if chosen or level not in guided else ():
                     self._apply(rule, wave.where_waiting(), wave)
                 if wave.waiting.any():
-                    self._search(level, wave)
+                    self._search(level, wave, chosen)
             if not wave.waiting.any():
                 break
         for position in np.flatnonzero(wave.waiting)[::-1]:
@@ -2110,18 +2340,19 @@ class _SectorReduction:
                 if rule := self.canonical[level, pattern]:
                     self._apply(rule, np.array(positions), wave)
 
-    def _search(self, level: int, wave: _Wave) -> None:
+    def _search(self, level: int, wave: _Wave, guided: bool) -> None:
         """Look for rules of a level for what waits, heaviest first, but only once among integrals equally far from the border."""
+        kind = GUIDED + level if guided else level
         waiting = wave.where_waiting()[::-1]
         queue = deque(zip(waiting, border_pattern(wave.indices[waiting], self.sector.positive, level)))
         while queue:
-            if self.helpers is not None:
+            if self.helpers is not None and not guided:
                 self._search_ahead(queue, level, wave)
             position, pattern = queue.popleft()
-            if (level, pattern) not in self.hopeless and wave.waiting[position]:
-                self._search_for(position, level, self.task.generic, wave)
+            if wave.waiting[position] and not {(level, pattern), (kind, pattern)} & self.hopeless:
+                self._search_for(position, level, self.task.generic, wave, guided)
                 if wave.waiting[position]:
-                    self.hopeless.add((level, pattern))
+                    self.hopeless.add((kind, pattern))
 
     def _search_ahead(self, queue: Iterable[tuple[int, bytes]], level: int, wave: _Wave) -> None:
         """Let the helpers search for several of the next integrals at once; where these are few, at the next levels as well."""
@@ -2139,22 +2370,24 @@ class _SectorReduction:
             futures[later, indices.tobytes()] = self.helpers.submit(find_rule, context, tuple(indices.tolist()), later)
         self.ahead = {request: future.result() for request, future in futures.items()}
 
-    def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave) -> None:
+    def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave, guided: bool = False) -> None:
         """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
-        request = (level, wave.indices[position].tobytes())
-        if equations is self.task.generic and request in self.ahead:
+        request, target = (level, wave.indices[position].tobytes()), wave.indices[position].astype(np.int64)
+        if guided:
+            rule = self.guide.find(target, level)
+        elif equations is self.task.generic and request in self.ahead:
             rule = self.ahead[request]
         else:
-            rule = self.finder.find(wave.indices[position].astype(np.int64), level, equations)
+            rule = self.finder.find(target, level, equations)
         if rule is not None and self.task.canonical:
             self._apply(CompiledRule(self.sector, self.task.equations, rule), np.array([position]), wave)
         elif rule is not None and rule not in self.rules:
             compiled = self._add_rule(rule)
             self._apply(compiled, wave.where_waiting(), wave)
             if not wave.waiting[position]:  # its one-step result cost a search and is kept
-                target = wave.indices[position].astype(np.int64)
                 self.result.new_steps[tuple(target.tolist())] = self._step(compiled, target)
-        wave.searched.add((position, level, equations))
+        if not guided:
+            wave.searched.add((position, level, equations))
 
     def _search_everywhere(self, position: int, wave: _Wave) -> None:
         """The last resort for one integral, before it is listed as unreduced: all levels, at the generic point and at this one.
@@ -2322,6 +2555,7 @@ class Setting:
     stops: dict[int, tuple[Index, ...]]
     canonical: bool
     beam: Beam | None
+    guide: bytes | None = None
 
 
 def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: tuple[int, ...] = (), seconds: float = math.inf) -> dict:
@@ -2336,9 +2570,10 @@ def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: 
         return work.run({bits: unpack_keys(packed) for bits, packed in keys.items()}, seconds)
 
 
-def search_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> dict[str, Any]:
+def search_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide: bytes | None = None) -> dict[str, Any]:
     """`find_masters` with a result of builtin types."""
-    return _pack_sector(find_masters(nonzero, generic, bits), generic.n)
+    found = find_masters(nonzero, generic, bits, guide)
+    return _pack_sector(found, generic.n) | {"searched_rows": found.searched_rows}
 
 
 class Frontier:
@@ -2440,6 +2675,7 @@ class _StepWork:
                 nothing,
                 own.canonical,
                 own.beam,
+                own.guide,
             )
             self.sectors[bits] = _SectorReduction(task, self.helpers)
         return self.sectors[bits]
@@ -2496,26 +2732,28 @@ def carry_sector(
 # =====================================================================================================================
 
 
-def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int) -> SectorKnowledge:
+def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide: bytes | None = None) -> SectorKnowledge:
     """The masters of one sector, and the rules found on the way. Raises ReductionError where there is no end of them.
 
     All integrals near the corner are reduced at the generic point without masters; what nothing reduces is a master. The region grows
     until no master touches its border.
     """
     dots, s = 1, 1
-    learned, masters = SectorKnowledge(), ()
+    learned, masters, rows = SectorKnowledge(), (), 0
     while dots + s <= MASTER_REGION:
         region = integrals_near_corner(bits, generic.n, dots, s)
         layout = layout_for(region, generic.n)
         keys = Sector(layout, bits).encode(np.array(region))
         coefficients = np.random.default_rng(bits).integers(1, generic.prime, (len(keys), 1))  # so that nothing cancels by structure
-        result = reduce_sector(SectorTask(layout, bits, nonzero, generic, generic, learned, masters, {}, keys, coefficients))
+        task = SectorTask(layout, bits, nonzero, generic, generic, learned, masters, {}, keys, coefficients, guide=guide)
+        result = reduce_sector(task)
         learned.update(result.learned)
+        rows += result.counts["rows"]
         masters = tuple(sorted({*masters, *result.unreduced}, key=weight))
         many_dots = any(r_and_s(master)[0] - bits.bit_count() >= dots for master in masters)
         high_s = any(r_and_s(master)[1] >= s for master in masters)
         if not many_dots and not high_s:
-            return replace(learned, masters=masters)
+            return replace(learned, masters=masters, searched_rows=rows)
         dots, s = dots + many_dots, s + high_s
     raise ReductionError(f"sector {bits}: {len(masters)} integrals with dots + s < {dots + s} are not reducible, and there seem to be more")
 
@@ -2866,7 +3104,8 @@ def _unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
         begin += length
         rows, pivots = ((row[0], tuple(row[1 : n + 1])) for row in part), (tuple(row[n + 1 :]) for row in part[:-1])
         rules.append(Rule(tuple(rows), tuple(pivots), level))
-    return SectorKnowledge(value["masters"], tuple(rules), frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"]))
+    hopeless = frozenset((level, bytes(pattern)) for level, pattern in value["hopeless"])
+    return SectorKnowledge(value["masters"], tuple(rules), hopeless, int(value.get("searched_rows", 0)))
 
 
 class Journal:
@@ -2984,7 +3223,10 @@ SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is red
 
 @dataclass(frozen=True)
 class Problem:
-    """What to reduce: integrals of a family at a point, to which masters."""
+    """What to reduce: integrals of a family at a point, to which masters.
+
+    guide: changes the time that a search takes, never a result. why_no_guide: what to say where one would be of use, but is missing.
+    """
 
     family: Family
     point: Point
@@ -2992,6 +3234,8 @@ class Problem:
     paper_masters_only: bool = False
     preferred_masters: tuple[Index, ...] = ()
     beam: Beam | None = None
+    guide: bytes | None = field(default=None, repr=False)
+    why_no_guide: str = ""
 
     @property
     def name(self) -> str:
@@ -3126,6 +3370,8 @@ class Controller:
             self.knowledge.update(shelf.load(self.family, self.point))
         known = all(self._sector(sector_of(target)).rules for target in self.problem.targets)
         self.long = not known or max(map(integrals_up_to, self.problem.targets)) > LARGE_TARGET
+        if not known and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
+            self.progress.say(self.problem.why_no_guide)
         if self.long:
             self.executor.warm_up()  # let processes start while this one prepares
         if self.knowledge.operators is None:
@@ -3161,7 +3407,8 @@ class Controller:
         while missing or running:
             while missing and len(running) < 2 * self.executor.processes:
                 bits = missing.pop()
-                running[self.executor.submit(find_masters, self.knowledge.nonzero, self.generic, bits)] = bits
+                task = (self.knowledge.nonzero, self.generic, bits, self.problem.guide)
+                running[self.executor.submit(find_masters, *task)] = bits
             for future in self._finished(running):
                 self._learn(running.pop(future), future.result())
                 self.progress.advance(self.statistics)
@@ -3179,6 +3426,7 @@ class Controller:
         if self.beam is not None and not self.beam.reuse:
             found = replace(found, rules=())
         self.statistics["rules"] += len(found.rules)
+        self.statistics["rows"] += found.searched_rows
         learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps else {})
         self.knowledge.update(learned)
         self.new.update(learned)
@@ -3245,6 +3493,7 @@ class Controller:
             self.corners_stay,
             self.beam,
             self.certify,
+            self.problem.guide,
         )
         self.statistics["tasks"] += 1
         small = not self.long and coefficients.size <= SMALL_TASK
@@ -3514,13 +3763,14 @@ class StepController(Controller):
     # masters ------------------------------------------------------------------------------------------------------
 
     def _search_masters(self, missing: list[int]) -> None:
-        running: dict[Future, int] = {self._follow(future): args[-1] for future, args in self._taken_over(search_masters)}
+        running: dict[Future, int] = {self._follow(future): args[2] for future, args in self._taken_over(search_masters)}
         left = [bits for bits in missing if bits not in running.values()]
 
         def submit() -> None:
             while left and len(running) < self.most_running:
                 bits = left.pop()
-                running[self._follow(self.executor.submit(search_masters, self.knowledge.nonzero, self.generic, bits))] = bits
+                task = (self.knowledge.nonzero, self.generic, bits, self.problem.guide)
+                running[self._follow(self.executor.submit(search_masters, *task))] = bits
 
         def take(bits: int, packed: dict[str, Any]) -> None:
             self.journal.append({"sector": bits, "learned": packed})
@@ -3542,6 +3792,7 @@ class StepController(Controller):
             stops,
             self.corners_stay,
             self.beam,
+            self.problem.guide,
         )
         self.setting = Shared.write(setting, self.directory.shared)
         self.frontier = Frontier(self.layout, stops)
@@ -3640,7 +3891,7 @@ class StepController(Controller):
         for bits, keys in batch.keys.items():  # a task whose time is up leaves some
             self.frontier.wait(bits, keys[~is_member(keys, self.done.get(bits, keys[:0])) & ~is_member(keys, self.frontier.stops[bits])])
         self._end(batch)
-        for name in ("tries", "replays", "rules", "searches", "search_steps"):
+        for name in ("tries", "replays", "rules", "rows", "searches", "search_steps"):
             self.statistics[name] += result["counts"][name]
         self.plan.note(max(batch.keys, key=sector_order), result["counts"]["integrals"], result["seconds"])
         self.memory[LARGEST_TASK] = max(result["peak_memory_kb"], self.memory.get(LARGEST_TASK, 0))
@@ -3959,12 +4210,14 @@ def expression_by(target: Index, identities: Sequence[Expression], p: int) -> Ex
 # Training
 # =====================================================================================================================
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 HELD_OUT = 0.1  # share of the trajectories that measure and never train
 SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
 BATCH_POSITIONS = 32
-TRAINING_CURVE = ("epoch", "seconds", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles")
+GUIDE_PASSES = 4  # in an epoch, through the rules that local elimination found: a pass takes a fraction of a second
+GUIDE_TARGETS = 24  # of a level of a sector, trained on together
+TRAINING_CURVE = ("epoch", "seconds", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles", "guide")
 SAMPLE_WIDTHS = {"entries": 14, "indices": 7, "actions": 8, "open": 6}
 
 
@@ -3985,12 +4238,10 @@ def random_target(sector: Sector, rng: np.random.Generator) -> np.ndarray:
     return target
 
 
-def elimination(finder: RuleFinder, target: np.ndarray) -> tuple[SearchGround, Position, list[Action]] | None:
-    """A trajectory out of the identities that local elimination uses: from the target down to what is lighter."""
-    for level in range(LAST_NEIGHBOURHOOD + 1):
-        if rule := finder.find(target, level, finder.structure):
-            return SearchGround(finder.sector, finder.structure, target), Position(), list(rule.rows)
-    return None
+def local_rule(finder: RuleFinder, target: np.ndarray) -> Rule | None:
+    """What local elimination finds for a target [n], at the lowest level where there is something."""
+    levels = range(LAST_NEIGHBOURHOOD + 1)
+    return next((rule for level in levels if (rule := finder.find(target, level, finder.structure))), None)
 
 
 def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> tuple[SearchGround, Position, list[Action]] | None:
@@ -4080,11 +4331,17 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
     finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
     digest = hashlib.sha256(f"{family.identifier} {bits} {seed}".encode()).digest()
     rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-    samples, kinds, held_out, numbers = [], [], [], []
+    samples, kinds, held_out, numbers, rules = [], [], [], [], []
     for number in range(trajectories):
         base = random_target(finder.sector, rng)
         scrambled, held = number % 2 == 1, bool(rng.random() < HELD_OUT)
-        trajectory = scramble(finder, base, rng) if scrambled else elimination(finder, base)
+        if scrambled:
+            trajectory = scramble(finder, base, rng)
+        elif rule := local_rule(finder, base):  # a trajectory from the target down to what is lighter, by the rows that were used
+            trajectory = SearchGround(finder.sector, equations, base), Position(), list(rule.rows)
+            rules.append((base, rule))
+        else:
+            trajectory = None
         if trajectory is None:
             continue
         new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
@@ -4092,10 +4349,34 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
         kinds += [scrambled] * len(new)
         held_out += [held] * len(new)
         numbers += [number] * len(new)
-    return pack_samples(samples) | {
-        "scrambled": np.array(kinds, bool),
-        "held_out": np.array(held_out, bool),
-        "trajectory": np.array(numbers),
+    return (
+        pack_samples(samples)
+        | {"scrambled": np.array(kinds, bool), "held_out": np.array(held_out, bool), "trajectory": np.array(numbers)}
+        | pack_rules(finder, rules)
+    )
+
+
+def pack_rules(finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
+    """What the guide learns from: targets and the rows of their rules, one of those that are equally far from the border.
+
+    The sector, its operators and their shifts come along, out of which `describe_rows` makes features.
+    """
+    sector, equations = finder.sector, finder.structure
+    distinct = {border_distance(base, sector.positive).tobytes(): (base, rule) for base, rule in found if rule.level < GUIDED_LEVELS}
+    rows, chosen = [], list(distinct.values())
+    for base, rule in chosen:
+        seeds = finder.space(rule.level, base).seeds
+        place = {tuple(seed): number for number, seed in enumerate(seeds.tolist())}
+        rows.append([place[seed] * equations.count + operator for operator, seed in rule.rows])
+    return {
+        "rule_target": np.array([base for base, _ in chosen], np.int8).ravel(),
+        "rule_level": np.array([rule.level for _, rule in chosen], np.int8),
+        "rule_rows": np.array(list(itertools.chain(*rows)), np.int32),
+        "rule_rows_count": np.array([len(part) for part in rows], np.int32),
+        "rule_held_out": np.array([zlib.crc32(base.tobytes()) % 1000 < 1000 * HELD_OUT for base, _ in chosen], bool),
+        "ground": np.array([[sector.bits, sector.n, equations.count, len(equations.shift), len(chosen)]]),
+        "ground_operator": equations.operator.astype(np.int16),
+        "ground_shift": equations.shift.astype(np.int8).ravel(),
     }
 
 
@@ -4139,6 +4420,55 @@ def make_training_data(
     }
 
 
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """Rules of one level of a sector that the guide learns from: targets [M, n], for each the numbers of its rows; held_out bool [M]."""
+
+    sector: Sector
+    equations: Equations
+    level: int
+    targets: np.ndarray
+    rows: list[np.ndarray]
+    held_out: np.ndarray
+
+    def shown(self, some: np.ndarray) -> tuple[RowFeatures, Any, Any, Any]:
+        """Tensors for some of the targets: features, distances, which rows [M, S * O] are right, and which are possible."""
+        import torch
+
+        seeds = seeds_around(NEIGHBOURHOODS[self.level], self.sector)
+        features = describe_rows(self.sector, self.equations, seeds, self.level)
+        features = RowFeatures(*(torch.from_numpy(np.ascontiguousarray(getattr(features, f.name))) for f in fields(RowFeatures)))
+        possible = inside_rows(self.sector, seeds, self.targets[some], self.equations.count)
+        right = np.zeros_like(possible)
+        for line, number in enumerate(some):
+            right[line, self.rows[number]] = True
+        distance = border_distance(self.targets[some], self.sector.positive)
+        return features, *map(torch.from_numpy, (distance, right, possible))
+
+
+def unpack_rules(arrays: dict[str, np.ndarray]) -> list[Lesson]:
+    """Raises ValueError or IndexError where the arrays of `pack_rules`, joined, do not fit each other."""
+    lessons, rows = [], np.split(arrays["rule_rows"], np.cumsum(arrays["rule_rows_count"])[:-1])
+    terms = numbers = indices = shifts = 0
+    for bits, n, count, size, rules in arrays["ground"].tolist():
+        operator = arrays["ground_operator"][terms : terms + size].astype(np.int64)
+        shift = arrays["ground_shift"][shifts : shifts + size * n].reshape(size, n).astype(np.int64)
+        equations = Equations(GENERIC_PRIME, count, operator, shift, np.zeros((size, n + 1), np.int64))
+        targets = arrays["rule_target"][indices : indices + rules * n].reshape(rules, n).astype(np.int64)
+        sector = Sector(Layout(n, 30, 30), bits)
+        if rules and not sector.contains(targets).all():
+            raise ValueError("targets of another sector")
+        level, held_out = (arrays[name][numbers : numbers + rules] for name in ("rule_level", "rule_held_out"))
+        for k in np.unique(level).tolist():
+            chosen = np.flatnonzero(level == k)
+            some = [rows[numbers + number] for number in chosen]
+            if not 0 <= max(map(max, some)) < len(seeds_around(NEIGHBOURHOODS[k], sector)) * count or min(map(min, some)) < 0:
+                raise ValueError("rows of another neighbourhood")
+            lessons.append(Lesson(sector, equations, k, targets[chosen], some, held_out[chosen]))
+        terms, numbers, indices, shifts = terms + size, numbers + rules, indices + rules * n, shifts + size * n
+    return lessons
+
+
 class TrainingSet:
     """Samples of a file, any of which make a batch. Raises PolicyRefused where the file is not what it should be."""
 
@@ -4154,9 +4484,10 @@ class TrainingSet:
                 for name, width in SAMPLE_WIDTHS.items()
             )
             whole &= len(self.arrays["action"]) == len(self.arrays["entries"]) and len(self.arrays["right"]) == len(self.arrays["actions"])
+            self.lessons = unpack_rules(self.arrays) if fits and whole else []
         except OSError as error:
             raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error) as error:
             raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
         if not fits or not whole:
             raise PolicyRefused(f"training data {path}: of another version, or damaged; make it anew")
@@ -4169,7 +4500,7 @@ class TrainingSet:
     def name(self) -> str:
         """What tells these data from others."""
         digest = hashlib.sha256(json.dumps(self.header, sort_keys=True).encode())
-        digest.update(self.arrays["right"].tobytes() + self.arrays["entries"].tobytes())
+        digest.update(self.arrays["right"].tobytes() + self.arrays["entries"].tobytes() + self.arrays["rule_rows"].tobytes())
         return digest.hexdigest()[:16]
 
     def lines(self, name: str, samples: np.ndarray) -> np.ndarray:
@@ -4238,6 +4569,58 @@ def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, fl
     }
 
 
+def first_guide(seed: int) -> dict[str, Any]:
+    """Parameters of a guide that has learned nothing."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, shape in GUIDE_SHAPES.items():
+        scale = 0.0 if name.endswith("bias") else shape[0] ** -0.5 if len(shape) == 2 else 0.1
+        weights[name] = torch.nn.Parameter(scale * torch.randn(shape, generator=generator))
+    return weights
+
+
+def guide_loss(weights: dict[str, Any], lesson: Lesson, some: np.ndarray) -> Any:
+    """How far wrong rows come before each of the right ones: mean of log(1 + sum over wrong ones of exp(score - that of the right one))."""
+    import torch
+
+    features, distance, right, possible = lesson.shown(some)
+    scores = guide_scores(weights, features, guide_rows(weights, features), distance)
+    wrong = scores.masked_fill(right | ~possible, -1e9).logsumexp(1)
+    return torch.nn.functional.softplus(wrong[:, None] - scores)[right].mean()
+
+
+def train_guide(weights: dict[str, Any], optimizer: Any, lessons: Sequence[Lesson], rng: np.random.Generator) -> bool:
+    """One pass; False where the loss is not a number any more."""
+    for number in rng.permutation(len(lessons)):
+        some = np.flatnonzero(~lessons[number].held_out)
+        if len(some):
+            loss = guide_loss(weights, lessons[number], rng.permutation(some)[:GUIDE_TARGETS])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if not math.isfinite(float(loss.detach())):
+                return False
+    return True
+
+
+def measure_guide(weights: dict[str, Any], lessons: Sequence[Lesson]) -> float:
+    """Share of the held-out rules all of whose rows are among those that the guide would choose."""
+    import torch
+
+    within = []
+    with torch.inference_mode():
+        for lesson in lessons:
+            some = np.flatnonzero(lesson.held_out)
+            if len(some):
+                features, distance, right, possible = lesson.shown(some)
+                scores = guide_scores(weights, features, guide_rows(weights, features), distance).masked_fill(~possible, -math.inf)
+                last = scores.masked_fill(~right, math.inf).amin(1, keepdim=True)
+                within += ((scores > last).sum(1) < max(scores.shape[1] // GUIDED_SHARE[lesson.level], 1)).tolist()
+    return float(np.mean(within)) if within else math.nan
+
+
 @dataclass(frozen=True)
 class TrainingPlan:
     """How a policy is trained; a checkpoint goes on only with the plan it was made with."""
@@ -4258,6 +4641,8 @@ class Training:
         torch.manual_seed(plan.seed)
         self.network = make_network(plan.width).to(device)
         self.optimizer = torch.optim.AdamW(self.network.parameters(), plan.learning_rate, weight_decay=0.01)
+        self.guide = first_guide(plan.seed)
+        self.guide_optimizer = torch.optim.AdamW(self.guide.values(), plan.learning_rate, weight_decay=0.01)
         self.curve: list[dict[str, float]] = []
         self.seconds = 0.0
 
@@ -4276,6 +4661,10 @@ class Training:
             if state["name"] == self.name:
                 self.network.load_state_dict(state["network"])
                 self.optimizer.load_state_dict(state["optimizer"])
+                with torch.no_grad():
+                    for name, parameter in self.guide.items():
+                        parameter.copy_(state["guide"][name])
+                self.guide_optimizer.load_state_dict(state["guide_optimizer"])
                 self.curve, self.seconds = list(state["curve"]), float(state["seconds"])
         except Exception as error:  # torch raises a dozen kinds
             raise PolicyRefused(f"checkpoint {self.checkpoint}: damaged ({type(error).__name__}); delete it, or give --fresh") from None
@@ -4287,6 +4676,8 @@ class Training:
 
         buffer = io.BytesIO()
         state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"guide": {name: values.detach() for name, values in self.guide.items()}}
+        state |= {"guide_optimizer": self.guide_optimizer.state_dict()}
         torch.save({"name": self.name, "curve": self.curve, "seconds": self.seconds} | state, buffer)
         replace_file(self.checkpoint, buffer.getvalue())
 
@@ -4300,7 +4691,7 @@ class Training:
         total = 0.0
         for number, part in enumerate(batches):
             done = (epoch + number / len(batches)) / self.plan.epochs
-            for group in self.optimizer.param_groups:
+            for group in (*self.optimizer.param_groups, *self.guide_optimizer.param_groups):
                 group["lr"] = self.plan.learning_rate * (1 - done)
             batch = {name: tensor.to(self.device) for name, tensor in self.data.batch(part).items()}
             loss = position_losses(action_scores(self.network, batch), batch).mean()
@@ -4312,7 +4703,10 @@ class Training:
                 return False
             total += value
             tick(number / len(batches))
-        measured = measure_policy(self.network, self.data, self.device)
+        rng = np.random.default_rng((self.plan.seed, epoch, 1))
+        if not all(train_guide(self.guide, self.guide_optimizer, self.data.lessons, rng) for _ in range(GUIDE_PASSES)):
+            return False
+        measured = measure_policy(self.network, self.data, self.device) | {"guide": measure_guide(self.guide, self.data.lessons)}
         if not math.isfinite(measured["held_out_loss"]):
             return False
         self.seconds += time.monotonic() - started
@@ -4392,13 +4786,14 @@ def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weight
             )
         line = training.curve[-1]
         trained = {"seconds": training.seconds, "positions": len(data.shown)} | line
-        replace_file(weights, pack_policy(training.network, data.header["families"], trained))
+        guide = {name: values.detach().numpy() for name, values in training.guide.items()}
+        replace_file(weights, pack_policy(training.network, data.header["families"], trained, guide))
         write_curve(training.curve, weights.with_suffix(".csv"))
         if not options.quiet:
             progress.say(
                 f"epoch {line['epoch']}: loss {line['loss']:.4f}, held out {line['held_out_loss']:.4f}, top-1 {line['top1']:.2%} "
                 f"(eliminations {line['top1_eliminations']:.2%}, scrambles {line['top1_scrambles']:.2%}), top-5 {line['top5']:.2%}, "
-                f"{line['seconds']:.0f} s"
+                f"guide {line['guide']:.2%}, {line['seconds']:.0f} s"
             )
     if not options.quiet:
         progress.close()
@@ -5788,7 +6183,9 @@ def make_problem(options: Options) -> Problem:
         targets = (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),)
     preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
     point = parse_point(options, family, targets + preferred)
-    return Problem(family, point, targets, options.paper_masters_only or default, preferred, make_beam(options, family))
+    guide, why_no_guide = make_guide(options, family)
+    masters_only = options.paper_masters_only or default
+    return Problem(family, point, targets, masters_only, preferred, make_beam(options, family), guide, why_no_guide)
 
 
 def make_beam(options: Options, family: Family) -> Beam | None:
@@ -5805,6 +6202,21 @@ def make_beam(options: Options, family: Family) -> Beam | None:
         raise InputError(f"--beam-order {options.beam_order}: expected one of {', '.join(BEAM_ORDERS)}")
     policy = read_policy(options.policy or str(DATA / "policy.pt"), family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
+
+
+def make_guide(options: Options, family: Family) -> tuple[bytes | None, str]:
+    """The guide of local elimination, None for the fixed order; and why there is none where one was expected. Raises PolicyRefused.
+
+    Only weights that were asked for by name must be there.
+    """
+    if options.engine != "rules" or options.policy in ("fixed", "random"):
+        return None, ""
+    try:
+        return read_guide(options.policy or str(DATA / "policy.pt"), family), ""
+    except PolicyRefused as error:
+        if options.policy is not None:
+            raise
+        return None, f"{error}; searches go through all rows in the fixed order"
 
 
 def run_replay(options: Options) -> int:
