@@ -74,6 +74,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
+from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,7 @@ NEIGHBOURHOODS: tuple[Neighbourhood | CornerRegion, ...] = (
     CornerRegion(0, 2),
     CornerRegion(1, 0),
 )
+MOSTLY_IN_VAIN = (1, 3, 4, 5, 6)  # levels where few of the searches find something
 LAST_NEIGHBOURHOOD = max(level for level, region in enumerate(NEIGHBOURHOODS) if isinstance(region, Neighbourhood))
 
 # =====================================================================================================================
@@ -952,6 +954,7 @@ class SearchSpace:
         distinct, first, self.column = np.unique(-keys[self.seed, self.term], return_index=True, return_inverse=True)
         self.columns = self.seeds[self.seed[first]] + equations.shift[self.term[first]]
         self.complete = len(distinct) > 0 and distinct[-1] == 0
+        self._of_seeds: tuple[Equations | None, np.ndarray] = (None, np.zeros(0, np.int64))
 
     @property
     def rows(self) -> int:
@@ -962,6 +965,13 @@ class SearchSpace:
         """Where the entries of each row begin, [rows + 1]."""
         return np.searchsorted(self.row, np.arange(self.rows + 1))
 
+    def of_seeds(self, equations: Equations) -> np.ndarray:
+        """What the seeds, without the target, add to the value of each entry; kept for the equations that came last."""
+        if self._of_seeds[0] is not equations:
+            products = equations.coefficient[:, 1:] @ self.seeds.T
+            self._of_seeds = equations, products[self.term, self.seed]
+        return self._of_seeds[1]
+
     def system(
         self, sector: Sector, equations: Equations, target: np.ndarray, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -970,18 +980,14 @@ class SearchSpace:
         rows [R]: no others than these. A row with a column that no other row has cannot take part in a combination; such rows are
         removed until none is left.
         """
+        inside, own = sector.contains(target + self.seeds), sector.contains(target + self.columns)
         if rows is None:
-            inside = sector.contains(target + self.seeds)[self.seed] & sector.contains(target + self.columns)[self.column]
-            entries = np.flatnonzero(inside)
-            seeds = np.column_stack([np.ones(len(self.seeds)), target + self.seeds])
-            products = np.rint(equations.coefficient.astype(float) @ seeds.T).astype(np.int64)
-            values = products[self.term[entries], self.seed[entries]] % equations.prime
+            entries = np.flatnonzero(inside[self.seed] & own[self.column])
         else:
             entries = run_numbers(self.begin[rows], self.begin[rows + 1] - self.begin[rows])
-            inside = sector.contains(target + self.seeds[self.seed[entries]]) & sector.contains(target + self.columns[self.column[entries]])
-            entries = entries[inside]
-            factors, seeds = equations.coefficient[self.term[entries]], target + self.seeds[self.seed[entries]]
-            values = (factors[:, 0] + np.einsum("ei,ei->e", factors[:, 1:], seeds)) % equations.prime
+            entries = entries[inside[self.seed[entries]] & own[self.column[entries]]]
+        of_target = equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ target
+        values = (of_target[self.term[entries]] + self.of_seeds(equations)[entries]) % equations.prime
         row, column = self.row[entries], self.column[entries]
         keep = values != 0
         while not keep.all():
@@ -1071,6 +1077,8 @@ class RuleFinder:
         matrix: dict[int, dict[int, int]] = {}
         for r, c, v in zip(row.tolist(), column.tolist(), value.tolist()):
             matrix.setdefault(r, {})[c] = v
+        if level in MOSTLY_IN_VAIN and not is_reducible(matrix, last, equations.prime):
+            return None
         combinations = eliminate_heavier(matrix, last, equations.prime)
         if not combinations:
             return None
@@ -1160,6 +1168,50 @@ def eliminate_heavier(matrix: dict[int, dict[int, int]], target: int, p: int) ->
     found = [origins[r] for r, row in rows.items() if target in row]
     shortest = min(map(len, found), default=0)
     return [origin for origin in found if len(origin) == shortest][:CANDIDATES]
+
+
+def is_reducible(matrix: dict[int, dict[int, int]], target: int, p: int) -> bool:
+    """Whether `eliminate_heavier` would find a combination, in less than half the time.
+
+    Columns with the fewest rows are eliminated first: a column of one row costs nothing, and little is filled in. It is over when no row
+    has the target any more. The combinations would be long ones.
+    """
+    rows = {r: dict(row) for r, row in matrix.items()}
+    having: dict[int, set[int]] = {}
+    for r, row in rows.items():
+        for c in row:
+            having.setdefault(c, set()).add(r)
+    order = [(len(users), c) for c, users in having.items() if c != target]
+    heapify(order)
+    while order and having.get(target):
+        size, c = heappop(order)
+        users = having.get(c, set())
+        if users and len(users) != size:
+            heappush(order, (len(users), c))
+        if not users or len(users) != size:
+            continue
+        del having[c]
+        pivot = min(users, key=lambda r: (len(rows[r]), r))
+        users.discard(pivot)
+        pivot_row = rows.pop(pivot)
+        inverse = pow(pivot_row.pop(c), -1, p)
+        for k in pivot_row:
+            having[k].discard(pivot)
+        for r in users:
+            row = rows[r]
+            factor = row.pop(c) * inverse % p
+            for k, value in pivot_row.items():
+                new = (row.get(k, 0) - factor * value) % p
+                if new:
+                    row[k] = new
+                    having[k].add(r)
+                elif k in row:
+                    del row[k]
+                    having[k].discard(r)
+        for k in pivot_row:
+            if k != target:
+                heappush(order, (len(having[k]), k))
+    return bool(having.get(target))
 
 
 # =====================================================================================================================
@@ -1622,6 +1674,8 @@ GUIDE_MEMBER = "guide.npz"  # in the zip archive that a weights file is: numpy r
 GUIDED = 64  # added to a level: searches among the rows that the guide chose
 GUIDED_LEVELS = 3  # the first ones; what they leave is nearly all irreducible, and then every row has to be tried
 GUIDED_SHARE = (6, 12, 7)  # at a level, one in so many rows is tried: few rules need more (README, "Guided discovery")
+GUIDED_ORDER = (0, 1, 2)
+MATRIX_PIECE, VECTOR_PIECE = 200_000, 9_000  # multiplications: OpenBLAS uses threads from 262,144 and 9,216 on
 NEAR = 4  # distances from the border, the last one stands for all further ones
 SHIFT_KINDS = 9  # signs of the changes of r and of s
 SEED_RANGE = 2  # of a seed, in one index
@@ -1701,6 +1755,14 @@ def _token_features(sector: Sector, equations: Equations, kinds: np.ndarray) -> 
     return np.concatenate([np.broadcast_to(part, (count, n, values, part.shape[3])) for part in parts], 3).reshape(-1, TOKEN_INPUTS)
 
 
+def product(a: Any, b: Any) -> Any:
+    """a [N, K] @ b [K, M]; of arrays in pieces for which OpenBLAS starts no threads, which only wait for each other on busy processors."""
+    if not isinstance(a, np.ndarray):
+        return a @ b
+    size = max((MATRIX_PIECE if b.shape[1] > 1 else VECTOR_PIECE) // b.size, 1)
+    return np.concatenate([a[begin : begin + size] @ b for begin in range(0, len(a), size)])
+
+
 def guide_rows(weights: Any, features: RowFeatures) -> tuple[Any, Any]:
     """What does not depend on a target: vectors [S * O, width] of the rows, and what tokens [n, NEAR, 5, O] add to a score.
 
@@ -1708,12 +1770,13 @@ def guide_rows(weights: Any, features: RowFeatures) -> tuple[Any, Any]:
     """
     seeds, n = len(features.seeds), features.kind.shape[1]
     values = features.seeds.shape[1] // n
-    tokens = (features.tokens @ weights["token_in"] + weights["token_in_bias"]).clip(0) @ weights["token_out"] + weights["token_out_bias"]
+    tokens = (product(features.tokens, weights["token_in"]) + weights["token_in_bias"]).clip(0)
+    tokens = product(tokens, weights["token_out"]) + weights["token_out_bias"]
     operators = len(tokens) // (n * values)
     embedded = tokens[:, :GUIDE_WIDTH].reshape(operators, n * values, GUIDE_WIDTH).swapaxes(0, 1).reshape(n * values, -1)
-    context = (features.seeds @ embedded).reshape(seeds * operators, GUIDE_WIDTH)
-    hidden = (features.rows @ weights["row_in"] + weights["row_in_bias"] + context).clip(0)
-    rows = (hidden @ weights["row_mix"] + weights["row_mix_bias"]).clip(0)
+    context = product(features.seeds, embedded).reshape(seeds * operators, GUIDE_WIDTH)
+    hidden = (product(features.rows, weights["row_in"]) + weights["row_in_bias"] + context).clip(0)
+    rows = (product(hidden, weights["row_mix"]) + weights["row_mix_bias"]).clip(0)
     added = tokens[:, GUIDE_WIDTH:].reshape(operators, n, values, NEAR).swapaxes(0, 1).swapaxes(1, 3)
     return rows, added
 
@@ -1722,8 +1785,10 @@ def guide_scores(weights: Any, features: RowFeatures, parts: tuple[Any, Any], di
     """Scores [M, S * O] of all rows for targets at these distances [M, n] from the border, below NEAR."""
     rows, added = parts
     wanted = weights["row_score"] + weights["near"][features.kind, distance].sum(1)
-    near = added[features.place, distance].reshape(len(distance), features.seeds.shape[1], -1)
-    return wanted @ rows.swapaxes(0, 1) + (features.seeds @ near).reshape(len(distance), -1)
+    near = added[features.place, distance].reshape(len(distance), features.seeds.shape[1], -1).swapaxes(0, 1)
+    operators = near.shape[2]
+    near = product(features.seeds, near.reshape(len(near), -1)).reshape(-1, len(distance), operators).swapaxes(0, 1)
+    return product(rows, wanted.swapaxes(0, 1)).swapaxes(0, 1) + near.reshape(len(distance), -1)
 
 
 def border_distance(targets: np.ndarray, positive: np.ndarray) -> np.ndarray:
@@ -2252,7 +2317,7 @@ class _SectorReduction:
 
     def _reduce_by_elimination(self, wave: _Wave) -> None:
         """Level by level; where there is a guide, the rows that it chooses first, and all rows only for what then still waits."""
-        guided = range(GUIDED_LEVELS if self.guide else 0)
+        guided = GUIDED_ORDER if self.guide else ()
         for level, chosen in [(level, True) for level in guided] + [(level, False) for level in range(len(NEIGHBOURHOODS))]:
             if self.task.canonical:
                 self._apply_canonical_rules(level, wave)
