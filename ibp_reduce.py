@@ -20,6 +20,7 @@ How a reduction goes (the sections below, in this order):
     Rules: replay           the same rows reduce all other integrals of the sector, many at a time
     Moves                   the other way to a rule: identities taken one by one, each eliminating the heaviest integral left
     Policy                  a small set network that says which identity to take; weights and their file
+    Guide                   a smaller one that says which rows local elimination tries first; needs no torch
     Beam search             several such ways followed at once
     One sector              waves of one-step results, coefficients carried down to the subsectors
     One-step tasks          batches of integrals for any executor, and what a closure under one-step reduction has met
@@ -2152,10 +2153,11 @@ def helper_processes() -> Iterator[Executor | None]:
         yield helpers
 
 
-def find_rule(context: bytes, target: Index, level: int) -> Rule | None:
-    """A search in a helper process. context: pickle of (layout, sector, equations at the generic point)."""
+def find_rule(context: bytes, target: Index, level: int) -> tuple[Rule | None, int]:
+    """A search in a helper process, and the rows it built. context: pickle of (layout, sector, equations at the generic point)."""
     finder = _rule_finder(context)
-    return finder.find(np.array(target, np.int64), level, finder.structure)
+    before = finder.rows
+    return finder.find(np.array(target, np.int64), level, finder.structure), finder.rows - before
 
 
 @lru_cache(maxsize=2)
@@ -2173,7 +2175,7 @@ class _SectorReduction:
 
     def __init__(self, task: SectorTask, helpers: Executor | None = None):
         self.task, self.helpers = task, helpers
-        self.ahead: dict[tuple[int, bytes], Rule | None] = {}
+        self.ahead: dict[tuple[int, bytes], tuple[Rule | None, int]] = {}
         self.p = task.equations.prime
         self.sector = Sector(task.layout, task.bits)
         self.finder = RuleFinder(self.sector, task.generic)
@@ -2441,7 +2443,8 @@ class _SectorReduction:
         if guided:
             rule = self.guide.find(target, level)
         elif equations is self.task.generic and request in self.ahead:
-            rule = self.ahead[request]
+            rule, rows = self.ahead[request]
+            self.finder.rows += rows
         else:
             rule = self.finder.find(target, level, equations)
         if rule is not None and self.task.canonical:
