@@ -1087,6 +1087,7 @@ class CompiledRule:
         order = np.argsort(-distance, kind="stable")
         distance = distance[order]
         self.start = run_starts(distance)
+        self.term, self.seed = term[order], seeds[row[order]]
         self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
         self.distance, self.offset = distance[self.start], offset[order][self.start]
         self.heavier = int((self.distance > 0).sum())
@@ -3048,6 +3049,675 @@ def format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+# =====================================================================================================================
+# Many points
+# =====================================================================================================================
+
+LARGEST_PROBE_PRIME = 2**31 - 2**16  # sums of two products of residues slightly above the prime fit an int64
+SMALLEST_PROBE_PRIME = 2**30
+POINTS_AT_ONCE = 64  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache
+PROBE_ELEMENTS = 1 << 17  # numbers in one array of a rule: 1 MB
+PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at once; fewer points at a time where they are more
+
+
+class Residues:
+    """Arithmetic modulo one prime for each point; points are the last axis of every array.
+
+    Numbers are kept in -p … p (with a hair beyond, from a quotient that is rounded), so that a product, or the difference of two, fits an int64:
+    p <= LARGEST_PROBE_PRIME. The quotient by p comes from a multiplication of floats, twice as fast as int64 division.
+    """
+
+    def __init__(self, primes: np.ndarray):
+        self.primes = primes
+        self.prime, self.real_prime = self.place(primes), self.place(primes.astype(float))
+        self.inverse = self.place(1.0 / primes)
+
+    def place(self, array: np.ndarray) -> Any:
+        """An array where the arithmetic is done."""
+        return array
+
+    def bring(self, array: Any) -> np.ndarray:
+        return array
+
+    def integer(self, values: Any) -> Any:
+        return values.astype(np.int64)
+
+    def empty(self, *shape: int) -> Any:
+        return np.empty(shape, np.int64)
+
+    def zeros(self, *shape: int) -> Any:
+        return np.zeros(shape, np.int64)
+
+    def take(self, array: Any, index: Any) -> Any:
+        """Lines of an array."""
+        return np.take(array, index, axis=0)
+
+    def sums(self, values: Any, start: Any, axis: int = 0) -> Any:
+        """Sums over the runs that begin at start."""
+        return np.add.reduceat(values, start, axis=axis)
+
+    def truncate(self, values: Any) -> Any:
+        return np.trunc(values, out=values)
+
+    def reduce(self, values: Any) -> Any:
+        """Residues of integers below 2**63 in size, in place."""
+        values -= self.integer(values * self.inverse) * self.prime
+        return values
+
+    def product(self, a: Any, b: Any) -> Any:
+        return self.reduce(a * b)
+
+    def reduce_floats(self, values: Any) -> Any:
+        """Residues of integers below 2**53 that are held as floats; overwrites them."""
+        values -= self.truncate(values * self.inverse) * self.real_prime
+        return self.integer(values)
+
+    def is_zero(self, values: Any) -> Any:
+        return (values == 0) | (abs(values) == self.prime)
+
+    def canonical(self, values: Any) -> Any:
+        """In 0 … p - 1."""
+        return values % self.prime
+
+    def invert(self, values: Any) -> Any:
+        """Inverses of non-zero residues [N, P]: those of products of pairs, of pairs of these, …; only the last ones one by one."""
+        if len(values) == 1:
+            last = zip(self.bring(values)[0].tolist(), self.primes.tolist())
+            return self.place(np.array([[pow(value, -1, prime) for value, prime in last]], np.int64))
+        half = len(values) // 2
+        even, odd = values[: 2 * half : 2], values[1 : 2 * half : 2]
+        products = self.empty(len(values) - half, values.shape[1])
+        products[:half] = self.product(even, odd)
+        products[half:] = values[2 * half :]
+        inverses = self.invert(products)
+        result = self.empty(*values.shape)
+        result[: 2 * half : 2] = self.product(inverses[:half], odd)
+        result[1 : 2 * half : 2] = self.product(inverses[:half], even)
+        result[2 * half :] = inverses[half:]
+        return result
+
+
+class TorchResidues(Residues):
+    """The same on tensors of a device."""
+
+    def __init__(self, primes: np.ndarray, device: str):
+        import torch
+
+        self.torch, self.device = torch, device
+        super().__init__(primes)
+
+    def place(self, array: np.ndarray) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def bring(self, array: Any) -> np.ndarray:
+        return array.cpu().numpy()
+
+    def integer(self, values: Any) -> Any:
+        return values.to(self.torch.int64)
+
+    def empty(self, *shape: int) -> Any:
+        return self.torch.empty(shape, dtype=self.torch.int64, device=self.device)
+
+    def zeros(self, *shape: int) -> Any:
+        return self.torch.zeros(shape, dtype=self.torch.int64, device=self.device)
+
+    def take(self, array: Any, index: Any) -> Any:
+        return array.index_select(0, index)
+
+    def sums(self, values: Any, start: Any, axis: int = 0) -> Any:
+        ends = self.torch.cat([start[1:], start.new_tensor([values.shape[axis]])])
+        run = self.torch.repeat_interleave(self.torch.arange(len(start), device=self.device), ends - start)
+        shape = list(values.shape)
+        shape[axis] = len(start)
+        return self.zeros(*shape).index_add_(axis, run, values)
+
+    def truncate(self, values: Any) -> Any:
+        return self.torch.trunc(values, out=values)
+
+
+def make_residues(primes: np.ndarray, device: str) -> Residues:
+    return Residues(primes) if device == "cpu" else TorchResidues(primes, device.removeprefix("torch:"))
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where there is no such device. 'torch:cpu' is for tests of the tensor path."""
+    if device not in ("cpu", "cuda", "torch:cpu"):
+        raise InputError(f"--device {device}: expected cpu or cuda")
+    if device != "cpu":
+        try:
+            import torch
+        except ImportError:
+            raise InputError(f"--device {device} needs torch: pip install torch") from None
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here; leave the option out to compute on the processor")
+
+
+def null_vectors(matrix: Any, ring: Residues) -> Any:
+    """x [N, m+1, P] with matrix [N, m, m+1, P] @ x = 0 at every point, as `null_vector`; overwrites the matrix."""
+    size = matrix.shape[1]
+    for c in range(size - 1):
+        below = matrix[:, c + 1 :, c + 1 :] * matrix[:, c : c + 1, c : c + 1]
+        below -= matrix[:, c + 1 :, c : c + 1] * matrix[:, c : c + 1, c + 1 :]
+        matrix[:, c + 1 :, c + 1 :] = ring.reduce(below)
+    x = ring.empty(len(matrix), size + 1, matrix.shape[3])
+    x[:, size] = 1
+    for c in range(size - 1, -1, -1):
+        x[:, c] = ring.reduce(-ring.product(matrix[:, c, c + 1 :], x[:, c + 1 :]).sum(1))
+        x[:, c + 1 :] = ring.product(x[:, c + 1 :], matrix[:, c, c : c + 1])
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Replays:
+    """What one rule does in a sector: N integrals by a rule of E entries in C columns, without anything that depends on the point.
+
+    targets [N, n+1] floats (1, indices); term, row [E], seed [E, n], start [C], pivot_entry and pivot_place as in CompiledRule, heavier: the
+    column of the target; node [N]: number of each integral in its sector. Cells of the array [N, C] of combined rows, as flat numbers: those
+    in `used`, ascending, are carried on as lines `line` of the sector's values; those in `vanishing` were zero at the first point.
+    """
+
+    targets: np.ndarray
+    term: np.ndarray
+    seed: np.ndarray
+    row: np.ndarray
+    start: np.ndarray
+    rows: int
+    pivot_entry: np.ndarray
+    pivot_place: tuple[np.ndarray, np.ndarray]
+    heavier: int
+    node: np.ndarray
+    used: np.ndarray
+    line: np.ndarray
+    vanishing: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SectorTrace:
+    """The integrals of a sector that matter, nodes first … first + count - 1 of the trace, heavier ones in lower levels.
+
+    levels: (begin, end, first inner edge, last one) for each; an edge carries source * value to its target. Lines of the values: inner edges by
+    target, then outer ones (to other sectors and to ends), by target; source [edges] and target are nodes of the trace; inner_start and
+    outer_start: where the runs of equal targets begin; inner_level [levels]: which part of inner_start belongs to a level.
+    """
+
+    first: int
+    count: int
+    replays: tuple[Replays, ...]
+    levels: tuple[tuple[int, int, int, int], ...]
+    source: np.ndarray
+    inner_starts: tuple[np.ndarray, ...]
+    outer_start: np.ndarray
+    outer_target: np.ndarray
+
+    @property
+    def inner(self) -> int:
+        return self.levels[-1][3] if self.levels else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
+
+    starts: (node, column) of the targets; ends: nodes of masters; dead: nodes that received zero at the first point; functions: (column,
+    position in ends) of the coefficients that are not zero.
+    """
+
+    operators: tuple[Operator, ...]
+    targets: tuple[Index, ...]
+    sectors: tuple[SectorTrace, ...]
+    nodes: int
+    starts: tuple[tuple[int, int], ...]
+    ends: np.ndarray
+    end_integrals: tuple[Index, ...]
+    dead: np.ndarray
+    functions: tuple[tuple[int, int], ...]
+
+    @property
+    def names(self) -> tuple[tuple[Index, Index], ...]:
+        """(target, master) of each coefficient."""
+        return tuple((self.targets[column], self.end_integrals[end]) for column, end in self.functions)
+
+    @property
+    def bytes_per_point(self) -> int:
+        edges = max((len(sector.source) for sector in self.sectors), default=0)
+        return 8 * (self.nodes * len(self.targets) + edges * (1 + 3 * len(self.targets)))
+
+
+class Recorder(InlineExecutor):
+    """Reduces sectors here, noting which rule reduces which integrals: {sector: [(rule, keys)]}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]] = {}
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        if fn is not reduce_sector:
+            return super().submit(fn, *args, **kwargs)
+        work = _RecordedReduction(replace(args[0], steps={}), self.recorded.setdefault(args[0].bits, []))
+        future: Future = Future()
+        future.set_result(replace(work.run(), new_steps={}))  # a step at a random point is of no use to anybody
+        return future
+
+
+class _RecordedReduction(_SectorReduction):
+    def __init__(self, task: SectorTask, recorded: list[tuple[CompiledRule, np.ndarray]]):
+        super().__init__(task)
+        self.recorded = recorded
+
+    def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: _Wave) -> None:
+        before = wave.waiting[chosen]
+        super()._apply(rule, chosen, wave)
+        done = chosen[before & ~wave.waiting[chosen]]
+        if len(done):
+            self.recorded.append((rule, wave.keys[done]))
+
+
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
+    """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced."""
+    recorder = Recorder()
+    controller = Controller(replace(problem, preferred_masters=()), recorder, shelves, progress)
+    controller.here = recorder
+    wanted = tuple(dict.fromkeys(problem.targets + problem.preferred_masters))
+    controller.problem = replace(controller.problem, targets=wanted)
+    outcome = controller.run()
+    if outcome.unreduced:
+        at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
+        raise ReductionError(
+            f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, first {show(outcome.unreduced[0])}; if that "
+            "is a singular point, take another"
+        )
+    return _TraceBuilder(controller, recorder.recorded).build(wanted), outcome
+
+
+class _TraceBuilder:
+    """Turns what was recorded at one point into a Trace."""
+
+    def __init__(self, controller: Controller, recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]]):
+        self.operators, self.equations, self.layout = controller.knowledge.operators, controller.equations, controller.layout
+        self.p, self.recorded = controller.point.prime, recorded
+        self.nonzero = np.array(sorted(controller.knowledge.nonzero), np.int64)
+        self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in controller.masters.items() if some}
+        self.sectors = {bits: Sector(self.layout, bits) for bits in controller.knowledge.nonzero}
+        # whether the coefficient of 1, a_1, … a_n in each term of the identities is anything but zero
+        terms = [coefficients for operator in self.operators for _, coefficients in operator]
+        self.present = np.array([[any(i == j for j, *_ in coefficients) for i in range(self.equations.n + 1)] for coefficients in terms])
+        self.numbers: dict[tuple[int, int], int] = {}  # (sector, key): node
+        self.ends: list[tuple[int, Index]] = []
+        self.dead: list[int] = []
+
+    def build(self, targets: tuple[Index, ...]) -> Trace:
+        pending: dict[int, list] = {}
+        starts = []
+        for column, target in enumerate(targets):
+            bits = sector_of(target)
+            if bits in self.sectors:
+                unit = np.zeros((1, len(targets)), np.int64)
+                unit[0, column] = 1
+                key = self.sectors[bits].encode(np.array([target]))
+                pending.setdefault(bits, []).append((key, unit))
+                starts.append((bits, key[0], column))
+        parts, functions = [], []
+        while pending:
+            bits = max(pending, key=sector_order)
+            keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
+            part = self._sector(bits, *sum_by_key_keeping(keys, coefficients, self.p), pending)
+            parts.append(part)
+            functions += part.functions
+        sectors = tuple(self._finish(part) for part in parts if len(part.live))
+        return Trace(
+            self.operators,
+            targets,
+            sectors,
+            len(self.numbers),
+            tuple((self.numbers[bits, key], column) for bits, key, column in starts),
+            np.array([number for number, _ in self.ends], np.int64),
+            tuple(integral for _, integral in self.ends),
+            np.array(self.dead, np.int64),
+            tuple(sorted(functions)),
+        )
+
+    def _sector(self, bits: int, keys: np.ndarray, coefficients: np.ndarray, pending: dict[int, list]) -> _SectorPart:
+        """Evaluate a sector at the first point, number its nodes, and pass on what falls into lower ones."""
+        sector, stops = self.sectors[bits], self.stops.get(bits, keys[:0])
+        results = self._results(bits, sector)
+        source, below, key, value = (np.concatenate(group) for group in zip(*(result.edges for result in results))) if results else 4 * (keys[:0],)
+        nodes = np.unique(np.concatenate([keys, source, key[below == bits]]))
+        block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
+        block[np.searchsorted(nodes, keys)] = coefficients
+        own = (below == bits) & ~is_member(source, stops)
+        place = np.searchsorted(nodes, source)
+        propagate(block, place[own], np.searchsorted(nodes, key[own]), value[own], self.p)
+        stop, alive = is_member(nodes, np.sort(stops)), block.any(1)
+        arrived = is_member(nodes, keys)
+        arrived[np.searchsorted(nodes, key[(below == bits) & alive[place]])] = True
+        live = nodes[alive & ~stop]
+        if not is_member(live, np.sort(np.concatenate([keys[:0], *(result.keys for result in results)]))).all():
+            raise ReductionError(f"sector {bits}: an integral that matters has no rule")
+        functions = []
+        level = _levels(live, source, key, (below == bits))
+        order = np.lexsort((-np.arange(len(live)), level))
+        live, level = live[order], level[order]
+        first = len(self.numbers)
+        self.numbers.update(((bits, node), first + i) for i, node in enumerate(live.tolist()))
+        for node in np.flatnonzero(arrived & ~(alive & ~stop)).tolist():
+            number = self.numbers[bits, nodes[node]] = len(self.numbers)
+            if stop[node]:
+                functions += [(column, len(self.ends)) for column in np.flatnonzero(block[node]).tolist()]
+                self.ends.append((number, tuple(sector.decode(nodes[node : node + 1])[0].tolist())))
+            else:
+                self.dead.append(number)
+        outer = (below != bits) & alive[place] & ~stop[place]
+        carried = block[place[outer]] * value[outer, None] % self.p
+        for b in np.unique(below[outer]).tolist():
+            there = below[outer] == b
+            pending.setdefault(b, []).append((key[outer][there], carried[there]))
+        return _SectorPart(bits, first, live, level, results, functions)
+
+    def _results(self, bits: int, sector: Sector) -> list[_RuleResult]:
+        """One-step results of everything recorded in a sector, each integral once."""
+        results: list[_RuleResult] = []
+        seen = np.zeros(0, self.layout.dtype)
+        by_rule: dict[CompiledRule, list[np.ndarray]] = {}
+        for rule, keys in self.recorded.get(bits, ()):
+            by_rule.setdefault(rule, []).append(keys)
+        for rule, parts in by_rule.items():
+            keys = np.unique(np.concatenate(parts))
+            keys = keys[~is_member(keys, seen)]
+            if len(keys):
+                seen = merge(seen, keys)
+                results.append(self._evaluate(bits, sector, rule, keys))
+        return results
+
+    def _evaluate(self, bits: int, sector: Sector, rule: CompiledRule, keys: np.ndarray) -> _RuleResult:
+        indices = sector.decode(keys)
+        targets = np.column_stack([np.ones(len(keys)), indices])
+        size = max(REPLAY_ELEMENTS // rule.form.shape[1], 1)
+        values = np.concatenate([rule.replay(targets[i : i + size], self.p) for i in range(0, len(keys), size)])
+        pivot = values[:, rule.heavier].copy()
+        values[:, rule.heavier] = 0
+        member, column = np.nonzero(values)
+        terms = indices[member] + rule.offset[column]
+        below = sectors_of(terms)
+        kept = is_member(below, self.nonzero)
+        member, column, terms, below = member[kept], column[kept], terms[kept], below[kept]
+        key = np.zeros(len(terms), self.layout.dtype)
+        for b in np.unique(below).tolist():
+            key[below == b] = self.sectors[b].encode(terms[below == b])
+        value = values[member, column] * (self.p - invert(pivot, self.p))[member] % self.p
+        vanishing = (values == 0) & ~self._structural_zeros(rule, indices)
+        vanishing[:, rule.heavier] = False
+        zero_member, zero_column = np.nonzero(vanishing)
+        inside = is_member(sectors_of(indices[zero_member] + rule.offset[zero_column]), self.nonzero)
+        cell = member * values.shape[1] + column
+        return _RuleResult(rule, keys, targets, (keys[member], below, key, value), cell, zero_member[inside], zero_column[inside])
+
+    def _structural_zeros(self, rule: CompiledRule, indices: np.ndarray) -> np.ndarray:
+        """Bool [N, C]: zero at every point, because the factors a_i of all terms of a column are zero."""
+        zero = np.ones((len(indices), len(rule.distance)), bool)
+        present = self.present[rule.term]
+        column = np.repeat(np.arange(len(rule.start)), np.diff([*rule.start, len(rule.term)]))
+        for entry in range(len(rule.term)):
+            factors = np.flatnonzero(present[entry, 1:])
+            some = present[entry, 0] | (indices[:, factors] + rule.seed[entry, factors] != 0).any(1)
+            zero[:, column[entry]] &= ~some
+        return zero
+
+    def _finish(self, part: _SectorPart) -> SectorTrace:
+        """Number the lines of a sector's values, once all nodes have numbers."""
+        node = {key: i for i, key in enumerate(part.live.tolist())}
+        chosen, sources, targets = [], [], []
+        for result in part.results:
+            source, below, key, _ = result.edges
+            kept = np.array([k in node for k in source.tolist()], bool)
+            chosen.append(kept)
+            sources += [node[k] for k in source[kept].tolist()]
+            targets += [self.numbers[b, k] for b, k in zip(below[kept].tolist(), key[kept].tolist())]
+        source, target = np.array(sources, np.int64), np.array(targets, np.int64)
+        end = part.first + len(part.live)
+        outer = (target < part.first) | (target >= end)
+        order = np.lexsort((target, outer))
+        line = np.empty(len(order), np.int64)
+        line[order] = np.arange(len(order))
+        source, target, inner = source[order] + part.first, target[order], int((~outer).sum())
+        replays, begin = [], 0
+        for result, kept in zip(part.results, chosen):
+            count = int(kept.sum())
+            replays.append(self._replays(result, kept, line[begin : begin + count], node))
+            begin += count
+        starts = run_starts(target[:inner])
+        levels, inner_starts = [], []
+        bounds = [*run_starts(part.level).tolist(), len(part.live)]
+        for a, b in itertools.pairwise(bounds):
+            first, last = np.searchsorted(target[:inner], [part.first + a, part.first + b]).tolist()
+            levels.append((part.first + a, part.first + b, first, last))
+            inner_starts.append(starts[(starts >= first) & (starts < last)] - first)
+        outer_start = run_starts(target[inner:])
+        return SectorTrace(
+            part.first,
+            len(part.live),
+            tuple(one for one in replays if one is not None),
+            tuple(levels),
+            source,
+            tuple(inner_starts),
+            outer_start,
+            target[inner:][outer_start],
+        )
+
+    def _replays(self, result: _RuleResult, kept: np.ndarray, line: np.ndarray, node: dict[int, int]) -> Replays | None:
+        """The part of a rule's integrals that matter."""
+        rule, columns = result.rule, len(result.rule.distance)
+        members = np.array([i for i, key in enumerate(result.keys.tolist()) if key in node], np.int64)
+        if not len(members):
+            return None
+        position = np.full(len(result.keys), -1)
+        position[members] = np.arange(len(members))
+        cell = result.cell[kept]
+        used = position[cell // columns] * columns + cell % columns
+        order = np.argsort(used, kind="stable")
+        vanishing = position[result.zero_member] >= 0
+        zeros = position[result.zero_member[vanishing]] * columns + result.zero_column[vanishing]
+        return Replays(
+            result.targets[members],
+            rule.term,
+            rule.seed,
+            rule.row,
+            rule.start,
+            rule.rows,
+            rule.pivot_entry,
+            rule.pivot_place,
+            rule.heavier,
+            np.array([node[key] for key in result.keys[members].tolist()], np.int64),
+            used[order],
+            line[order],
+            np.sort(zeros),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _RuleResult:
+    """A rule at the first point: edges are (source key, sector, key, value), of the cells `cell` of [N, C]; zeros that no index explains."""
+
+    rule: CompiledRule
+    keys: np.ndarray
+    targets: np.ndarray
+    edges: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    cell: np.ndarray
+    zero_member: np.ndarray
+    zero_column: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _SectorPart:
+    bits: int
+    first: int
+    live: np.ndarray
+    level: np.ndarray
+    results: list[_RuleResult]
+    functions: list[tuple[int, int]]
+
+
+def sum_by_key_keeping(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """`sum_by_key` that keeps lines that are all zero."""
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    sums = np.zeros((len(distinct), values.shape[1]), np.int64)
+    np.add.at(sums, inverse, values)
+    return distinct, sums % p
+
+
+def _levels(live: np.ndarray, source: np.ndarray, key: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Length [N] of the longest path to each of the sorted keys along the edges among them; every edge leads to a smaller key."""
+    inside = own & is_member(source, live) & is_member(key, live)
+    begin, end = np.searchsorted(live, source[inside]), np.searchsorted(live, key[inside])
+    level = np.zeros(len(live), np.int64)
+    waits = np.bincount(end, minlength=len(live))
+    order = np.argsort(begin, kind="stable")
+    begin, end = begin[order], end[order]
+    first = np.searchsorted(begin, np.arange(len(live) + 1))
+    ready, depth = np.flatnonzero(waits == 0), 0
+    while len(ready):
+        level[ready] = depth
+        length = first[ready + 1] - first[ready]
+        edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
+        np.subtract.at(waits, end[edge], 1)
+        hit = np.unique(end[edge])
+        ready, depth = hit[waits[hit] == 0], depth + 1
+    return level
+
+
+def identity_coefficients(operators: Sequence[Operator], values: np.ndarray, ring: Residues) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [terms, n+1, P] of all identities at points values [symbols, P], terms as in evaluate_identities, and good [P]."""
+    powers: dict[tuple[int, int], np.ndarray] = {}
+
+    def power(i: int, exponent: int) -> np.ndarray:
+        if (i, exponent) not in powers:
+            lower = power(i, exponent - 1) if exponent > 1 else None
+            powers[i, exponent] = values[i] if lower is None else lower * values[i] % ring.primes
+        return powers[i, exponent]
+
+    @cache
+    def polynomial(terms: Polynomial) -> np.ndarray:
+        total = np.zeros(values.shape[1], np.int64)
+        for exponents, factor in terms:
+            product = factor % ring.primes
+            for i, exponent in enumerate(exponents):
+                if exponent:
+                    product = product * power(i, exponent) % ring.primes
+            total += product
+        return total % ring.primes
+
+    good = np.ones(values.shape[1], bool)
+
+    @cache
+    def inverse(terms: Polynomial) -> np.ndarray:
+        below = polynomial(terms)
+        good[below == 0] = False
+        return np.array([pow(value or 1, -1, prime) for value, prime in zip(below.tolist(), ring.primes.tolist())])
+
+    count = sum(map(len, operators))
+    result = np.zeros((count, len(operators[0][0][0]) + 1, values.shape[1]), np.int64)
+    terms = (coefficients for operator in operators for _, coefficients in operator)
+    for number, coefficients in enumerate(terms):
+        for i, numerator, denominator in coefficients:
+            result[number, i] = polynomial(numerator) * inverse(denominator) % ring.primes
+    return result, good
+
+
+def probe(trace: Trace, primes: Sequence[int], values: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [P, F] of a trace at points: primes [P], values [symbols, P] of d and the invariants; and good [P].
+
+    A point is not good where a pivot vanishes, or where something does not that vanished at the first point: there the coefficients mean
+    nothing. Elsewhere they are exact.
+    """
+    size = min(max(PROBE_MEMORY // max(trace.bytes_per_point, 1), 8), POINTS_AT_ONCE if device != "cuda" else 4096)
+    parts = []
+    for begin in range(0, len(primes), size):
+        ring = make_residues(np.array(primes[begin : begin + size], np.int64), device)
+        parts.append(_Probe(trace, values[:, begin : begin + size], ring).run())
+    coefficients, good = zip(*parts)
+    return np.concatenate(coefficients), np.concatenate(good)
+
+
+class _Probe:
+    """One pass of a trace over some points."""
+
+    def __init__(self, trace: Trace, values: np.ndarray, ring: Residues):
+        self.trace, self.ring, self.points = trace, ring, values.shape[1]
+        coefficients, good = identity_coefficients(trace.operators, values, ring)
+        self.identities, self.good = coefficients.astype(float), ring.place(good)
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        trace, ring = self.trace, self.ring
+        block = ring.zeros(trace.nodes, len(trace.targets), self.points)
+        for node, column in trace.starts:
+            block[node, column] = 1
+        for sector in trace.sectors:
+            self._carry(sector, block, *self._one_step(sector))
+        self._must_vanish(block[ring.place(trace.dead)])
+        ends = ring.bring(ring.canonical(block[ring.place(trace.ends)]))
+        used = np.zeros(ends.shape[:2], bool)
+        for column, end in trace.functions:
+            used[end, column] = True
+        good = ring.bring(self.good) & ~ends[~used].any(0)
+        lines = [ends[end, column] for column, end in trace.functions]
+        return np.array(lines, np.int64).reshape(-1, self.points).T, good
+
+    def _must_vanish(self, values: Any) -> None:
+        """values [..., P]"""
+        self.good &= self.ring.is_zero(values).reshape(-1, self.points).all(0)
+
+    def _one_step(self, sector: SectorTrace) -> tuple[Any, Any]:
+        """Values [edges, P] and pivots [nodes, P] of a sector's one-step results."""
+        values, pivots = self.ring.empty(len(sector.source), self.points), self.ring.empty(sector.count, self.points)
+        for replays in sector.replays:
+            form = self.identities[replays.term]
+            form[:, 0] += np.einsum("ei,eip->ep", replays.seed, form[:, 1:])
+            form = self.ring.place(np.ascontiguousarray(form.transpose(1, 0, 2)).reshape(form.shape[1], -1))
+            size = max(PROBE_ELEMENTS // form.shape[1], 1)
+            for begin in range(0, len(replays.targets), size):
+                self._replay(replays, form, slice(begin, begin + size), values, pivots)
+        bad = self.ring.is_zero(pivots)
+        self.good &= ~bad.any(0)
+        pivots[bad] = 1
+        return values, pivots
+
+    def _replay(self, replays: Replays, form: Any, part: slice, values: Any, pivots: Any) -> None:
+        ring, columns = self.ring, len(replays.start)
+        combined = ring.place(replays.targets[part]) @ form
+        combined = ring.reduce_floats(combined.reshape(len(combined), -1, self.points))
+        if replays.rows > 1:
+            matrix = ring.zeros(len(combined), replays.rows - 1, replays.rows, self.points)
+            pivot, row = (ring.place(place) for place in replays.pivot_place)
+            matrix[:, pivot, row] = combined[:, ring.place(replays.pivot_entry)]
+            combined = ring.product(combined, null_vectors(matrix, ring)[:, ring.place(replays.row)])
+            combined = ring.reduce(ring.sums(combined, ring.place(replays.start), axis=1))
+        pivots[ring.place(replays.node[part])] = combined[:, replays.heavier]
+        cells = combined.reshape(-1, self.points)
+        first, last = part.start * columns, (part.start + len(combined)) * columns
+        begin, end = np.searchsorted(replays.used, [first, last])
+        values[ring.place(replays.line[begin:end])] = ring.take(cells, ring.place(replays.used[begin:end] - first))
+        begin, end = np.searchsorted(replays.vanishing, [first, last])
+        if end > begin:
+            self._must_vanish(ring.take(cells, ring.place(replays.vanishing[begin:end] - first)))
+
+    def _carry(self, sector: SectorTrace, block: Any, values: Any, pivots: Any) -> None:
+        """block [nodes, K, P]: from the sector's first level down, then to what lies below it."""
+        ring = self.ring
+        scale = -ring.invert(pivots)
+        source = ring.place(sector.source)
+        for (begin, end, first, last), starts in zip(sector.levels, sector.inner_starts):
+            lines = block[begin:end]
+            if last > first:
+                flow = ring.product(ring.take(block, source[first:last]), values[first:last, None])
+                lines = ring.reduce(lines + ring.sums(flow, ring.place(starts)))
+            scaled = ring.product(lines, scale[begin - sector.first : end - sector.first, None])
+            block[begin:end] = scaled
+        inner = sector.inner
+        if len(source) > inner:
+            flow = ring.product(ring.take(block, source[inner:]), values[inner:, None])
+            target = ring.place(sector.outer_target)
+            block[target] = ring.reduce(block[target] + ring.sums(flow, ring.place(sector.outer_start)))
 
 
 # =====================================================================================================================
