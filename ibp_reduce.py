@@ -3071,7 +3071,7 @@ class Residues:
 
     def __init__(self, primes: np.ndarray):
         self.primes = primes
-        self.prime, self.real_prime = self.place(primes), self.place(primes.astype(float))
+        self.prime = self.place(primes)
         self.inverse = self.place(1.0 / primes)
 
     def place(self, array: np.ndarray) -> Any:
@@ -3098,9 +3098,6 @@ class Residues:
         """Sums over the runs that begin at start."""
         return np.add.reduceat(values, start, axis=axis)
 
-    def truncate(self, values: Any) -> Any:
-        return np.trunc(values, out=values)
-
     def reduce(self, values: Any) -> Any:
         """Residues of integers below 2**63 in size, in place."""
         values -= self.integer(values * self.inverse) * self.prime
@@ -3108,11 +3105,6 @@ class Residues:
 
     def product(self, a: Any, b: Any) -> Any:
         return self.reduce(a * b)
-
-    def reduce_floats(self, values: Any) -> Any:
-        """Residues of integers below 2**53 that are held as floats; overwrites them."""
-        values -= self.truncate(values * self.inverse) * self.real_prime
-        return self.integer(values)
 
     def is_zero(self, values: Any) -> Any:
         return (values == 0) | (abs(values) == self.prime)
@@ -3173,9 +3165,6 @@ class TorchResidues(Residues):
         shape[axis] = len(start)
         return self.zeros(*shape).index_add_(axis, run, values)
 
-    def truncate(self, values: Any) -> Any:
-        return self.torch.trunc(values, out=values)
-
 
 def make_residues(primes: np.ndarray, device: str) -> Residues:
     return Residues(primes) if device == "cpu" else TorchResidues(primes, device.removeprefix("torch:"))
@@ -3210,24 +3199,29 @@ def null_vectors(matrix: Any, ring: Residues) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class Replays:
-    """What one rule does in a sector: N integrals by a rule of E entries in C columns, without anything that depends on the point.
+class Round:
+    """Summands of some entries: number `coefficient` [M] of the identities' coefficients, times `factor` [M] or [N, M], added to entries `place` [M]."""
 
-    targets [N, n+1] floats (1, indices); term, row [E], seed [E, n], start [C], pivot_entry and pivot_place as in CompiledRule, heavier: the
-    column of the target; node [N]: number of each integral in its sector. Cells of the array [N, C] of combined rows, as flat numbers: those
-    in `used`, ascending, are carried on as lines `line` of the sector's values; those in `vanishing` were zero at the first point.
+    place: np.ndarray
+    coefficient: np.ndarray
+    factor: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Replays:
+    """What one rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
+
+    rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
+    Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values; those
+    in `vanishing` were zero at the first point.
     """
 
-    targets: np.ndarray
-    term: np.ndarray
-    seed: np.ndarray
+    rounds: tuple[Round, ...]
     row: np.ndarray
     start: np.ndarray
     rows: int
     pivot_entry: np.ndarray
     pivot_place: tuple[np.ndarray, np.ndarray]
-    heavier: int
-    node: np.ndarray
     used: np.ndarray
     line: np.ndarray
     vanishing: np.ndarray
@@ -3237,13 +3231,16 @@ class Replays:
 class SectorTrace:
     """The integrals of a sector that matter, nodes first … first + count - 1 of the trace, heavier ones in lower levels.
 
-    levels: (begin, end, first inner edge, last one) for each; an edge carries source * value to its target. Lines of the values: inner edges by
-    target, then outer ones (to other sectors and to ends), by target; source [edges] and target are nodes of the trace; inner_start and
-    outer_start: where the runs of equal targets begin; inner_level [levels]: which part of inner_start belongs to a level.
+    Lines of the sector's values: inner edges by target, then outer ones (to other sectors and to ends) by target, then the pivots of the
+    nodes, then what must vanish (`checked` lines). direct: the lines that come from rules of one row, as sums; replays: the others. levels: (begin, end, first inner edge, last one) for
+    each level; an edge carries source * value / -pivot to its target; source [edges] are nodes of the trace; inner_starts [levels] and
+    outer_start: where the runs of edges with equal targets begin; outer_target: these targets.
     """
 
     first: int
     count: int
+    checked: int
+    direct: tuple[Round, ...]
     replays: tuple[Replays, ...]
     levels: tuple[tuple[int, int, int, int], ...]
     source: np.ndarray
@@ -3340,9 +3337,8 @@ class _TraceBuilder:
         self.nonzero = np.array(sorted(controller.knowledge.nonzero), np.int64)
         self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in controller.masters.items() if some}
         self.sectors = {bits: Sector(self.layout, bits) for bits in controller.knowledge.nonzero}
-        # whether the coefficient of 1, a_1, … a_n in each term of the identities is anything but zero
-        terms = [coefficients for operator in self.operators for _, coefficients in operator]
-        self.present = np.array([[any(i == j for j, *_ in coefficients) for i in range(self.equations.n + 1)] for coefficients in terms])
+        # which of 1, a_1, … a_n have a coefficient in each term of the identities
+        self.present = [[i for i, *_ in coefficients] for operator in self.operators for _, coefficients in operator]
         self.numbers: dict[tuple[int, int], int] = {}  # (sector, key): node
         self.ends: list[tuple[int, Index]] = []
         self.dead: list[int] = []
@@ -3446,22 +3442,27 @@ class _TraceBuilder:
         for b in np.unique(below).tolist():
             key[below == b] = self.sectors[b].encode(terms[below == b])
         value = values[member, column] * (self.p - invert(pivot, self.p))[member] % self.p
-        vanishing = (values == 0) & ~self._structural_zeros(rule, indices)
+        factors = [self._factors(rule, entry, indices) for entry in range(len(rule.term))]
+        vanishing = (values == 0) & ~self._structural_zeros(rule, factors)
         vanishing[:, rule.heavier] = False
         zero_member, zero_column = np.nonzero(vanishing)
         inside = is_member(sectors_of(indices[zero_member] + rule.offset[zero_column]), self.nonzero)
         cell = member * values.shape[1] + column
-        return _RuleResult(rule, keys, targets, (keys[member], below, key, value), cell, zero_member[inside], zero_column[inside])
+        return _RuleResult(rule, keys, factors, (keys[member], below, key, value), cell, zero_member[inside], zero_column[inside])
 
-    def _structural_zeros(self, rule: CompiledRule, indices: np.ndarray) -> np.ndarray:
+    def _factors(self, rule: CompiledRule, entry: int, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """An entry of a rule as a sum: [(number of a coefficient of the identities, its factors [N] at the targets)]."""
+        term, seed, width = int(rule.term[entry]), rule.seed[entry], self.equations.n + 1
+        factors = [(term * width + i, indices[:, i - 1] + seed[i - 1] if i else np.ones(len(indices), np.int64)) for i in self.present[term]]
+        return factors or [(term * width, np.zeros(len(indices), np.int64))]
+
+    def _structural_zeros(self, rule: CompiledRule, factors: list[list[tuple[int, np.ndarray]]]) -> np.ndarray:
         """Bool [N, C]: zero at every point, because the factors a_i of all terms of a column are zero."""
-        zero = np.ones((len(indices), len(rule.distance)), bool)
-        present = self.present[rule.term]
         column = np.repeat(np.arange(len(rule.start)), np.diff([*rule.start, len(rule.term)]))
-        for entry in range(len(rule.term)):
-            factors = np.flatnonzero(present[entry, 1:])
-            some = present[entry, 0] | (indices[:, factors] + rule.seed[entry, factors] != 0).any(1)
-            zero[:, column[entry]] &= ~some
+        zero = np.ones((len(factors[0][0][1]), len(rule.start)), bool)
+        for entry, parts in enumerate(factors):
+            for _, factor in parts:
+                zero[:, column[entry]] &= factor == 0
         return zero
 
     def _finish(self, part: _SectorPart) -> SectorTrace:
@@ -3481,11 +3482,18 @@ class _TraceBuilder:
         line = np.empty(len(order), np.int64)
         line[order] = np.arange(len(order))
         source, target, inner = source[order] + part.first, target[order], int((~outer).sum())
-        replays, begin = [], 0
+        replays, direct, begin, checked = [], [], 0, 0
         for result, kept in zip(part.results, chosen):
             count = int(kept.sum())
-            replays.append(self._replays(result, kept, line[begin : begin + count], node))
+            cells = self._cells(result, kept, line[begin : begin + count], len(line), node)
             begin += count
+            if cells is not None and result.rule.rows == 1:
+                members, used, lines, vanishing = cells
+                zeros = len(source) + len(part.live) + checked + np.arange(len(vanishing))
+                checked += len(vanishing)
+                direct.append(self._direct(result, members, np.concatenate([used, vanishing]), np.concatenate([lines, zeros])))
+            elif cells is not None:
+                replays.append(self._replays(result, *cells))
         starts = run_starts(target[:inner])
         levels, inner_starts = [], []
         bounds = [*run_starts(part.level).tolist(), len(part.live)]
@@ -3497,7 +3505,9 @@ class _TraceBuilder:
         return SectorTrace(
             part.first,
             len(part.live),
-            tuple(one for one in replays if one is not None),
+            checked,
+            _join_rounds(direct),
+            tuple(replays),
             tuple(levels),
             source,
             tuple(inner_starts),
@@ -3505,34 +3515,61 @@ class _TraceBuilder:
             target[inner:][outer_start],
         )
 
-    def _replays(self, result: _RuleResult, kept: np.ndarray, line: np.ndarray, node: dict[int, int]) -> Replays | None:
-        """The part of a rule's integrals that matter."""
-        rule, columns = result.rule, len(result.rule.distance)
-        members = np.array([i for i, key in enumerate(result.keys.tolist()) if key in node], np.int64)
+    def _cells(
+        self, result: _RuleResult, kept: np.ndarray, line: np.ndarray, edges: int, node: dict[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Of a rule's integrals those that matter: (members [N]; used cells, ascending, and their lines; vanishing cells)."""
+        columns = len(result.rule.start)
+        places = [node.get(key, -1) for key in result.keys.tolist()]
+        members = np.array([i for i, place in enumerate(places) if place >= 0], np.int64)
         if not len(members):
             return None
-        position = np.full(len(result.keys), -1)
+        position = np.full(len(places), -1)
         position[members] = np.arange(len(members))
         cell = result.cell[kept]
-        used = position[cell // columns] * columns + cell % columns
+        pivots = np.arange(len(members)) * columns + result.rule.heavier
+        used = np.concatenate([position[cell // columns] * columns + cell % columns, pivots])
+        lines = np.concatenate([line, edges + np.array(places)[members]])
         order = np.argsort(used, kind="stable")
         vanishing = position[result.zero_member] >= 0
         zeros = position[result.zero_member[vanishing]] * columns + result.zero_column[vanishing]
-        return Replays(
-            result.targets[members],
-            rule.term,
-            rule.seed,
-            rule.row,
-            rule.start,
-            rule.rows,
-            rule.pivot_entry,
-            rule.pivot_place,
-            rule.heavier,
-            np.array([node[key] for key in result.keys[members].tolist()], np.int64),
-            used[order],
-            line[order],
-            np.sort(zeros),
-        )
+        return members, used[order], lines[order], np.sort(zeros)
+
+    def _replays(self, result: _RuleResult, members: np.ndarray, used: np.ndarray, line: np.ndarray, vanishing: np.ndarray) -> Replays:
+        rule, rounds = result.rule, []
+        for number in itertools.count():
+            entries = [entry for entry, parts in enumerate(result.factors) if len(parts) > number]
+            if not entries:
+                break
+            parts = [result.factors[entry][number] for entry in entries]
+            factor = np.stack([factor[members] for _, factor in parts], axis=1).astype(np.int32)
+            rounds.append(Round(np.array(entries), np.array([coefficient for coefficient, _ in parts]), factor))
+        return Replays(tuple(rounds), rule.row, rule.start, rule.rows, rule.pivot_entry, rule.pivot_place, used, line, vanishing)
+
+    def _direct(self, result: _RuleResult, members: np.ndarray, used: np.ndarray, line: np.ndarray) -> list[Round]:
+        """Cells of a rule of one row, whose entries are its columns."""
+        columns, rounds = len(result.rule.start), []
+        member, entry = members[used // columns], used % columns
+        lengths = np.array([len(parts) for parts in result.factors])
+        for number in range(lengths.max()):
+            some = np.flatnonzero(lengths[entry] > number)
+            factor, coefficient = np.empty(len(some), np.int64), np.empty(len(some), np.int64)
+            for e in np.unique(entry[some]).tolist():
+                there = entry[some] == e
+                coefficient[there] = result.factors[e][number][0]
+                factor[there] = result.factors[e][number][1][member[some[there]]]
+            rounds.append(Round(line[some], coefficient, factor.astype(np.int32)))
+        return rounds
+
+
+def _join_rounds(parts: list[list[Round]]) -> tuple[Round, ...]:
+    """Sums of several rules as sums of all their lines, by line."""
+    rounds = []
+    for group in itertools.zip_longest(*parts):
+        place, coefficient, factor = (np.concatenate([getattr(one, f.name) for one in group if one]) for f in fields(Round))
+        order = np.argsort(place, kind="stable")
+        rounds.append(Round(place[order], coefficient[order], factor[order]))
+    return tuple(rounds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -3541,7 +3578,7 @@ class _RuleResult:
 
     rule: CompiledRule
     keys: np.ndarray
-    targets: np.ndarray
+    factors: list[list[tuple[int, np.ndarray]]]
     edges: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
     cell: np.ndarray
     zero_member: np.ndarray
@@ -3645,7 +3682,7 @@ class _Probe:
     def __init__(self, trace: Trace, values: np.ndarray, ring: Residues):
         self.trace, self.ring, self.points = trace, ring, values.shape[1]
         coefficients, good = identity_coefficients(trace.operators, values, ring)
-        self.identities, self.good = coefficients.astype(float), ring.place(good)
+        self.identities, self.good = ring.place(coefficients.reshape(-1, self.points)), ring.place(good)
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         trace, ring = self.trace, self.ring
@@ -3669,37 +3706,59 @@ class _Probe:
 
     def _one_step(self, sector: SectorTrace) -> tuple[Any, Any]:
         """Values [edges, P] and pivots [nodes, P] of a sector's one-step results."""
-        values, pivots = self.ring.empty(len(sector.source), self.points), self.ring.empty(sector.count, self.points)
+        edges = len(sector.source)
+        pivots_end = edges + sector.count
+        lines = self.ring.empty(pivots_end + sector.checked, self.points)
+        if sector.direct:
+            self._sum_directly(sector.direct, lines)
         for replays in sector.replays:
-            form = self.identities[replays.term]
-            form[:, 0] += np.einsum("ei,eip->ep", replays.seed, form[:, 1:])
-            form = self.ring.place(np.ascontiguousarray(form.transpose(1, 0, 2)).reshape(form.shape[1], -1))
-            size = max(PROBE_ELEMENTS // form.shape[1], 1)
-            for begin in range(0, len(replays.targets), size):
-                self._replay(replays, form, slice(begin, begin + size), values, pivots)
+            size = max(PROBE_ELEMENTS // (len(replays.row) * self.points), 1)
+            for begin in range(0, len(replays.rounds[0].factor), size):
+                self._replay(replays, slice(begin, begin + size), lines)
+        self._must_vanish(lines[pivots_end:])
+        pivots = lines[edges:pivots_end]
         bad = self.ring.is_zero(pivots)
         self.good &= ~bad.any(0)
         pivots[bad] = 1
-        return values, pivots
+        return lines[:edges], pivots
 
-    def _replay(self, replays: Replays, form: Any, part: slice, values: Any, pivots: Any) -> None:
+    def _sum_directly(self, rounds: tuple[Round, ...], lines: Any) -> None:
+        """Fill the lines of rules of one row."""
+        first, *others = rounds
+        size = max(PROBE_ELEMENTS // self.points, 1)
+        for begin in range(0, len(first.place), size):
+            place = first.place[begin : begin + size]
+            values = self._summands(first, slice(begin, begin + size))
+            for more in others:
+                part = slice(*np.searchsorted(more.place, [place[0], place[-1] + 1]).tolist())
+                if part.stop > part.start:
+                    values[self.ring.place(np.searchsorted(place, more.place[part]))] += self._summands(more, part)
+            lines[self.ring.place(place)] = self.ring.reduce(values)
+
+    def _summands(self, some: Round, part: slice) -> Any:
+        values = self.ring.take(self.identities, self.ring.place(some.coefficient[part]))
+        values *= self.ring.place(some.factor[part])[:, None]
+        return values
+
+    def _replay(self, replays: Replays, part: slice, lines: Any) -> None:
         ring, columns = self.ring, len(replays.start)
-        combined = ring.place(replays.targets[part]) @ form
-        combined = ring.reduce_floats(combined.reshape(len(combined), -1, self.points))
-        if replays.rows > 1:
-            matrix = ring.zeros(len(combined), replays.rows - 1, replays.rows, self.points)
-            pivot, row = (ring.place(place) for place in replays.pivot_place)
-            matrix[:, pivot, row] = combined[:, ring.place(replays.pivot_entry)]
-            combined = ring.product(combined, null_vectors(matrix, ring)[:, ring.place(replays.row)])
-            combined = ring.reduce(ring.sums(combined, ring.place(replays.start), axis=1))
-        pivots[ring.place(replays.node[part])] = combined[:, replays.heavier]
-        cells = combined.reshape(-1, self.points)
-        first, last = part.start * columns, (part.start + len(combined)) * columns
-        begin, end = np.searchsorted(replays.used, [first, last])
-        values[ring.place(replays.line[begin:end])] = ring.take(cells, ring.place(replays.used[begin:end] - first))
-        begin, end = np.searchsorted(replays.vanishing, [first, last])
+        first, *others = replays.rounds
+        values = ring.take(self.identities, ring.place(first.coefficient))[None] * ring.place(first.factor[part])[:, :, None]
+        for more in others:
+            coefficients = ring.take(self.identities, ring.place(more.coefficient))
+            values[:, ring.place(more.place)] += coefficients[None] * ring.place(more.factor[part])[:, :, None]
+        values = ring.reduce(values)
+        matrix = ring.zeros(len(values), replays.rows - 1, replays.rows, self.points)
+        pivot, row = (ring.place(place) for place in replays.pivot_place)
+        matrix[:, pivot, row] = values[:, ring.place(replays.pivot_entry)]
+        values = ring.product(values, null_vectors(matrix, ring)[:, ring.place(replays.row)])
+        cells = ring.reduce(ring.sums(values, ring.place(replays.start), axis=1)).reshape(-1, self.points)
+        before, after = part.start * columns, part.start * columns + len(cells)
+        begin, end = np.searchsorted(replays.used, [before, after])
+        lines[ring.place(replays.line[begin:end])] = ring.take(cells, ring.place(replays.used[begin:end] - before))
+        begin, end = np.searchsorted(replays.vanishing, [before, after])
         if end > begin:
-            self._must_vanish(ring.take(cells, ring.place(replays.vanishing[begin:end] - first)))
+            self._must_vanish(ring.take(cells, ring.place(replays.vanishing[begin:end] - before)))
 
     def _carry(self, sector: SectorTrace, block: Any, values: Any, pivots: Any) -> None:
         """block [nodes, K, P]: from the sector's first level down, then to what lies below it."""
