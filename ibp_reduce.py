@@ -3069,8 +3069,8 @@ PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at on
 class Residues:
     """Arithmetic modulo one prime for each point; points are the last axis of every array.
 
-    Numbers are kept in -p … p (with a hair beyond, from a quotient that is rounded), so that a product, or the difference of two, fits an int64:
-    p <= LARGEST_PROBE_PRIME. The quotient by p comes from a multiplication of floats, twice as fast as int64 division.
+    Numbers are kept in -p … p (with a hair beyond, from a quotient that is rounded), so that a product, or the difference of two, fits an
+    int64: p <= LARGEST_PROBE_PRIME. The quotient by p comes from a multiplication of floats, twice as fast as int64 division.
     """
 
     def __init__(self, primes: np.ndarray):
@@ -3204,7 +3204,7 @@ def null_vectors(matrix: Any, ring: Residues) -> Any:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """Summands of some entries: number `coefficient` [M] of the identities' coefficients, times `factor` [M] or [N, M], added to entries `place` [M]."""
+    """Summands of entries `place` [M]: number `coefficient` [M] of the identities' coefficients, times `factor` [M] or [N, M]."""
 
     place: np.ndarray
     coefficient: np.ndarray
@@ -3213,11 +3213,11 @@ class Round:
 
 @dataclass(frozen=True, eq=False)
 class Replays:
-    """What one rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
+    """What a rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
 
     rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
-    Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values; those
-    in `vanishing` were zero at the first point.
+    Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
+    those in `vanishing` were zero at the first point.
     """
 
     rounds: tuple[Round, ...]
@@ -3236,9 +3236,10 @@ class SectorTrace:
     """The integrals of a sector that matter, nodes first … first + count - 1 of the trace, heavier ones in lower levels.
 
     Lines of the sector's values: inner edges by target, then outer ones (to other sectors and to ends) by target, then the pivots of the
-    nodes, then what must vanish (`checked` lines). direct: the lines that come from rules of one row, as sums; replays: the others. levels: (begin, end, first inner edge, last one) for
-    each level; an edge carries source * value / -pivot to its target; source [edges] are nodes of the trace; inner_starts [levels] and
-    outer_start: where the runs of edges with equal targets begin; outer_target: these targets.
+    nodes, then what must vanish (`checked` lines). direct: the lines that come from rules of one row, as sums; replays: the others.
+    levels: (begin, end, first inner edge, last one) for each level; an edge carries source * value / -pivot to its target; source
+    [edges] are nodes of the trace; inner_starts [levels] and outer_start: where the runs of edges with equal targets begin;
+    outer_target: these targets.
     """
 
     first: int
@@ -3326,8 +3327,8 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
     if outcome.unreduced:
         at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
         raise ReductionError(
-            f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, first {show(outcome.unreduced[0])}; if that "
-            "is a singular point, take another"
+            f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
+            f"first {show(outcome.unreduced[0])}; if that is a singular point, take another"
         )
     return _TraceBuilder(controller, recorder.recorded).build(wanted), outcome
 
@@ -3582,7 +3583,7 @@ def _join_rounds(parts: list[list[Round]]) -> tuple[Round, ...]:
 
 @dataclass(frozen=True, eq=False)
 class _RuleResult:
-    """A rule at the first point: edges are (source key, sector, key, value), of the cells `cell` of [N, C]; zeros that no index explains."""
+    """A rule at the first point: edges (source key, sector, key, value), of the cells `cell` of [N, C]; zeros that no index explains."""
 
     rule: CompiledRule
     keys: np.ndarray
@@ -4116,19 +4117,22 @@ class ExactFunction:
         below = [(_linear_poly(key, len(variables)), power) for key, power in self.below.items()]
         above += _factors(self.numerator, variables)
         below += _factors(self.denominator, variables)
-        names = list(variables)
+        names, negative = list(variables), 0
         if scale is not None:
             name, degree = scale
-            summed = [i for i, variable in enumerate(variables) if variable != "d"]
+            place = int("d" in variables)
+            summed = [i for i in range(len(variables)) if variables[i] != "d"]
             orders = [sum(power * max(sum(e[i] for i in summed) for e in poly) for poly, power in side) for side in (above, below)]
-            above, below = ([(_homogeneous(poly, summed), power) for poly, power in side] for side in (above, below))
-            names = [*variables, name]
+            above, below = ([(_homogeneous(poly, summed, place), power) for poly, power in side] for side in (above, below))
+            negative = sum(power for poly, power in above + below if poly[max(poly)] < 0)
+            above, below = ([(_with_positive_lead(poly), power) for poly, power in side] for side in (above, below))
+            names.insert(place, name)
             power = degree - orders[0] + orders[1]
-            own = {(0,) * len(variables) + (1,): 1}
+            own = {tuple(int(i == place) for i in range(len(names))): 1}
             (above if power > 0 else below).extend([(own, abs(power))] if power else [])
         top = _product_text(abs(self.factor.numerator), above, names)
         bottom = _product_text(self.factor.denominator, below, names)
-        sign = "-" if self.factor < 0 else ""
+        sign = "-" if (self.factor < 0) != (negative % 2 == 1) else ""
         if bottom == "1":
             return sign + top
         simple = re.fullmatch(r"\w+|\w+\*\*\d+|\([^()]*\)(\*\*\d+)?", bottom)
@@ -4141,10 +4145,14 @@ def _linear_poly(key: tuple[int, int, int], count: int) -> Monomials:
     return {unit: a, (0,) * count: -b} if b else {unit: a}
 
 
-def _homogeneous(poly: Monomials, summed: Sequence[int]) -> Monomials:
-    """With one variable more, so that all terms have the same degree in those and the new one."""
+def _homogeneous(poly: Monomials, summed: Sequence[int], place: int) -> Monomials:
+    """With one variable more at this place, so that all terms have the same degree in those and the new one."""
     degree = max(sum(exponents[i] for i in summed) for exponents in poly)
-    return {(*exponents, degree - sum(exponents[i] for i in summed)): value for exponents, value in poly.items()}
+    return {(*e[:place], degree - sum(e[i] for i in summed), *e[place:]): value for e, value in poly.items()}
+
+
+def _with_positive_lead(poly: Monomials) -> Monomials:
+    return poly if poly[max(poly)] > 0 else {exponents: -value for exponents, value in poly.items()}
 
 
 def _factors(poly: Monomials, variables: Sequence[str]) -> list[tuple[Monomials, int]]:
@@ -4628,7 +4636,7 @@ def unpack_points(values: Any, good: Any, primes: Sequence[int], count: int) -> 
 
 
 class Sampler:
-    """Coefficients of a problem at sample points: from the journal, else by tasks; what a trace cannot do at a point, by a run of its own."""
+    """Coefficients of a problem at sample points: from the journal, else by tasks; where a trace fails at a point, by a run of its own."""
 
     def __init__(
         self, exact: ExactProblem, executor: Any, shelves: Sequence[Store], progress: Progress, journal: Journal, options: Options
@@ -5543,7 +5551,9 @@ def run_point_benchmark(options: Options) -> int:
     first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
     point = Point(Fraction(first[0]), tuple((name, Fraction(value)) for name, value in zip(symbols[1:], first[1:])), primes[0])
     started = time.perf_counter()
-    trace, _ = record_trace(replace(problem, point=point), [Store(DATA / "rules.shelf", read_only=True, say=say)], Progress(options.quiet))
+    path = Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
+    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
+    trace, _ = record_trace(replace(problem, point=point), shelves, Progress(options.quiet))
     live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
     print(f"{show(problem.targets[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
     print(f"{'points':>8}{'seconds':>10}{'ms/point':>10}{'peak MB':>9}")
