@@ -3328,7 +3328,7 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
         at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
         raise ReductionError(
             f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
-            f"first {show(outcome.unreduced[0])}; if that is a singular point, take another"
+            f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
         )
     return _TraceBuilder(controller, recorder.recorded).build(wanted), outcome
 
@@ -4639,10 +4639,19 @@ class Sampler:
     """Coefficients of a problem at sample points: from the journal, else by tasks; where a trace fails at a point, by a run of its own."""
 
     def __init__(
-        self, exact: ExactProblem, executor: Any, shelves: Sequence[Store], progress: Progress, journal: Journal, options: Options
+        self,
+        exact: ExactProblem,
+        executor: Any,
+        shelves: Sequence[Store],
+        progress: Progress,
+        journal: Journal,
+        directory: RunDirectory,
+        options: Options,
     ):
+        self.directory = directory
         self.exact, self.executor, self.shelves, self.progress, self.journal = exact, executor, shelves, progress, journal
         self.device, self.task_seconds = options.device, options.job_seconds or (60.0 if options.condor else 4.0)
+        self.shares = 1 if options.condor else executor.processes  # a job of HTCondor is not worth its start if it is short
         self.known: dict[Sample, np.ndarray | None] = {}
         self.counts = {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0}
         self.seconds = self.memory = 0
@@ -4650,21 +4659,23 @@ class Sampler:
 
     # setting up ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, rng: np.random.Generator, shared: Path) -> Outcome:
+    def prepare(self, rng: np.random.Generator) -> Outcome:
         """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
         for _ in range(ATTEMPTS):
-            primes = [number for number, _ in zip(probe_primes(rng), range(3))]
+            primes = list(itertools.islice(probe_primes(rng), 9))
             trace, outcome = record_trace(self._problem_at(primes[0], self._random(rng, primes[0])), self.shelves, self.progress)
-            others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(3)]
+            others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
             places = [self._place(p, values) for p, values in others]
+            began = time.perf_counter()
             _, good = probe(trace, [p for p, _ in others], np.array(places, np.int64).T)
+            self.first_guess = (time.perf_counter() - began) / len(others)
             if good.all():
                 break
         else:
             raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
         self._set_up(trace, outcome, primes[0])
-        self.trace = Shared.write(trace, shared)
-        self.bytes_per_point, self.live = trace.bytes_per_point, sum(sector.count for sector in trace.sectors)
+        self.trace = Shared.write(trace, self.directory.shared)
+        self.live = sum(sector.count for sector in trace.sectors)
         return outcome
 
     def _set_up(self, trace: Trace, outcome: Outcome, p: int) -> None:
@@ -4729,8 +4740,11 @@ class Sampler:
 
     def estimate(self, points: int) -> str:
         """What so many further points take."""
-        per_point = self.seconds / max(self.counts["points"], 1) / min(self.executor.processes, 64)
-        return f"{points:,} points, some {format_seconds(points * per_point)}"
+        return f"{points:,} points, some {format_seconds(points * self.seconds_per_point / self.shares)}"
+
+    @property
+    def seconds_per_point(self) -> float:
+        return self.seconds / self.counts["points"] if self.counts["points"] else self.first_guess
 
     def _compute(self, missing: list[Sample]) -> None:
         left, running = deque(missing), {}
@@ -4745,16 +4759,17 @@ class Sampler:
                 self._take(chunk, future.result())
                 self.executor.forget(future)
                 done += len(chunk)
+            if self.directory.stop_request.exists():
+                self.journal.sync()
+                raise StopRequested
             text = f"{self.counts['points']:,} in all, {self.estimate(len(missing) - done)} left of these"
             self.progress.show("points", done, len(missing), text)
         self.journal.sync()
 
     def _task_size(self, points: int) -> int:
         """Points for a task of task_seconds, or what gives every process something to do."""
-        if not self.counts["points"]:
-            return 16
-        size = int(self.task_seconds * self.counts["points"] / max(self.seconds, 1e-6))
-        return max(min(size, -(-points // self.executor.processes), 100_000), 8)
+        size = int(self.task_seconds / max(self.seconds_per_point, 1e-6))
+        return max(min(size, -(-points // self.shares), 100_000), 8)
 
     def _submit(self, chunk: list[Sample]) -> Future:
         places = np.array([self._place(p, self._named(values)) for p, values in chunk], np.int64).T
@@ -4830,12 +4845,12 @@ class ExactOutcome:
     peak_memory_kb: int
 
 
-def reconstruct_problem(exact: ExactProblem, sampler: Sampler, shared: Path) -> ExactOutcome:
+def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     """Raises ReductionError."""
     started = time.perf_counter()
     seed = int.from_bytes(hashlib.sha256(exact.name.encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
-    outcome = sampler.prepare(rng, shared)
+    outcome = sampler.prepare(rng)
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.progress.say, sampler.estimate)
     functions = work.run()
@@ -4849,7 +4864,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler, shared: Path) -> 
         **sampler.counts,
         "primes": work.used_primes,
         "degrees": work.describe_degrees() if functions else "",
-        "seconds_per_point": sampler.seconds / max(sampler.counts["points"], 1),
+        "seconds_per_point": sampler.seconds_per_point,
     }
     memory = max(sampler.memory, peak_memory_kb())
     masters = exact.problem.preferred_masters or outcome.masters
@@ -5524,16 +5539,21 @@ def run_exact(options: Options) -> int:
             check_condor_tools()
         if options.fresh:
             drop_run(directory)
+        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
         if options.resume and not directory.exact.exists():
             raise InputError(f"--resume: {place} holds no unfinished exact run; leave the option out to start one")
         with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
             drop_jobs(directory)  # of an earlier controller: what they would have told is asked again
+            done: dict[Sample, np.ndarray | None] = {}
             try:
                 with make_executor(options, directory.jobs, progress.say) as executor:
-                    sampler = Sampler(exact, executor, shelves, progress, journal, options)
-                    outcome = reconstruct_problem(exact, sampler, directory.shared)
+                    sampler = Sampler(exact, executor, shelves, progress, journal, directory, options)
+                    done = sampler.known
+                    outcome = reconstruct_problem(exact, sampler)
             finally:
                 progress.close()
+                if journal.is_new and not done:  # nothing to go on with
+                    directory.clear()
         write_pickle(exact_record(exact, outcome), output)
         directory.clear()  # only now that the result is safe
     if not options.quiet:
