@@ -4430,7 +4430,9 @@ class Reconstruction:
         grid = sorted(set().union(*boxes))
         supports: dict[int, list[tuple[int, ...]]] = {}
         first = next(self.primes)
-        for f, poly in self._on_grid([first], grid, everything)[first].items():
+        polys = self._on_grid([first], grid, everything)[first]
+        self._must_predict(polys, first)
+        for f, poly in polys.items():
             if not set(poly) <= set(boxes[f]):
                 raise _Unlucky("a numerator has a higher degree than expected")
             supports[f] = sorted(poly, reverse=True)
@@ -4450,6 +4452,14 @@ class Reconstruction:
         for f, numbers in self._lift(everything, images, expected).items():
             content, poly = primitive({e: value for e, value in zip(supports[f], numbers) if value})
             self.functions[f].factor, self.functions[f].numerator = content, poly
+
+    def _must_predict(self, polys: dict[int, Monomials], p: int) -> None:
+        """Raises _Unlucky where a numerator modulo a prime is not this polynomial: degrees or the denominator are wrong."""
+        points = [self._draw(p) for _ in range(2)]
+        array, values = np.array(points, np.int64).reshape(len(points), -1), self._values([(p, point) for point in points])
+        for f, poly in polys.items():
+            if (evaluate_monomials(poly, array, p) != self._numerator_values(f, values[:, f], points, p)).any():
+                raise _Unlucky("a numerator is not a polynomial of the degrees that were found")
 
     def _numerator_values(self, f: int, values: np.ndarray, points: Sequence[tuple[int, ...]], p: int) -> np.ndarray:
         array = np.array(points, np.int64).reshape(len(points), -1)
@@ -4681,11 +4691,10 @@ class Sampler:
     def _set_up(self, trace: Trace, outcome: Outcome, p: int) -> None:
         """Which functions there are, of which variables."""
         problem = self.exact.problem
-        reductions = outcome.reductions
-        self.raw_names = trace.names
+        self.raw_names = self.names = trace.names
         if problem.preferred_masters:
-            reductions = change_basis(reductions, problem.preferred_masters, p)
-        self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
+            reductions = change_basis(outcome.reductions, problem.preferred_masters, p)
+            self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
         invariants = [name for name, _ in problem.family.point]
         variables = list(self.exact.symbols)
         if invariants and set(invariants) <= set(variables) and has_scaling(trace.operators):
@@ -4855,7 +4864,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.progress.say, sampler.estimate)
     functions = work.run()
     reductions: dict[Index, dict[Index, Fraction | str]] = {target: {} for target in exact.problem.targets}
-    for (target, master), function in zip(sampler.names, functions):
+    for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
         scale = (sampler.scale, sum(master) - sum(target)) if sampler.scale else None
         reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
     statistics = {
