@@ -4658,7 +4658,7 @@ class Sampler:
         directory: RunDirectory,
         options: Options,
     ):
-        self.directory = directory
+        self.directory, self.quiet = directory, options.quiet
         self.exact, self.executor, self.shelves, self.progress, self.journal = exact, executor, shelves, progress, journal
         self.device, self.task_seconds = options.device, options.job_seconds or (60.0 if options.condor else 4.0)
         self.shares = 1 if options.condor else executor.processes  # a job of HTCondor is not worth its start if it is short
@@ -4746,6 +4746,10 @@ class Sampler:
         nothing = np.zeros(len(self.names), np.int64)
         good = np.array([row is not None for row in rows], bool)
         return np.array([nothing if row is None else row for row in rows]).reshape(len(rows), -1), good
+
+    def announce(self, line: str) -> None:
+        if not self.quiet:
+            self.progress.say(line)
 
     def estimate(self, points: int) -> str:
         """What so many further points take."""
@@ -4861,7 +4865,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     rng = np.random.default_rng(seed)
     outcome = sampler.prepare(rng)
     sampler.restore()
-    work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.progress.say, sampler.estimate)
+    work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
     reductions: dict[Index, dict[Index, Fraction | str]] = {target: {} for target in exact.problem.targets}
     for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
