@@ -3803,6 +3803,7 @@ LARGEST_PROBE_PRIME = 2**31 - 2**16  # sums of two products of residues slightly
 SMALLEST_PROBE_PRIME = 2**30
 POINTS_AT_ONCE = 128  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache
 PROBE_ELEMENTS = 1 << 17  # numbers in one array of a rule: 1 MB
+GPU_POINTS, GPU_ELEMENTS, GPU_MEMORY = 4096, 1 << 25, 1 << 33  # the same three where a GPU has to be kept busy; not yet measured on one
 PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at once; fewer points at a time where they are more
 
 
@@ -3812,6 +3813,8 @@ class Residues:
     Numbers are kept in -p … p (with a hair beyond, from a quotient that is rounded), so that a product, or the difference of two, fits an
     int64: p <= LARGEST_PROBE_PRIME. The quotient by p comes from a multiplication of floats, twice as fast as int64 division.
     """
+
+    device = "cpu"
 
     def __init__(self, primes: np.ndarray):
         self.primes = primes
@@ -4416,7 +4419,8 @@ def probe(trace: Trace, primes: Sequence[int], values: np.ndarray, device: str =
     A point is not good where a pivot vanishes, or where something does not that vanished at the first point: there the coefficients mean
     nothing. Elsewhere they are exact.
     """
-    size = min(max(PROBE_MEMORY // max(trace.bytes_per_point, 1), 8), POINTS_AT_ONCE if device != "cuda" else 4096)
+    most, memory = (GPU_POINTS, GPU_MEMORY) if device == "cuda" else (POINTS_AT_ONCE, PROBE_MEMORY)
+    size = min(max(memory // max(trace.bytes_per_point, 1), 8), most)
     parts = []
     for begin in range(0, len(primes), size):
         ring = make_residues(np.array(primes[begin : begin + size], np.int64), device)
@@ -4430,6 +4434,7 @@ class _Probe:
 
     def __init__(self, trace: Trace, values: np.ndarray, ring: Residues):
         self.trace, self.ring, self.points = trace, ring, values.shape[1]
+        self.elements = GPU_ELEMENTS if ring.device == "cuda" else PROBE_ELEMENTS
         coefficients, good = identity_coefficients(trace.operators, values, ring)
         self.identities, self.good = ring.place(coefficients.reshape(-1, self.points)), ring.place(good)
 
@@ -4461,7 +4466,7 @@ class _Probe:
         if sector.direct:
             self._sum_directly(sector.direct, lines)
         for replays in sector.replays:
-            size = max(PROBE_ELEMENTS // (len(replays.row) * self.points), 1)
+            size = max(self.elements // (len(replays.row) * self.points), 1)
             for begin in range(0, len(replays.rounds[0].factor), size):
                 self._replay(replays, slice(begin, begin + size), lines)
         self._must_vanish(lines[pivots_end:])
@@ -4474,7 +4479,7 @@ class _Probe:
     def _sum_directly(self, rounds: tuple[Round, ...], lines: Any) -> None:
         """Fill the lines of rules of one row."""
         first, *others = rounds
-        size = max(PROBE_ELEMENTS // self.points, 1)
+        size = max(self.elements // self.points, 1)
         for begin in range(0, len(first.place), size):
             place = first.place[begin : begin + size]
             values = self._summands(first, slice(begin, begin + size))
@@ -4965,6 +4970,8 @@ class Reconstruction:
         self.functions = [ExactFunction() for _ in range(count)]
         self.degrees: list[tuple[int, ...]] = [() for _ in range(count)]
         self.total = [0] * count
+        self.left: list[list[int]] = []  # degrees of what is left of the denominators without linear factors, in each variable
+        self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
         self.used_primes = 0
 
     def run(self) -> list[ExactFunction]:
@@ -5036,7 +5043,7 @@ class Reconstruction:
     def _find_linear_factors(self) -> None:
         p, everything = next(self.primes), range(self.count)
         degrees: list[list[int]] = [[] for _ in everything]
-        self.left = [[0] * len(self.variables) for _ in everything]  # degrees of what is left of the denominators
+        self.left = [[0] * len(self.variables) for _ in everything]
         for i in range(len(self.variables)):
             slices, size = [], 10
             for _ in range(min(2, len(self.variables))):
@@ -5061,7 +5068,6 @@ class Reconstruction:
 
     def _find_total_degrees(self, p: int) -> None:
         """Degrees of the numerators in all variables but d together."""
-        self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
         self.total = [sum(some[i] for i in self.summed) for some in self.degrees]
         if len(self.summed) > 1:
             base, direction = self._draw(p), self._draw(p)
@@ -8031,6 +8037,7 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
             check_condor_tools()  # before anything is dropped
         if options.fresh:
             drop_run(directory)
+        refuse_other_kind(directory.exact)
         if options.resume and not directory.journal.exists():
             raise InputError(f"--resume: {work} holds no unfinished run; leave the option out to start one")
         fixed = int(options.batch) if options.batch not in (None, "auto") else None
@@ -8108,6 +8115,7 @@ def run_exact(options: Options) -> int:
         if options.fresh:
             drop_run(directory)
         directory.stop_request.unlink(missing_ok=True)  # of an earlier run
+        refuse_other_kind(directory.journal)
         if options.resume and not directory.exact.exists():
             raise InputError(f"--resume: {place} holds no unfinished exact run; leave the option out to start one")
         with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
@@ -8170,6 +8178,12 @@ def drop_jobs(directory: RunDirectory) -> None:
     if directory.jobs.exists():
         say(f"{remove_run(directory.jobs)} jobs removed from HTCondor's queue")
         directory.drop_jobs()
+
+
+def refuse_other_kind(other: Path) -> None:
+    """Raises InputError where there is the journal of a run of the other kind, the files of which this one would remove at its end."""
+    if other.exists():
+        raise InputError(f"{other} is of an unfinished run; go on with that one, drop it by --fresh, or take another --work-dir")
 
 
 def drop_run(directory: RunDirectory) -> None:

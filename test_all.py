@@ -8332,6 +8332,15 @@ def test_checkpoint_of_another_run_is_refused(unfinished, capsys):
     assert exact_result(*PUBLISHED, "--exact", "--store", "s", "--fresh")["success"] and not unfinished.exists()
 
 
+def test_runs_of_both_kinds_spare_each_other(unfinished, capsys):
+    before = unfinished.read_bytes()
+    line = said(capsys, [*PUBLISHED, "--batch", "3", "--store", "s", "--quiet"], 2)
+    assert line.count("\n") == 1 and "exact.journal" in line and "--fresh" in line and unfinished.read_bytes() == before
+    unfinished.rename(unfinished.with_name("run.journal"))
+    line = said(capsys, [*IN_D, "--store", "s", "--quiet"], 2)
+    assert line.count("\n") == 1 and "run.journal" in line and unfinished.with_name("run.journal").read_bytes() == before
+
+
 def test_resumed_exact_run(unfinished, capsys):
     result = exact_result(*IN_D, "--store", "s", "--resume")
     assert result["statistics"]["resumed"] > 30 and result["statistics"]["points"] < 10
