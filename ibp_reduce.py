@@ -7,6 +7,7 @@
     python ibp_reduce.py --integrals targets.txt --prime 2147483647
     python ibp_reduce.py --certificate proof.cert --export mathematica,form
     python ibp_reduce.py --verify proof.cert
+    python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --symbols d  # coefficients as functions of d; --exact: rational numbers
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 
@@ -28,6 +29,8 @@ How a reduction goes (the sections below, in this order):
     Store                   rules, identities and one-step results on disk, shared by programs; the journal of a run
     Controller              sectors from the top down, over an executor
     Asynchronous controller one-step tasks without barriers, resumable; what --status shows
+    Many points             a reduction recorded once, replayed at many primes and points in the same array operations
+    Reconstruction          rational numbers and functions from values modulo primes
     Results                 pickle, summary
     Paths                   what beam searches found, as a file that can be checked by itself
     Training                examples for the policy out of eliminations and scrambles; how it learns and how it is measured
@@ -630,6 +633,18 @@ class Point:
                 raise InputError(f"{name} = {value}: division by zero modulo {self.prime}; take another prime or point")
             values.append(value.numerator * pow(value.denominator, -1, self.prime) % self.prime)
         return tuple(values)
+
+
+def is_prime(number: int) -> bool:
+    """Right below 4,759,123,141 (Jaeschke, Math. Comp. 61 (1993) 915)."""
+    if number < 4 or number % 2 == 0:
+        return number in (2, 3)
+    odd, twos = number - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    return number in (7, 61) or all(
+        pow(base, odd, number) == 1 or any(pow(base, odd << k, number) == number - 1 for k in range(twos)) for base in (2, 7, 61)
+    )
 
 
 def generic_point(family: Family) -> Point:
@@ -1240,6 +1255,7 @@ class CompiledRule:
         order = np.argsort(-distance, kind="stable")
         distance = distance[order]
         self.start = run_starts(distance)
+        self.term, self.seed = term[order], seeds[row[order]]
         self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
         self.distance, self.offset = distance[self.start], offset[order][self.start]
         self.heavier = int((self.distance > 0).sum())
@@ -3660,6 +3676,7 @@ class RunDirectory:
     journal = property(lambda self: self.path / "run.journal")
     shared = property(lambda self: self.path / "shared")
     jobs = property(lambda self: self.path / "condor")
+    exact = property(lambda self: self.path / "exact.journal")
     status = property(lambda self: self.path / "status.json")
     stop_request = property(lambda self: self.path / "stop.request")
 
@@ -3673,7 +3690,7 @@ class RunDirectory:
     def clear(self) -> None:
         """Forget the run: nothing of it is needed any more."""
         self.drop_jobs()
-        for path in (*self.shared.glob("*.shared"), self.journal, self.stop_request):
+        for path in (*self.shared.glob("*.shared"), self.journal, self.exact, self.stop_request):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files, or was never made
             self.shared.rmdir()
@@ -4098,6 +4115,1830 @@ def format_seconds(seconds: float) -> str:
 
 
 # =====================================================================================================================
+# Many points
+# =====================================================================================================================
+
+LARGEST_PROBE_PRIME = 2**31 - 2**16  # sums of two products of residues slightly above the prime fit an int64
+SMALLEST_PROBE_PRIME = 2**30
+POINTS_AT_ONCE = 128  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache
+PROBE_ELEMENTS = 1 << 17  # numbers in one array of a rule: 1 MB
+GPU_POINTS, GPU_ELEMENTS, GPU_MEMORY = 4096, 1 << 25, 1 << 33  # the same three where a GPU has to be kept busy; not yet measured on one
+PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at once; fewer points at a time where they are more
+
+
+class Residues:
+    """Arithmetic modulo one prime for each point; points are the last axis of every array.
+
+    Numbers are kept in -p … p (with a hair beyond, from a quotient that is rounded), so that a product, or the difference of two, fits an
+    int64: p <= LARGEST_PROBE_PRIME. The quotient by p comes from a multiplication of floats, twice as fast as int64 division.
+    """
+
+    device = "cpu"
+
+    def __init__(self, primes: np.ndarray):
+        self.primes = primes
+        self.prime = self.place(primes)
+        self.inverse = self.place(1.0 / primes)
+
+    def place(self, array: np.ndarray) -> Any:
+        """An array where the arithmetic is done."""
+        return array
+
+    def bring(self, array: Any) -> np.ndarray:
+        return array
+
+    def integer(self, values: Any) -> Any:
+        return values.astype(np.int64)
+
+    def empty(self, *shape: int) -> Any:
+        return np.empty(shape, np.int64)
+
+    def zeros(self, *shape: int) -> Any:
+        return np.zeros(shape, np.int64)
+
+    def take(self, array: Any, index: Any) -> Any:
+        """Lines of an array."""
+        return np.take(array, index, axis=0)
+
+    def sums(self, values: Any, start: Any, axis: int = 0) -> Any:
+        """Sums over the runs that begin at start."""
+        return np.add.reduceat(values, start, axis=axis)
+
+    def reduce(self, values: Any) -> Any:
+        """Residues of integers below 2**63 in size, in place."""
+        values -= self.integer(values * self.inverse) * self.prime
+        return values
+
+    def product(self, a: Any, b: Any) -> Any:
+        return self.reduce(a * b)
+
+    def is_zero(self, values: Any) -> Any:
+        return (values == 0) | (abs(values) == self.prime)
+
+    def canonical(self, values: Any) -> Any:
+        """In 0 … p - 1."""
+        return values % self.prime
+
+    def invert(self, values: Any) -> Any:
+        """Inverses of non-zero residues [N, P]: those of products of pairs, of pairs of these, …; only the last ones one by one."""
+        if len(values) == 1:
+            last = zip(self.bring(values)[0].tolist(), self.primes.tolist())
+            return self.place(np.array([[pow(value, -1, prime) for value, prime in last]], np.int64))
+        half = len(values) // 2
+        even, odd = values[: 2 * half : 2], values[1 : 2 * half : 2]
+        products = self.empty(len(values) - half, values.shape[1])
+        products[:half] = self.product(even, odd)
+        products[half:] = values[2 * half :]
+        inverses = self.invert(products)
+        result = self.empty(*values.shape)
+        result[: 2 * half : 2] = self.product(inverses[:half], odd)
+        result[1 : 2 * half : 2] = self.product(inverses[:half], even)
+        result[2 * half :] = inverses[half:]
+        return result
+
+
+class TorchResidues(Residues):
+    """The same on tensors of a device."""
+
+    def __init__(self, primes: np.ndarray, device: str):
+        import torch
+
+        self.torch, self.device = torch, device
+        super().__init__(primes)
+
+    def place(self, array: np.ndarray) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def bring(self, array: Any) -> np.ndarray:
+        return array.cpu().numpy()
+
+    def integer(self, values: Any) -> Any:
+        return values.to(self.torch.int64)
+
+    def empty(self, *shape: int) -> Any:
+        return self.torch.empty(shape, dtype=self.torch.int64, device=self.device)
+
+    def zeros(self, *shape: int) -> Any:
+        return self.torch.zeros(shape, dtype=self.torch.int64, device=self.device)
+
+    def take(self, array: Any, index: Any) -> Any:
+        return array.index_select(0, index)
+
+    def sums(self, values: Any, start: Any, axis: int = 0) -> Any:
+        ends = self.torch.cat([start[1:], start.new_tensor([values.shape[axis]])])
+        run = self.torch.repeat_interleave(self.torch.arange(len(start), device=self.device), ends - start)
+        shape = list(values.shape)
+        shape[axis] = len(start)
+        return self.zeros(*shape).index_add_(axis, run, values)
+
+
+def make_residues(primes: np.ndarray, device: str) -> Residues:
+    return Residues(primes) if device in ("auto", "cpu") else TorchResidues(primes, device.removeprefix("torch:"))
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where there is no such device. 'torch:cpu' is for tests of the tensor path."""
+    if device not in ("auto", "cpu", "cuda", "torch:cpu"):
+        raise InputError(f"--device {device}: expected auto, cpu or cuda")
+    if device not in ("auto", "cpu"):
+        try:
+            import torch
+        except ImportError:
+            raise InputError(f"--device {device} needs torch: pip install torch") from None
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: torch finds no GPU here; leave the option out to compute on the processor")
+
+
+def null_vectors(matrix: Any, ring: Residues) -> Any:
+    """x [N, m+1, P] with matrix [N, m, m+1, P] @ x = 0 at every point, as `null_vector`; overwrites the matrix."""
+    size = matrix.shape[1]
+    for c in range(size - 1):
+        below = matrix[:, c + 1 :, c + 1 :] * matrix[:, c : c + 1, c : c + 1]
+        below -= matrix[:, c + 1 :, c : c + 1] * matrix[:, c : c + 1, c + 1 :]
+        matrix[:, c + 1 :, c + 1 :] = ring.reduce(below)
+    x = ring.empty(len(matrix), size + 1, matrix.shape[3])
+    x[:, size] = 1
+    for c in range(size - 1, -1, -1):
+        x[:, c] = ring.reduce(-ring.product(matrix[:, c, c + 1 :], x[:, c + 1 :]).sum(1))
+        x[:, c + 1 :] = ring.product(x[:, c + 1 :], matrix[:, c, c : c + 1])
+    return x
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """Summands of entries `place` [M]: number `coefficient` [M] of the identities' coefficients, times `factor` [M] or [N, M]."""
+
+    place: np.ndarray
+    coefficient: np.ndarray
+    factor: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Replays:
+    """What a rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
+
+    rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
+    Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
+    those in `vanishing` were zero at the first point.
+    """
+
+    rounds: tuple[Round, ...]
+    row: np.ndarray
+    start: np.ndarray
+    rows: int
+    pivot_entry: np.ndarray
+    pivot_place: tuple[np.ndarray, np.ndarray]
+    used: np.ndarray
+    line: np.ndarray
+    vanishing: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class SectorTrace:
+    """The integrals of a sector that matter, nodes first … first + count - 1 of the trace, heavier ones in lower levels.
+
+    Lines of the sector's values: inner edges by target, then outer ones (to other sectors and to ends) by target, then the pivots of the
+    nodes, then what must vanish (`checked` lines). direct: the lines that come from rules of one row, as sums; replays: the others.
+    levels: (begin, end, first inner edge, last one) for each level; an edge carries source * value / -pivot to its target; source
+    [edges] are nodes of the trace; inner_starts [levels] and outer_start: where the runs of edges with equal targets begin;
+    outer_target: these targets.
+    """
+
+    first: int
+    count: int
+    checked: int
+    direct: tuple[Round, ...]
+    replays: tuple[Replays, ...]
+    levels: tuple[tuple[int, int, int, int], ...]
+    source: np.ndarray
+    inner_starts: tuple[np.ndarray, ...]
+    outer_start: np.ndarray
+    outer_target: np.ndarray
+
+    @property
+    def inner(self) -> int:
+        return self.levels[-1][3] if self.levels else 0
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
+
+    starts: (node, column) of the targets; ends: nodes of masters; dead: nodes that received zero at the first point; functions: (column,
+    position in ends) of the coefficients that are not zero.
+    """
+
+    operators: tuple[Operator, ...]
+    targets: tuple[Index, ...]
+    sectors: tuple[SectorTrace, ...]
+    nodes: int
+    starts: tuple[tuple[int, int], ...]
+    ends: np.ndarray
+    end_integrals: tuple[Index, ...]
+    dead: np.ndarray
+    functions: tuple[tuple[int, int], ...]
+
+    @property
+    def names(self) -> tuple[tuple[Index, Index], ...]:
+        """(target, master) of each coefficient."""
+        return tuple((self.targets[column], self.end_integrals[end]) for column, end in self.functions)
+
+    @property
+    def bytes_per_point(self) -> int:
+        edges = max((len(sector.source) for sector in self.sectors), default=0)
+        return 8 * (self.nodes * len(self.targets) + edges * (1 + 3 * len(self.targets)))
+
+
+class Recorder(InlineExecutor):
+    """Reduces sectors here, noting which rule reduces which integrals: {sector: [(rule, keys)]}."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]] = {}
+
+    def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
+        if fn is not reduce_sector:
+            return super().submit(fn, *args, **kwargs)
+        work = _RecordedReduction(replace(args[0], steps={}), self.recorded.setdefault(args[0].bits, []))
+        future: Future = Future()
+        future.set_result(replace(work.run(), new_steps={}))  # a step at a random point is of no use to anybody
+        return future
+
+
+class _RecordedReduction(_SectorReduction):
+    def __init__(self, task: SectorTask, recorded: list[tuple[CompiledRule, np.ndarray]]):
+        super().__init__(task)
+        self.recorded = recorded
+
+    def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: _Wave) -> None:
+        before = wave.waiting[chosen]
+        super()._apply(rule, chosen, wave)
+        done = chosen[before & ~wave.waiting[chosen]]
+        if len(done):
+            self.recorded.append((rule, wave.keys[done]))
+
+
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
+    """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced."""
+    recorder = Recorder()
+    controller = Controller(replace(problem, preferred_masters=()), recorder, shelves, progress)
+    controller.here = recorder
+    wanted = tuple(dict.fromkeys(problem.targets + problem.preferred_masters))
+    controller.problem = replace(controller.problem, targets=wanted)
+    outcome = controller.run()
+    if outcome.unreduced:
+        at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
+        raise ReductionError(
+            f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
+            f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
+        )
+    return _TraceBuilder(controller, recorder.recorded).build(wanted), outcome
+
+
+class _TraceBuilder:
+    """Turns what was recorded at one point into a Trace."""
+
+    def __init__(self, controller: Controller, recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]]):
+        self.operators, self.equations, self.layout = controller.knowledge.operators, controller.equations, controller.layout
+        self.p, self.recorded = controller.point.prime, recorded
+        self.nonzero = np.array(sorted(controller.knowledge.nonzero), np.int64)
+        self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in controller.masters.items() if some}
+        self.sectors = {bits: Sector(self.layout, bits) for bits in controller.knowledge.nonzero}
+        # which of 1, a_1, … a_n have a coefficient in each term of the identities
+        self.present = [[i for i, *_ in coefficients] for operator in self.operators for _, coefficients in operator]
+        self.numbers: dict[tuple[int, int], int] = {}  # (sector, key): node
+        self.ends: list[tuple[int, Index]] = []
+        self.dead: list[int] = []
+
+    def build(self, targets: tuple[Index, ...]) -> Trace:
+        pending: dict[int, list] = {}
+        starts = []
+        for column, target in enumerate(targets):
+            bits = sector_of(target)
+            if bits in self.sectors:
+                unit = np.zeros((1, len(targets)), np.int64)
+                unit[0, column] = 1
+                key = self.sectors[bits].encode(np.array([target]))
+                pending.setdefault(bits, []).append((key, unit))
+                starts.append((bits, key[0], column))
+        parts, functions = [], []
+        while pending:
+            bits = max(pending, key=sector_order)
+            keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
+            part = self._sector(bits, *sum_by_key_keeping(keys, coefficients, self.p), pending)
+            parts.append(part)
+            functions += part.functions
+        sectors = tuple(self._finish(part) for part in parts if len(part.live))
+        return Trace(
+            self.operators,
+            targets,
+            sectors,
+            len(self.numbers),
+            tuple((self.numbers[bits, key], column) for bits, key, column in starts),
+            np.array([number for number, _ in self.ends], np.int64),
+            tuple(integral for _, integral in self.ends),
+            np.array(self.dead, np.int64),
+            tuple(sorted(functions)),
+        )
+
+    def _sector(self, bits: int, keys: np.ndarray, coefficients: np.ndarray, pending: dict[int, list]) -> _SectorPart:
+        """Evaluate a sector at the first point, number its nodes, and pass on what falls into lower ones."""
+        sector, stops = self.sectors[bits], self.stops.get(bits, keys[:0])
+        results = self._results(bits, sector)
+        source, below, key, value = (
+            (np.concatenate(group) for group in zip(*(result.edges for result in results))) if results else 4 * (keys[:0],)
+        )
+        nodes = np.unique(np.concatenate([keys, source, key[below == bits]]))
+        block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
+        block[np.searchsorted(nodes, keys)] = coefficients
+        own = (below == bits) & ~is_member(source, stops)
+        place = np.searchsorted(nodes, source)
+        propagate(block, place[own], np.searchsorted(nodes, key[own]), value[own], self.p)
+        stop, alive = is_member(nodes, np.sort(stops)), block.any(1)
+        arrived = is_member(nodes, keys)
+        arrived[np.searchsorted(nodes, key[(below == bits) & alive[place]])] = True
+        live = nodes[alive & ~stop]
+        if not is_member(live, np.sort(np.concatenate([keys[:0], *(result.keys for result in results)]))).all():
+            raise ReductionError(f"sector {bits}: an integral that matters has no rule")
+        functions = []
+        level = _levels(live, source, key, (below == bits))
+        order = np.lexsort((-np.arange(len(live)), level))
+        live, level = live[order], level[order]
+        first = len(self.numbers)
+        self.numbers.update(((bits, node), first + i) for i, node in enumerate(live.tolist()))
+        for node in np.flatnonzero(arrived & ~(alive & ~stop)).tolist():
+            number = self.numbers[bits, nodes[node]] = len(self.numbers)
+            if stop[node]:
+                functions += [(column, len(self.ends)) for column in np.flatnonzero(block[node]).tolist()]
+                self.ends.append((number, tuple(sector.decode(nodes[node : node + 1])[0].tolist())))
+            else:
+                self.dead.append(number)
+        outer = (below != bits) & alive[place] & ~stop[place]
+        carried = block[place[outer]] * value[outer, None] % self.p
+        for b in np.unique(below[outer]).tolist():
+            there = below[outer] == b
+            pending.setdefault(b, []).append((key[outer][there], carried[there]))
+        return _SectorPart(bits, first, live, level, results, functions)
+
+    def _results(self, bits: int, sector: Sector) -> list[_RuleResult]:
+        """One-step results of everything recorded in a sector, each integral once."""
+        results: list[_RuleResult] = []
+        seen = np.zeros(0, self.layout.dtype)
+        by_rule: dict[CompiledRule, list[np.ndarray]] = {}
+        for rule, keys in self.recorded.get(bits, ()):
+            by_rule.setdefault(rule, []).append(keys)
+        for rule, parts in by_rule.items():
+            keys = np.unique(np.concatenate(parts))
+            keys = keys[~is_member(keys, seen)]
+            if len(keys):
+                seen = merge(seen, keys)
+                results.append(self._evaluate(bits, sector, rule, keys))
+        return results
+
+    def _evaluate(self, bits: int, sector: Sector, rule: CompiledRule, keys: np.ndarray) -> _RuleResult:
+        indices = sector.decode(keys)
+        targets = np.column_stack([np.ones(len(keys)), indices])
+        size = max(REPLAY_ELEMENTS // rule.form.shape[1], 1)
+        values = np.concatenate([rule.replay(targets[i : i + size], self.p) for i in range(0, len(keys), size)])
+        pivot = values[:, rule.heavier].copy()
+        values[:, rule.heavier] = 0
+        member, column = np.nonzero(values)
+        terms = indices[member] + rule.offset[column]
+        below = sectors_of(terms)
+        kept = is_member(below, self.nonzero)
+        member, column, terms, below = member[kept], column[kept], terms[kept], below[kept]
+        key = np.zeros(len(terms), self.layout.dtype)
+        for b in np.unique(below).tolist():
+            key[below == b] = self.sectors[b].encode(terms[below == b])
+        value = values[member, column] * (self.p - invert(pivot, self.p))[member] % self.p
+        factors = [self._factors(rule, entry, indices) for entry in range(len(rule.term))]
+        vanishing = (values == 0) & ~self._structural_zeros(rule, factors)
+        vanishing[:, rule.heavier] = False
+        zero_member, zero_column = np.nonzero(vanishing)
+        inside = is_member(sectors_of(indices[zero_member] + rule.offset[zero_column]), self.nonzero)
+        cell = member * values.shape[1] + column
+        return _RuleResult(rule, keys, factors, (keys[member], below, key, value), cell, zero_member[inside], zero_column[inside])
+
+    def _factors(self, rule: CompiledRule, entry: int, indices: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """An entry of a rule as a sum: [(number of a coefficient of the identities, its factors [N] at the targets)]."""
+        term, seed, width = int(rule.term[entry]), rule.seed[entry], self.equations.n + 1
+        factors = [
+            (term * width + i, indices[:, i - 1] + seed[i - 1] if i else np.ones(len(indices), np.int64)) for i in self.present[term]
+        ]
+        return factors or [(term * width, np.zeros(len(indices), np.int64))]
+
+    def _structural_zeros(self, rule: CompiledRule, factors: list[list[tuple[int, np.ndarray]]]) -> np.ndarray:
+        """Bool [N, C]: zero at every point, because the factors a_i of all terms of a column are zero."""
+        column = np.repeat(np.arange(len(rule.start)), np.diff([*rule.start, len(rule.term)]))
+        zero = np.ones((len(factors[0][0][1]), len(rule.start)), bool)
+        for entry, parts in enumerate(factors):
+            for _, factor in parts:
+                zero[:, column[entry]] &= factor == 0
+        return zero
+
+    def _finish(self, part: _SectorPart) -> SectorTrace:
+        """Number the lines of a sector's values, once all nodes have numbers."""
+        node = {key: i for i, key in enumerate(part.live.tolist())}
+        chosen, sources, targets = [], [], []
+        for result in part.results:
+            source, below, key, _ = result.edges
+            kept = np.array([k in node for k in source.tolist()], bool)
+            chosen.append(kept)
+            sources += [node[k] for k in source[kept].tolist()]
+            targets += [self.numbers[b, k] for b, k in zip(below[kept].tolist(), key[kept].tolist())]
+        source, target = np.array(sources, np.int64), np.array(targets, np.int64)
+        end = part.first + len(part.live)
+        outer = (target < part.first) | (target >= end)
+        order = np.lexsort((target, outer))
+        line = np.empty(len(order), np.int64)
+        line[order] = np.arange(len(order))
+        source, target, inner = source[order] + part.first, target[order], int((~outer).sum())
+        replays, direct, begin, checked = [], [], 0, 0
+        for result, kept in zip(part.results, chosen):
+            count = int(kept.sum())
+            cells = self._cells(result, kept, line[begin : begin + count], len(line), node)
+            begin += count
+            if cells is not None and result.rule.rows == 1:
+                members, used, lines, vanishing = cells
+                zeros = len(source) + len(part.live) + checked + np.arange(len(vanishing))
+                checked += len(vanishing)
+                direct.append(self._direct(result, members, np.concatenate([used, vanishing]), np.concatenate([lines, zeros])))
+            elif cells is not None:
+                replays.append(self._replays(result, *cells))
+        starts = run_starts(target[:inner])
+        levels, inner_starts = [], []
+        bounds = [*run_starts(part.level).tolist(), len(part.live)]
+        for a, b in itertools.pairwise(bounds):
+            first, last = np.searchsorted(target[:inner], [part.first + a, part.first + b]).tolist()
+            levels.append((part.first + a, part.first + b, first, last))
+            inner_starts.append(starts[(starts >= first) & (starts < last)] - first)
+        outer_start = run_starts(target[inner:])
+        return SectorTrace(
+            part.first,
+            len(part.live),
+            checked,
+            _join_rounds(direct),
+            tuple(replays),
+            tuple(levels),
+            source,
+            tuple(inner_starts),
+            outer_start,
+            target[inner:][outer_start],
+        )
+
+    def _cells(
+        self, result: _RuleResult, kept: np.ndarray, line: np.ndarray, edges: int, node: dict[int, int]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray] | None:
+        """Of a rule's integrals those that matter: (members [N]; used cells, ascending, and their lines; vanishing cells)."""
+        columns = len(result.rule.start)
+        places = [node.get(key, -1) for key in result.keys.tolist()]
+        members = np.array([i for i, place in enumerate(places) if place >= 0], np.int64)
+        if not len(members):
+            return None
+        position = np.full(len(places), -1)
+        position[members] = np.arange(len(members))
+        cell = result.cell[kept]
+        pivots = np.arange(len(members)) * columns + result.rule.heavier
+        used = np.concatenate([position[cell // columns] * columns + cell % columns, pivots])
+        lines = np.concatenate([line, edges + np.array(places)[members]])
+        order = np.argsort(used, kind="stable")
+        vanishing = position[result.zero_member] >= 0
+        zeros = position[result.zero_member[vanishing]] * columns + result.zero_column[vanishing]
+        return members, used[order], lines[order], np.sort(zeros)
+
+    def _replays(self, result: _RuleResult, members: np.ndarray, used: np.ndarray, line: np.ndarray, vanishing: np.ndarray) -> Replays:
+        rule, rounds = result.rule, []
+        for number in itertools.count():
+            entries = [entry for entry, parts in enumerate(result.factors) if len(parts) > number]
+            if not entries:
+                break
+            parts = [result.factors[entry][number] for entry in entries]
+            factor = np.stack([factor[members] for _, factor in parts], axis=1).astype(np.int32)
+            rounds.append(Round(np.array(entries), np.array([coefficient for coefficient, _ in parts]), factor))
+        return Replays(tuple(rounds), rule.row, rule.start, rule.rows, rule.pivot_entry, rule.pivot_place, used, line, vanishing)
+
+    def _direct(self, result: _RuleResult, members: np.ndarray, used: np.ndarray, line: np.ndarray) -> list[Round]:
+        """Cells of a rule of one row, whose entries are its columns."""
+        columns, rounds = len(result.rule.start), []
+        member, entry = members[used // columns], used % columns
+        lengths = np.array([len(parts) for parts in result.factors])
+        for number in range(lengths.max()):
+            some = np.flatnonzero(lengths[entry] > number)
+            factor, coefficient = np.empty(len(some), np.int64), np.empty(len(some), np.int64)
+            for e in np.unique(entry[some]).tolist():
+                there = entry[some] == e
+                coefficient[there] = result.factors[e][number][0]
+                factor[there] = result.factors[e][number][1][member[some[there]]]
+            rounds.append(Round(line[some], coefficient, factor.astype(np.int32)))
+        return rounds
+
+
+def _join_rounds(parts: list[list[Round]]) -> tuple[Round, ...]:
+    """Sums of several rules as sums of all their lines, by line."""
+    rounds = []
+    for group in itertools.zip_longest(*parts):
+        place, coefficient, factor = (np.concatenate([getattr(one, f.name) for one in group if one]) for f in fields(Round))
+        order = np.argsort(place, kind="stable")
+        rounds.append(Round(place[order], coefficient[order], factor[order]))
+    return tuple(rounds)
+
+
+@dataclass(frozen=True, eq=False)
+class _RuleResult:
+    """A rule at the first point: edges (source key, sector, key, value), of the cells `cell` of [N, C]; zeros that no index explains."""
+
+    rule: CompiledRule
+    keys: np.ndarray
+    factors: list[list[tuple[int, np.ndarray]]]
+    edges: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    cell: np.ndarray
+    zero_member: np.ndarray
+    zero_column: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class _SectorPart:
+    bits: int
+    first: int
+    live: np.ndarray
+    level: np.ndarray
+    results: list[_RuleResult]
+    functions: list[tuple[int, int]]
+
+
+def sum_by_key_keeping(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """`sum_by_key` that keeps lines that are all zero."""
+    distinct, inverse = np.unique(keys, return_inverse=True)
+    sums = np.zeros((len(distinct), values.shape[1]), np.int64)
+    np.add.at(sums, inverse, values)
+    return distinct, sums % p
+
+
+def _levels(live: np.ndarray, source: np.ndarray, key: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Length [N] of the longest path to each of the sorted keys along the edges among them; every edge leads to a smaller key."""
+    inside = own & is_member(source, live) & is_member(key, live)
+    begin, end = np.searchsorted(live, source[inside]), np.searchsorted(live, key[inside])
+    level = np.zeros(len(live), np.int64)
+    waits = np.bincount(end, minlength=len(live))
+    order = np.argsort(begin, kind="stable")
+    begin, end = begin[order], end[order]
+    first = np.searchsorted(begin, np.arange(len(live) + 1))
+    ready, depth = np.flatnonzero(waits == 0), 0
+    while len(ready):
+        level[ready] = depth
+        length = first[ready + 1] - first[ready]
+        edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
+        np.subtract.at(waits, end[edge], 1)
+        hit = np.unique(end[edge])
+        ready, depth = hit[waits[hit] == 0], depth + 1
+    return level
+
+
+def identity_coefficients(operators: Sequence[Operator], values: np.ndarray, ring: Residues) -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [terms, n+1, P] of all identities at points values [symbols, P], terms as in evaluate_identities, and good [P]."""
+    powers: dict[tuple[int, int], np.ndarray] = {}
+
+    def power(i: int, exponent: int) -> np.ndarray:
+        if (i, exponent) not in powers:
+            lower = power(i, exponent - 1) if exponent > 1 else None
+            powers[i, exponent] = values[i] if lower is None else lower * values[i] % ring.primes
+        return powers[i, exponent]
+
+    @cache
+    def polynomial(terms: Polynomial) -> np.ndarray:
+        total = np.zeros(values.shape[1], np.int64)
+        for exponents, factor in terms:
+            product = factor % ring.primes
+            for i, exponent in enumerate(exponents):
+                if exponent:
+                    product = product * power(i, exponent) % ring.primes
+            total += product
+        return total % ring.primes
+
+    good = np.ones(values.shape[1], bool)
+
+    @cache
+    def inverse(terms: Polynomial) -> np.ndarray:
+        below = polynomial(terms)
+        good[below == 0] = False
+        return np.array([pow(value or 1, -1, prime) for value, prime in zip(below.tolist(), ring.primes.tolist())])
+
+    count = sum(map(len, operators))
+    result = np.zeros((count, len(operators[0][0][0]) + 1, values.shape[1]), np.int64)
+    terms = (coefficients for operator in operators for _, coefficients in operator)
+    for number, coefficients in enumerate(terms):
+        for i, numerator, denominator in coefficients:
+            result[number, i] = polynomial(numerator) * inverse(denominator) % ring.primes
+    return result, good
+
+
+def probe(trace: Trace, primes: Sequence[int], values: np.ndarray, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Coefficients [P, F] of a trace at points: primes [P], values [symbols, P] of d and the invariants; and good [P].
+
+    A point is not good where a pivot vanishes, or where something does not that vanished at the first point: there the coefficients mean
+    nothing. Elsewhere they are exact.
+    """
+    most, memory = (GPU_POINTS, GPU_MEMORY) if device == "cuda" else (POINTS_AT_ONCE, PROBE_MEMORY)
+    size = min(max(memory // max(trace.bytes_per_point, 1), 8), most)
+    parts = []
+    for begin in range(0, len(primes), size):
+        ring = make_residues(np.array(primes[begin : begin + size], np.int64), device)
+        parts.append(_Probe(trace, values[:, begin : begin + size], ring).run())
+    coefficients, good = zip(*parts)
+    return np.concatenate(coefficients), np.concatenate(good)
+
+
+class _Probe:
+    """One pass of a trace over some points."""
+
+    def __init__(self, trace: Trace, values: np.ndarray, ring: Residues):
+        self.trace, self.ring, self.points = trace, ring, values.shape[1]
+        self.elements = GPU_ELEMENTS if ring.device == "cuda" else PROBE_ELEMENTS
+        coefficients, good = identity_coefficients(trace.operators, values, ring)
+        self.identities, self.good = ring.place(coefficients.reshape(-1, self.points)), ring.place(good)
+
+    def run(self) -> tuple[np.ndarray, np.ndarray]:
+        trace, ring = self.trace, self.ring
+        block = ring.zeros(trace.nodes, len(trace.targets), self.points)
+        for node, column in trace.starts:
+            block[node, column] = 1
+        for sector in trace.sectors:
+            self._carry(sector, block, *self._one_step(sector))
+        self._must_vanish(block[ring.place(trace.dead)])
+        ends = ring.bring(ring.canonical(block[ring.place(trace.ends)]))
+        used = np.zeros(ends.shape[:2], bool)
+        for column, end in trace.functions:
+            used[end, column] = True
+        good = ring.bring(self.good) & ~ends[~used].any(0)
+        lines = [ends[end, column] for column, end in trace.functions]
+        return np.array(lines, np.int64).reshape(-1, self.points).T, good
+
+    def _must_vanish(self, values: Any) -> None:
+        """values [..., P]"""
+        self.good &= self.ring.is_zero(values).reshape(-1, self.points).all(0)
+
+    def _one_step(self, sector: SectorTrace) -> tuple[Any, Any]:
+        """Values [edges, P] and pivots [nodes, P] of a sector's one-step results."""
+        edges = len(sector.source)
+        pivots_end = edges + sector.count
+        lines = self.ring.empty(pivots_end + sector.checked, self.points)
+        if sector.direct:
+            self._sum_directly(sector.direct, lines)
+        for replays in sector.replays:
+            size = max(self.elements // (len(replays.row) * self.points), 1)
+            for begin in range(0, len(replays.rounds[0].factor), size):
+                self._replay(replays, slice(begin, begin + size), lines)
+        self._must_vanish(lines[pivots_end:])
+        pivots = lines[edges:pivots_end]
+        bad = self.ring.is_zero(pivots)
+        self.good &= ~bad.any(0)
+        pivots[bad] = 1
+        return lines[:edges], pivots
+
+    def _sum_directly(self, rounds: tuple[Round, ...], lines: Any) -> None:
+        """Fill the lines of rules of one row."""
+        first, *others = rounds
+        size = max(self.elements // self.points, 1)
+        for begin in range(0, len(first.place), size):
+            place = first.place[begin : begin + size]
+            values = self._summands(first, slice(begin, begin + size))
+            for more in others:
+                part = slice(*np.searchsorted(more.place, [place[0], place[-1] + 1]).tolist())
+                if part.stop > part.start:
+                    values[self.ring.place(np.searchsorted(place, more.place[part]))] += self._summands(more, part)
+            lines[self.ring.place(place)] = self.ring.reduce(values)
+
+    def _summands(self, some: Round, part: slice) -> Any:
+        values = self.ring.take(self.identities, self.ring.place(some.coefficient[part]))
+        values *= self.ring.place(some.factor[part])[:, None]
+        return values
+
+    def _replay(self, replays: Replays, part: slice, lines: Any) -> None:
+        ring, columns = self.ring, len(replays.start)
+        first, *others = replays.rounds
+        values = ring.take(self.identities, ring.place(first.coefficient))[None] * ring.place(first.factor[part])[:, :, None]
+        for more in others:
+            coefficients = ring.take(self.identities, ring.place(more.coefficient))
+            values[:, ring.place(more.place)] += coefficients[None] * ring.place(more.factor[part])[:, :, None]
+        values = ring.reduce(values)
+        matrix = ring.zeros(len(values), replays.rows - 1, replays.rows, self.points)
+        pivot, row = (ring.place(place) for place in replays.pivot_place)
+        matrix[:, pivot, row] = values[:, ring.place(replays.pivot_entry)]
+        values = ring.product(values, null_vectors(matrix, ring)[:, ring.place(replays.row)])
+        cells = ring.reduce(ring.sums(values, ring.place(replays.start), axis=1)).reshape(-1, self.points)
+        before, after = part.start * columns, part.start * columns + len(cells)
+        begin, end = np.searchsorted(replays.used, [before, after])
+        lines[ring.place(replays.line[begin:end])] = ring.take(cells, ring.place(replays.used[begin:end] - before))
+        begin, end = np.searchsorted(replays.vanishing, [before, after])
+        if end > begin:
+            self._must_vanish(ring.take(cells, ring.place(replays.vanishing[begin:end] - before)))
+
+    def _carry(self, sector: SectorTrace, block: Any, values: Any, pivots: Any) -> None:
+        """block [nodes, K, P]: from the sector's first level down, then to what lies below it."""
+        ring = self.ring
+        scale = -ring.invert(pivots)
+        source = ring.place(sector.source)
+        for (begin, end, first, last), starts in zip(sector.levels, sector.inner_starts):
+            lines = block[begin:end]
+            if last > first:
+                flow = ring.product(ring.take(block, source[first:last]), values[first:last, None])
+                lines = ring.reduce(lines + ring.sums(flow, ring.place(starts)))
+            scaled = ring.product(lines, scale[begin - sector.first : end - sector.first, None])
+            block[begin:end] = scaled
+        inner = sector.inner
+        if len(source) > inner:
+            flow = ring.product(ring.take(block, source[inner:]), values[inner:, None])
+            target = ring.place(sector.outer_target)
+            block[target] = ring.reduce(block[target] + ring.sums(flow, ring.place(sector.outer_start)))
+
+
+# =====================================================================================================================
+# Reconstruction
+# =====================================================================================================================
+
+REDUNDANT_POINTS = 3  # a univariate function must also fit so many points more than it has coefficients
+MOST_SLICE_POINTS = 6000  # functions of a higher degree than that in one variable are given up
+ROOT_DENOMINATOR, ROOT_NUMERATOR = 12, 600  # factors a*x - b with a and |b| up to these are recognised as such
+MOST_PRIMES = 20_000
+ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
+FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
+SPARSE_SHARE = 0.7  # further primes solve for the terms alone if these are fewer than so many of the points of a full grid
+
+Monomials = dict[tuple[int, ...], Any]  # exponents: coefficient
+
+
+class _Unlucky(Exception):
+    """A prime or point where something vanishes that does not vanish in general."""
+
+
+def probe_primes(rng: np.random.Generator) -> Iterator[int]:
+    """Different random primes that Residues can take."""
+    seen: set[int] = set()
+    while True:
+        number = int(rng.integers(SMALLEST_PROBE_PRIME, LARGEST_PROBE_PRIME)) | 1
+        if number not in seen and is_prime(number):
+            seen.add(number)
+            yield number
+
+
+# polynomials modulo a prime: int64 arrays, constant term first, no zero at the end -----------------------------------
+
+
+def trimmed(poly: np.ndarray) -> np.ndarray:
+    nonzero = np.flatnonzero(poly)
+    return poly[: nonzero[-1] + 1 if len(nonzero) else 0]
+
+
+def divide(a: np.ndarray, b: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+    """Quotient and remainder."""
+    rest, quotient = a.copy(), np.zeros(max(len(a) - len(b) + 1, 0), np.int64)
+    inverse = pow(int(b[-1]), -1, p)
+    for k in range(len(quotient) - 1, -1, -1):
+        factor = quotient[k] = int(rest[k + len(b) - 1]) * inverse % p
+        if factor:
+            rest[k : k + len(b)] = (rest[k : k + len(b)] - factor * b) % p
+    return quotient, trimmed(rest)
+
+
+def multiply(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
+    short, long = sorted((a, b), key=len)
+    result = np.zeros(max(len(a) + len(b) - 1, 0), np.int64)
+    for k, factor in enumerate(short.tolist()):
+        result[k : k + len(long)] = (result[k : k + len(long)] + factor * long) % p
+    return result
+
+
+def greatest_common_divisor(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
+    while len(b):
+        a, b = b, divide(a, b, p)[1]
+    return a * pow(int(a[-1]), -1, p) % p
+
+
+def divided_differences(nodes: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
+    """Newton coefficients [N, …] of values [N, …] at different nodes [N]."""
+    result = values % p
+    shape = (-1,) + (1,) * (values.ndim - 1)
+    for k in range(1, len(nodes)):
+        result[k:] = (result[k:] - result[k - 1 : -1]) % p * invert((nodes[k:] - nodes[:-k]) % p, p).reshape(shape) % p
+    return result
+
+
+def newton_to_monomials(nodes: np.ndarray, coefficients: np.ndarray, p: int) -> np.ndarray:
+    result = coefficients.copy()
+    for j in range(len(nodes) - 2, -1, -1):
+        result[j:-1] = (result[j:-1] - int(nodes[j]) * result[j + 1 :]) % p
+    return result
+
+
+def horner(poly: np.ndarray, x: np.ndarray, p: int) -> np.ndarray:
+    """Values at x [N]."""
+    total = np.zeros(len(x), np.int64)
+    for coefficient in poly[::-1].tolist():
+        total = (total * x + coefficient) % p
+    return total
+
+
+def rational_interpolation(nodes: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """Numerator and denominator (with highest coefficient 1) of the rational function with these values, None if it takes more points.
+
+    The remainder sequence of the interpolating polynomial and the product of all x - node has the function where a quotient is largest
+    (Monagan, ISSAC 2004); it must fit REDUNDANT_POINTS points more than it has coefficients.
+    """
+    modulus = np.ones(1, np.int64)
+    for node in nodes.tolist():
+        modulus = multiply(modulus, np.array([-node % p, 1]), p)
+    rest = trimmed(newton_to_monomials(nodes, divided_differences(nodes, values, p), p))
+    if not len(rest):
+        return np.zeros(0, np.int64), np.ones(1, np.int64)
+    previous, cofactor, previous_cofactor = modulus, np.ones(1, np.int64), np.zeros(0, np.int64)
+    best: tuple[int, np.ndarray, np.ndarray] | None = None
+    while len(rest):
+        size = len(rest) + len(cofactor)
+        if best is None or size < best[0]:
+            best = (size, rest, cofactor)
+        quotient, remainder = divide(previous, rest, p)
+        product = multiply(quotient, cofactor, p)
+        following = np.zeros(max(len(product), len(previous_cofactor)), np.int64)
+        following[: len(previous_cofactor)] = previous_cofactor
+        following[: len(product)] = (following[: len(product)] - product) % p
+        previous, rest, previous_cofactor, cofactor = rest, remainder, cofactor, trimmed(following)
+    size, numerator, denominator = best
+    if size - 1 + REDUNDANT_POINTS > len(nodes):
+        return None
+    inverse = pow(int(denominator[-1]), -1, p)
+    return numerator * inverse % p, denominator * inverse % p
+
+
+@cache
+def _small_rationals() -> tuple[tuple[int, int], ...]:
+    """(a, b) with b/a in lowest terms, the factors a*x - b that are looked for."""
+    pairs = ((a, b) for a in range(1, ROOT_DENOMINATOR + 1) for b in range(-ROOT_NUMERATOR, ROOT_NUMERATOR + 1))
+    return tuple((a, b) for a, b in pairs if math.gcd(a, b) == 1)
+
+
+def linear_factors(poly: np.ndarray, p: int) -> dict[tuple[int, int], int]:
+    """Multiplicities of the small rational roots b/a of a polynomial, as {(a, b): multiplicity}."""
+    if len(poly) < 2:
+        return {}
+    pairs = np.array(_small_rationals())
+    roots = pairs[:, 1] % p * invert(pairs[:, 0], p) % p
+    found: dict[tuple[int, int], int] = {}
+    for position in np.flatnonzero(horner(poly, roots, p) == 0).tolist():
+        rest, factor = poly, np.array([-int(roots[position]) % p, 1])
+        while len(rest) > 1:
+            quotient, remainder = divide(rest, factor, p)
+            if len(remainder):
+                break
+            rest = quotient
+            pair = (int(pairs[position, 0]), int(pairs[position, 1]))
+            found[pair] = found.get(pair, 0) + 1
+    return found
+
+
+# polynomials of several variables --------------------------------------------------------------------------------------
+
+
+def lower_set(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...], int]]) -> list[tuple[int, ...]]:
+    """Exponents below the limits of any of the boxes (limit of each variable, variables whose sum is limited, limit of the sum)."""
+    found: set[tuple[int, ...]] = set()
+    for limits, summed, total in boxes:
+        for exponents in itertools.product(*(range(limit + 1) for limit in limits)):
+            if sum(exponents[i] for i in summed) <= total:
+                found.add(exponents)
+    return sorted(found)
+
+
+def interpolate(nodes: Sequence[np.ndarray], exponents: Sequence[tuple[int, ...]], values: np.ndarray, p: int) -> np.ndarray:
+    """Coefficients [N, F] of polynomials with these exponents from values [N, F] at the points (nodes[0][e_0], nodes[1][e_1], …).
+
+    The exponents are a lower set: with one all smaller ones are there, so divided differences of each variable in turn meet no gap.
+    """
+    if not nodes:
+        return values % p
+    place = tuple(np.array(exponents).T)
+    grid = np.zeros((*(len(some) for some in nodes), values.shape[1]), np.int64)
+    grid[place] = values
+    for axis, some in enumerate(nodes):
+        grid = np.moveaxis(divided_differences(some, np.moveaxis(grid, axis, 0), p), 0, axis)
+    inside = np.zeros_like(grid)
+    inside[place] = grid[place]
+    for axis, some in enumerate(nodes):
+        inside = np.moveaxis(newton_to_monomials(some, np.moveaxis(inside, axis, 0), p), 0, axis)
+    return inside[place]
+
+
+def evaluate_monomials(poly: Monomials, points: np.ndarray, p: int) -> np.ndarray:
+    """Values [N] of a polynomial with integer coefficients at points [N, variables]."""
+    total = np.zeros(len(points), np.int64)
+    powers: dict[tuple[int, int], np.ndarray] = {}
+    for i in range(points.shape[1]):
+        powers[i, 0] = np.ones(len(points), np.int64)
+        for exponent in range(1, max((exponents[i] for exponents in poly), default=0) + 1):
+            powers[i, exponent] = powers[i, exponent - 1] * points[:, i] % p
+    for exponents, coefficient in poly.items():
+        product = np.full(len(points), coefficient % p, np.int64)
+        for i, exponent in enumerate(exponents):
+            if exponent:
+                product = product * powers[i, exponent] % p
+        total = (total + product) % p
+    return total
+
+
+def solve_geometric(bases: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
+    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases (a transposed Vandermonde system)."""
+    master = np.ones(1, np.int64)
+    for base in bases.tolist():
+        master = multiply(master, np.array([-base % p, 1]), p)
+    quotient, total, at_base = np.ones_like(bases), np.zeros_like(bases), np.zeros_like(bases)
+    for k in range(len(bases) - 1, -1, -1):  # coefficients of master / (x - base), highest first
+        total = (total + quotient * int(values[k])) % p
+        at_base = (at_base * bases + quotient) % p
+        quotient = (int(master[k]) + bases * quotient) % p
+    return total * invert(at_base, p) % p
+
+
+def shift_back(poly: Monomials, shift: Sequence[int], p: int) -> Monomials:
+    """The polynomial in x of a polynomial in x - shift."""
+    for i, offset in enumerate(shift):
+        shifted: Monomials = {}
+        for exponents, coefficient in poly.items():
+            for k in range(exponents[i] + 1):
+                term = (*exponents[:i], k, *exponents[i + 1 :])
+                value = coefficient * math.comb(exponents[i], k) * pow(-offset, exponents[i] - k, p)
+                shifted[term] = (shifted.get(term, 0) + value) % p
+        poly = shifted
+    return {exponents: value for exponents, value in poly.items() if value}
+
+
+# rational numbers ------------------------------------------------------------------------------------------------------
+
+
+def rational_number(residue: int, modulus: int) -> Fraction | None:
+    """The only a/b with a^2, b^2 <= modulus/2 that has this residue, None if there is none (Wang, 1981)."""
+    bound = math.isqrt(modulus // 2)
+    a, b, s, t = modulus, residue % modulus, 0, 1
+    while b > bound:
+        quotient = a // b
+        a, b, s, t = b, a - quotient * b, t, s - quotient * t
+    if not t or abs(t) > bound or math.gcd(b, t) != 1:
+        return None
+    return Fraction(b, t)
+
+
+class Lift:
+    """A vector of rational numbers from its residues modulo more and more primes; done once it predicts a prime that was not used."""
+
+    def __init__(self) -> None:
+        self.modulus, self.residues = 1, []
+        self.candidate: list[Fraction] | None = None
+        self.done = False
+        self.tried = 0
+
+    def add(self, residues: Sequence[int], p: int) -> None:
+        """Residues modulo a further prime."""
+        if self.candidate is not None:
+            self.done = all(
+                value.denominator % p and (value.numerator - r * value.denominator) % p == 0 for value, r in zip(self.candidate, residues)
+            )
+            if self.done:
+                return
+        if self.modulus == 1:
+            self.residues = [0] * len(residues)
+        inverse = pow(self.modulus, -1, p)
+        self.residues = [old + self.modulus * ((r - old) * inverse % p) for old, r in zip(self.residues, residues)]
+        self.modulus *= p
+        self.candidate = None
+        if self.modulus.bit_length() > 1.1 * self.tried:
+            self.tried = self.modulus.bit_length()
+            self.candidate = self._rationals()
+
+    def _rationals(self) -> list[Fraction] | None:
+        """All of them, over a common denominator as far as it is known."""
+        bound, common, found = math.isqrt(self.modulus // 2), 1, []
+        for residue in self.residues:
+            scaled = residue * common % self.modulus
+            scaled -= self.modulus if scaled > self.modulus // 2 else 0
+            if abs(scaled) > bound:
+                value = rational_number(scaled, self.modulus)
+                if value is None:
+                    return None
+                common *= value.denominator
+                scaled = value.numerator
+                if common > bound:
+                    return None
+            found.append(Fraction(scaled, common))
+        return found
+
+
+# functions -------------------------------------------------------------------------------------------------------------
+
+Linear = dict[tuple[int, int, int], int]  # (variable, a, b): multiplicity of the factor a * variable - b
+
+
+@dataclass
+class ExactFunction:
+    """factor * product of linear factors * numerator / (product of linear factors * denominator); polynomials with coprime integers."""
+
+    factor: Fraction = Fraction(1)
+    above: Linear = field(default_factory=dict)
+    below: Linear = field(default_factory=dict)
+    numerator: Monomials = field(default_factory=dict)
+    denominator: Monomials = field(default_factory=dict)
+
+    def linear(self, points: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+        """Products of the linear factors above and below at points [N, variables]."""
+        products = []
+        for factors in (self.above, self.below):
+            product = np.ones(len(points), np.int64)
+            for (i, a, b), multiplicity in factors.items():
+                for _ in range(multiplicity):
+                    product = product * ((a * points[:, i] - b) % p) % p
+            products.append(product)
+        return products[0], products[1]
+
+    def evaluate(self, points: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
+        """Residues [N] of numerator and denominator at points [N, variables]."""
+        above, below = self.linear(points, p)
+        above = above * evaluate_monomials(self.numerator, points, p) % p * (self.factor.numerator % p) % p
+        below = below * evaluate_monomials(self.denominator, points, p) % p * (self.factor.denominator % p) % p
+        return above, below
+
+    def text(self, variables: Sequence[str], scale: tuple[str, int] | None = None) -> str:
+        """An expression that sympy parses. scale: (name, degree) of an invariant that was set to 1; the others are divided by it."""
+        above = [(_linear_poly(key, len(variables)), power) for key, power in self.above.items()]
+        below = [(_linear_poly(key, len(variables)), power) for key, power in self.below.items()]
+        above += _factors(self.numerator, variables)
+        below += _factors(self.denominator, variables)
+        names, negative = list(variables), 0
+        if scale is not None:
+            name, degree = scale
+            place = int("d" in variables)
+            summed = [i for i in range(len(variables)) if variables[i] != "d"]
+            orders = [sum(power * max(sum(e[i] for i in summed) for e in poly) for poly, power in side) for side in (above, below)]
+            above, below = ([(_homogeneous(poly, summed, place), power) for poly, power in side] for side in (above, below))
+            negative = sum(power for poly, power in above + below if poly[max(poly)] < 0)
+            above, below = ([(_with_positive_lead(poly), power) for poly, power in side] for side in (above, below))
+            names.insert(place, name)
+            power = degree - orders[0] + orders[1]
+            own = {tuple(int(i == place) for i in range(len(names))): 1}
+            (above if power > 0 else below).extend([(own, abs(power))] if power else [])
+        top = _product_text(abs(self.factor.numerator), above, names)
+        bottom = _product_text(self.factor.denominator, below, names)
+        sign = "-" if (self.factor < 0) != (negative % 2 == 1) else ""
+        if bottom == "1":
+            return sign + top
+        simple = re.fullmatch(r"\w+|\w+\*\*\d+|\([^()]*\)(\*\*\d+)?", bottom)
+        return f"{sign}{top}/{bottom if simple else f'({bottom})'}"
+
+
+def _linear_poly(key: tuple[int, int, int], count: int) -> Monomials:
+    i, a, b = key
+    unit = tuple(int(j == i) for j in range(count))
+    return {unit: a, (0,) * count: -b} if b else {unit: a}
+
+
+def _homogeneous(poly: Monomials, summed: Sequence[int], place: int) -> Monomials:
+    """With one variable more at this place, so that all terms have the same degree in those and the new one."""
+    degree = max(sum(exponents[i] for i in summed) for exponents in poly)
+    return {(*e[:place], degree - sum(e[i] for i in summed), *e[place:]): value for e, value in poly.items()}
+
+
+def _with_positive_lead(poly: Monomials) -> Monomials:
+    return poly if poly[max(poly)] > 0 else {exponents: -value for exponents, value in poly.items()}
+
+
+def _factors(poly: Monomials, variables: Sequence[str]) -> list[tuple[Monomials, int]]:
+    """Irreducible factors of a polynomial with coprime coefficients if it is small, else itself; the leading coefficient is positive."""
+    if set(poly) == {(0,) * len(variables)}:
+        return []
+    if len(poly) > FACTORED_TERMS:
+        return [(poly, 1)]
+    from sympy import ZZ
+    from sympy.polys.rings import ring
+
+    functions, *_ = ring(list(variables), ZZ)
+    _, factors = functions.from_dict({exponents: ZZ(value) for exponents, value in poly.items()}).factor_list()
+    return [({tuple(map(int, e)): int(v) for e, v in factor.terms()}, int(power)) for factor, power in factors]
+
+
+def primitive(poly: Monomials) -> tuple[Fraction, Monomials]:
+    """content, polynomial with coprime integer coefficients, positive at its lexicographically largest exponents."""
+    common = math.lcm(*(Fraction(value).denominator for value in poly.values()))
+    numbers = {exponents: int(value * common) for exponents, value in poly.items()}
+    divisor = math.gcd(*numbers.values()) * (1 if numbers[max(numbers)] > 0 else -1)
+    return Fraction(divisor, common), {exponents: value // divisor for exponents, value in sorted(numbers.items(), reverse=True)}
+
+
+def _product_text(number: int, factors: list[tuple[Monomials, int]], names: Sequence[str]) -> str:
+    """Factors with the same base are put together; a number of 1 is left out."""
+    powers: dict[tuple, int] = {}
+    for poly, power in factors:
+        key = tuple(sorted(poly.items(), reverse=True))
+        powers[key] = powers.get(key, 0) + power
+    parts = [str(number)] if number != 1 or not powers else []
+    for key, power in sorted(powers.items(), key=lambda item: (len(item[0]), item[0])):
+        base = poly_text(dict(key), names)
+        base = (
+            base
+            if re.fullmatch(r"[A-Za-z_]\w*", base) or (len(powers) == 1 and number == 1 and power == 1 and len(key) == 1)
+            else f"({base})"
+        )
+        parts.append(base if power == 1 else f"{base}**{power}")
+    return "*".join(parts)
+
+
+def poly_text(poly: Monomials, names: Sequence[str]) -> str:
+    terms = []
+    for exponents, value in sorted(poly.items(), reverse=True):
+        powers = [name if e == 1 else f"{name}**{e}" for name, e in zip(names, exponents) if e]
+        parts = powers if abs(value) == 1 and powers else [str(abs(value)), *powers]
+        terms.append(("-" if value < 0 else "+", "*".join(parts)))
+    (sign, first), *others = terms
+    return ("-" if sign == "-" else "") + first + "".join(f" {sign} {term}" for sign, term in others)
+
+
+# the method ------------------------------------------------------------------------------------------------------------
+
+Sample = tuple[int, tuple[int, ...]]  # a prime, and residues of the variables
+Ask = Callable[[Sequence[Sample]], tuple[np.ndarray, np.ndarray]]  # values [P, F] and which are good [P]
+
+
+class Reconstruction:
+    """Rational functions of some variables from their values modulo primes at points that it asks for.
+
+    1. Along each variable, twice: degrees, and with a common divisor of both the factors that depend on that variable alone; of these the
+       linear ones (a x - b with small integers) are taken out of numerators and denominators.
+    2. What is left of a denominator, by lines through a common point s: as a polynomial in t, normalised to 1 at t = 0, that of
+       f(s + t z) has homogeneous polynomials in z as coefficients (Cuyt, Lee, Theor. Comp. Sci. 412 (2011) 1445).
+    3. Then the numerators are polynomials of known degrees: the first prime on a full grid (lower set), further ones on the same, or where
+       it has many zeros for its terms alone at points of a geometric sequence.
+    4. Numbers by the Chinese remainder theorem until they predict the next prime, and a check at fresh points and primes.
+    """
+
+    def __init__(
+        self,
+        ask: Ask,
+        variables: Sequence[str],
+        count: int,
+        rng: np.random.Generator,
+        say: Callable[[str], None],
+        announce: Callable[[int], str] = "{:,} points in all".format,
+    ):
+        self.ask, self.variables, self.count, self.rng, self.say, self.announce = ask, tuple(variables), count, rng, say, announce
+        self.primes = probe_primes(rng)
+        self.functions = [ExactFunction() for _ in range(count)]
+        self.degrees: list[tuple[int, ...]] = [() for _ in range(count)]
+        self.total = [0] * count
+        self.left: list[list[int]] = []  # degrees of what is left of the denominators without linear factors, in each variable
+        self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
+        self.used_primes = 0
+
+    def run(self) -> list[ExactFunction]:
+        """Raises ReductionError where unlucky choices do not end."""
+        for attempt in range(ATTEMPTS):
+            try:
+                self.functions = [ExactFunction() for _ in range(self.count)]
+                if self.count:
+                    self._find_linear_factors()
+                    self._find_denominators()
+                    self._find_numerators()
+                    self._check()
+                return self.functions
+            except _Unlucky as trouble:
+                self.say(f"unlucky random numbers ({trouble}); taking others" if attempt < ATTEMPTS - 1 else "giving up")
+        raise ReductionError(f"no function fits in {ATTEMPTS} attempts: the point may be singular; take another, or more --symbols")
+
+    # asking -------------------------------------------------------------------------------------------------------
+
+    def _draw(self, p: int, count: int | None = None) -> tuple[int, ...]:
+        return tuple(self.rng.integers(1000, p - 1000, len(self.variables) if count is None else count).tolist())
+
+    def _distinct(self, p: int, count: int) -> np.ndarray:
+        nodes: dict[int, None] = {}
+        while len(nodes) < count:
+            nodes[int(self.rng.integers(1000, p - 1000))] = None
+        return np.array(list(nodes), np.int64)
+
+    def _values(self, samples: Sequence[Sample]) -> np.ndarray:
+        """Values [P, F]. Raises _Unlucky where a point has none."""
+        values, good = self.ask(samples)
+        if not good.all():
+            raise _Unlucky("a point has no value")
+        return values
+
+    def _along(
+        self, p: int, place: Callable[[int], tuple[int, ...]], strip: bool, chosen: Sequence[int], size: int = 10
+    ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """The chosen functions on a line of points place(t), as numerators and denominators in t. strip: without linear factors."""
+        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        nodes, values = np.zeros(0, np.int64), np.zeros((0, self.count), np.int64)
+        while len(found) < len(chosen):
+            if size > MOST_SLICE_POINTS:
+                raise _Unlucky(f"a function needs more than {MOST_SLICE_POINTS} points in one variable")
+            fresh = self._distinct(p, size - len(nodes))
+            fresh = fresh[~np.isin(fresh, nodes)]
+            points = [place(t) for t in fresh.tolist()]
+            more, good = self.ask([(p, point) for point in points])
+            if good.mean() < 0.5:
+                raise _Unlucky("most points of a line have no values")
+            if strip:
+                more = np.stack([self._stripped(f, more[:, f], points, p) for f in range(self.count)], axis=1)
+            nodes, values = np.concatenate([nodes, fresh[good]]), np.concatenate([values, more[good]])
+            for f in chosen:
+                if f not in found and (function := rational_interpolation(nodes, values[:, f], p)) is not None:
+                    found[f] = function
+            size = max(size * 3 // 2, size + 4)
+        return found
+
+    def _stripped(self, f: int, values: np.ndarray, points: Sequence[tuple[int, ...]], p: int) -> np.ndarray:
+        """Values without the linear factors that are known."""
+        above, below = self.functions[f].linear(np.array(points, np.int64).reshape(len(points), -1), p)
+        if not above.all():
+            raise _Unlucky("a point is a zero of a known factor")
+        return values * below % p * invert(above, p) % p
+
+    # 1 ------------------------------------------------------------------------------------------------------------
+
+    def _find_linear_factors(self) -> None:
+        p, everything = next(self.primes), range(self.count)
+        degrees: list[list[int]] = [[] for _ in everything]
+        self.left = [[0] * len(self.variables) for _ in everything]
+        for i in range(len(self.variables)):
+            slices, size = [], 10
+            for _ in range(min(2, len(self.variables))):
+                base = self._draw(p)
+                slices.append(self._along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), False, everything, size))
+                size = max(len(n) + len(d) for n, d in slices[0].values()) - 1 + REDUNDANT_POINTS
+            for f, function in enumerate(self.functions):
+                for side, linear in ((0, function.above), (1, function.below)):
+                    parts = [some[f][side] for some in slices]
+                    if any(len(part) != len(parts[0]) or not len(part) for part in parts):
+                        raise _Unlucky("degrees differ between two lines")
+                    alone = greatest_common_divisor(parts[0], parts[-1], p)
+                    factors = linear_factors(alone, p)
+                    linear |= {(i, a, b): multiplicity for (a, b), multiplicity in factors.items()}
+                    degree = len(parts[0]) - 1 - sum(factors.values())
+                    if side:
+                        self.left[f][i] = degree
+                    else:
+                        degrees[f].append(degree)
+        self.degrees = [tuple(some) for some in degrees]
+        self._find_total_degrees(p)
+
+    def _find_total_degrees(self, p: int) -> None:
+        """Degrees of the numerators in all variables but d together."""
+        self.total = [sum(some[i] for i in self.summed) for some in self.degrees]
+        if len(self.summed) > 1:
+            base, direction = self._draw(p), self._draw(p)
+            line = self._along(
+                p,
+                lambda t: tuple((b + t * z) % p if i in self.summed else b for i, (b, z) in enumerate(zip(base, direction))),
+                True,
+                range(self.count),
+            )
+            self.total = [len(line[f][0]) - 1 for f in range(self.count)]
+
+    # 2 ------------------------------------------------------------------------------------------------------------
+
+    def _find_denominators(self) -> None:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for f, left in enumerate(self.left):
+            groups.setdefault(tuple(i for i, degree in enumerate(left) if degree), []).append(f)
+        for f in groups.pop((), []):
+            self.functions[f].denominator = {(0,) * len(self.variables): 1}
+        for active, chosen in groups.items():
+            supports: dict[int, list[tuple[int, ...]]] = {}
+
+            def images(p: int, wanted: list[int], active=active, supports=supports) -> dict[int, list[int]]:
+                found = self._denominators_modulo(p, active, wanted)
+                for f, poly in found.items():
+                    supports.setdefault(f, sorted(poly, reverse=True))
+                    if not set(poly) <= set(supports[f]) or supports[f][0] not in poly:
+                        raise _Unlucky("a denominator has other terms")
+                result = {}
+                for f, poly in found.items():
+                    inverse = pow(poly[supports[f][0]], -1, p)
+                    result[f] = [poly.get(exponents, 0) * inverse % p for exponents in supports[f]]
+                return result
+
+            for f, numbers in self._lift(chosen, lambda batch, wanted, images=images: {p: images(p, wanted) for p in batch}, 1).items():
+                _, self.functions[f].denominator = primitive({e: value for e, value in zip(supports[f], numbers) if value})
+
+    def _denominators_modulo(self, p: int, active: tuple[int, ...], chosen: list[int]) -> dict[int, Monomials]:
+        """Denominators of functions whose denominators depend on these variables, up to a factor."""
+        base, shift = self._draw(p), self._draw(p)
+
+        def place(t: int, z: Sequence[int]) -> tuple[int, ...]:
+            point = list(base)
+            for i, value in zip(active, z):
+                point[i] = (shift[i] + t * value) % p
+            return tuple(point)
+
+        direction = (1, *self._draw(p, len(active) - 1))
+        first = self._along(p, lambda t: place(t, direction), True, chosen)
+        most = max(len(first[f][1]) - 1 for f in chosen)
+        size = max(len(first[f][0]) + len(first[f][1]) for f in chosen) - 1 + REDUNDANT_POINTS
+        nodes = [self._distinct(p, most + 1) for _ in active[1:]]
+        lattice = lower_set([((most,) * (len(active) - 1), tuple(range(len(active) - 1)), most)])
+        directions = [(1, *(int(some[e]) for some, e in zip(nodes, exponents))) for exponents in lattice]
+        ts = self._distinct(p, size)
+        points = [place(t, z) for z in directions for t in ts.tolist()]
+        values = self._values([(p, point) for point in points])
+        result = {}
+        for f in chosen:
+            mine = self._stripped(f, values[:, f], points, p).reshape(len(lattice), size)
+            lines = self._denominators_on_lines(ts, mine, len(first[f][1]) - 1, p)
+            coefficients = interpolate(nodes, lattice, lines, p)
+            poly = {
+                (k - sum(exponents), *exponents): int(coefficients[number, k])
+                for number, exponents in enumerate(lattice)
+                for k in range(sum(exponents), lines.shape[1])
+                if coefficients[number, k]
+            }
+            poly = shift_back(poly, [shift[i] for i in active], p)
+            result[f] = {self._spread(exponents, active): value for exponents, value in poly.items()}
+        return result
+
+    @staticmethod
+    def _denominators_on_lines(ts: np.ndarray, values: np.ndarray, degree: int, p: int) -> np.ndarray:
+        """Coefficients [lines, degree + 1] of the denominators of functions of t with values [lines, T], 1 at t = 0."""
+        lines = np.zeros((len(values), degree + 1), np.int64)
+        for number, line in enumerate(values):
+            function = rational_interpolation(ts, line, p)
+            if function is None or len(function[1]) != degree + 1 or not function[1][0]:
+                raise _Unlucky("a line has another degree")
+            lines[number] = function[1] * pow(int(function[1][0]), -1, p) % p
+        return lines
+
+    def _spread(self, exponents: tuple[int, ...], active: tuple[int, ...]) -> tuple[int, ...]:
+        """Exponents of all variables."""
+        own = dict(zip(active, exponents))
+        return tuple(own.get(i, 0) for i in range(len(self.variables)))
+
+    # 3 ------------------------------------------------------------------------------------------------------------
+
+    def _find_numerators(self) -> None:
+        everything = list(range(self.count))
+        boxes = [lower_set([(self.degrees[f], self.summed, self.total[f])]) for f in everything]
+        grid = sorted(set().union(*boxes))
+        supports: dict[int, list[tuple[int, ...]]] = {}
+        first = next(self.primes)
+        polys = self._on_grid([first], grid, everything)[first]
+        self._must_predict(polys, first)
+        for f, poly in polys.items():
+            if not set(poly) <= set(boxes[f]):
+                raise _Unlucky("a numerator has a higher degree than expected")
+            supports[f] = sorted(poly, reverse=True)
+        terms = max(map(len, supports.values()))
+        sparse = bool(self.variables) and terms < SPARSE_SHARE * len(grid)
+        expected = self._expected_primes(len(grid), terms if sparse else len(grid))
+
+        def images(batch: list[int], wanted: list[int]) -> dict[int, dict[int, list[int]]]:
+            polys = self._sparsely(batch, supports, wanted) if sparse else self._on_grid(batch, grid, wanted)
+            result: dict[int, dict[int, list[int]]] = {}
+            for p, some in polys.items():
+                if any(not set(poly) <= set(supports[f]) for f, poly in some.items()):
+                    raise _Unlucky("a numerator has other terms than at the first prime")
+                result[p] = {f: [poly.get(e, 0) for e in supports[f]] for f, poly in some.items()}
+            return result
+
+        for f, numbers in self._lift(everything, images, expected).items():
+            content, poly = primitive({e: value for e, value in zip(supports[f], numbers) if value})
+            self.functions[f].factor, self.functions[f].numerator = content, poly
+
+    def _must_predict(self, polys: dict[int, Monomials], p: int) -> None:
+        """Raises _Unlucky where a numerator modulo a prime is not this polynomial: degrees or the denominator are wrong."""
+        points = [self._draw(p) for _ in range(2)]
+        array, values = np.array(points, np.int64).reshape(len(points), -1), self._values([(p, point) for point in points])
+        for f, poly in polys.items():
+            if (evaluate_monomials(poly, array, p) != self._numerator_values(f, values[:, f], points, p)).any():
+                raise _Unlucky("a numerator is not a polynomial of the degrees that were found")
+
+    def _numerator_values(self, f: int, values: np.ndarray, points: Sequence[tuple[int, ...]], p: int) -> np.ndarray:
+        array = np.array(points, np.int64).reshape(len(points), -1)
+        return self._stripped(f, values, points, p) * evaluate_monomials(self.functions[f].denominator, array, p) % p
+
+    def _on_grid(self, batch: list[int], grid: list[tuple[int, ...]], chosen: list[int]) -> dict[int, dict[int, Monomials]]:
+        """Numerators modulo each prime of a batch from points of a full grid."""
+        limits = [max(exponents[i] for exponents in grid) for i in range(len(self.variables))]
+        nodes = {p: [self._distinct(p, limit + 1) for limit in limits] for p in batch}
+        points = {p: [tuple(int(some[e]) for some, e in zip(nodes[p], exponents)) for exponents in grid] for p in batch}
+        values = self._values([(p, point) for p in batch for point in points[p]]).reshape(len(batch), len(grid), self.count)
+        result: dict[int, dict[int, Monomials]] = {}
+        for p, mine in zip(batch, values):
+            columns = np.stack([self._numerator_values(f, mine[:, f], points[p], p) for f in chosen], axis=1)
+            coefficients = interpolate(nodes[p], grid, columns, p)
+            result[p] = {f: {e: int(c) for e, c in zip(grid, coefficients[:, k].tolist()) if c} for k, f in enumerate(chosen)}
+        return result
+
+    def _sparsely(self, batch: list[int], supports: dict[int, list[tuple[int, ...]]], chosen: list[int]) -> dict[int, dict[int, Monomials]]:
+        """Numerators with known terms, from as many points of a geometric sequence."""
+        count = max(len(supports[f]) for f in chosen)
+        points: dict[int, list[tuple[int, ...]]] = {}
+        for p in batch:
+            start, ratio = self._draw(p), self._draw(p)
+            points[p] = [tuple(s * pow(r, k, p) % p for s, r in zip(start, ratio)) for k in range(count)]
+        values = self._values([(p, point) for p in batch for point in points[p]]).reshape(len(batch), count, self.count)
+        result: dict[int, dict[int, Monomials]] = {}
+        for p, mine in zip(batch, values):
+            result[p] = {}
+            ratio = np.array([[int(b) * pow(int(a), -1, p) % p for a, b in zip(points[p][0], points[p][min(1, count - 1)])]])
+            for f in chosen:
+                terms = supports[f]
+                bases = np.array([int(evaluate_monomials({e: 1}, ratio, p)[0]) for e in terms])
+                if len(set(bases.tolist())) < len(bases):
+                    raise _Unlucky("two terms cannot be told apart")
+                column = self._numerator_values(f, mine[: len(terms), f], points[p][: len(terms)], p)
+                solved = solve_geometric(bases, column, p)
+                first = np.array([points[p][0]], np.int64)
+                for e, value in zip(terms, solved.tolist()):
+                    result[p].setdefault(f, {})[e] = value * pow(int(evaluate_monomials({e: 1}, first, p)[0]), -1, p) % p
+        return result
+
+    # 4 ------------------------------------------------------------------------------------------------------------
+
+    def _lift(
+        self, chosen: list[int], images: Callable[[list[int], list[int]], dict[int, dict[int, list[int]]]], expected: int
+    ) -> dict[int, list[Fraction]]:
+        """Vectors of rational numbers from images(primes, functions) = {prime: {function: residues}}; about so many primes are expected."""
+        lifts = {f: Lift() for f in chosen}
+        used, unlucky = 0, 0
+        while wanted := [f for f in chosen if not lifts[f].done]:
+            batch = [next(self.primes) for _ in range(max(min(expected - used, 64), 1 + used // 10))]
+            try:
+                found = images(batch, wanted)
+            except _Unlucky:
+                unlucky += 1
+                if unlucky > ATTEMPTS * (1 + used // 10):
+                    raise
+                continue
+            used += len(batch)
+            for p, vectors in found.items():
+                for f, residues in vectors.items():
+                    if not lifts[f].done:
+                        lifts[f].add(residues, p)
+            if used > MOST_PRIMES:
+                raise ReductionError(f"coefficients do not settle within {MOST_PRIMES} primes")
+        self.used_primes = used
+        return {f: lift.candidate for f, lift in lifts.items()}
+
+    def _expected_primes(self, grid: int, points: int) -> int:
+        """From the size of the numbers at a small rational point; says what is to come."""
+        place = tuple((101, 103, 107, 109, 113, 127, 131)[: len(self.variables)])
+        expected = 1
+        if self.variables and len(place) == len(self.variables):
+            try:
+                numbers = self._lift(list(range(self.count)), lambda batch, wanted: self._at(place, batch, wanted), 8)
+            except _Unlucky:
+                numbers = {}
+            for f, (number, *_) in numbers.items():
+                bits = number.numerator.bit_length() + number.denominator.bit_length()
+                inside = sum(degree * math.log2(x) for degree, x in zip(self.degrees[f], place))
+                expected = max(expected, 2 + int(max(bits - inside / 2, 0) / 30.9 + 0.5))
+        told = f"degrees {self.describe_degrees()}; {grid:,} points for the first prime, {points:,} for each of about {expected} more"
+        self.say(f"{told}: {self.announce(grid + expected * points)}")
+        return expected
+
+    def _at(self, place: tuple[int, ...], batch: list[int], chosen: list[int]) -> dict[int, dict[int, list[int]]]:
+        values = self._values([(p, place) for p in batch])
+        return {p: {f: [int(self._numerator_values(f, row[f : f + 1], [place], p)[0])] for f in chosen} for p, row in zip(batch, values)}
+
+    def describe_degrees(self) -> str:
+        """Largest degrees of numerators and denominators in each variable, linear factors included."""
+        texts = []
+        for i, name in enumerate(self.variables):
+            above = max(self.degrees[f][i] + sum(m for (j, *_), m in self.functions[f].above.items() if j == i) for f in range(self.count))
+            below = max(self.left[f][i] + sum(m for (j, *_), m in self.functions[f].below.items() if j == i) for f in range(self.count))
+            texts.append(f"{name}: {above}/{below}")
+        return ", ".join(texts) or "0"
+
+    def _check(self) -> None:
+        """Raises _Unlucky where a function is not what fresh points modulo fresh primes say."""
+        samples = [(p, self._draw(p)) for p in (next(self.primes), next(self.primes)) for _ in range(2 if self.variables else 1)]
+        values, good = self.ask(samples)
+        if not good.any():
+            raise _Unlucky("no point to check with")
+        for (p, point), row in zip([s for s, g in zip(samples, good) if g], values[good]):
+            array = np.array([point], np.int64).reshape(1, -1)
+            for f, function in enumerate(self.functions):
+                above, below = function.evaluate(array, p)
+                if (int(above[0]) - int(row[f]) * int(below[0])) % p or not below[0]:
+                    raise _Unlucky("a function fails at a fresh point")
+
+
+# running it ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExactProblem:
+    """A problem with rational numbers for what is given, and functions of the symbols; the prime of the problem's point plays no role."""
+
+    problem: Problem
+    symbols: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What tells this problem's run from another's, for people and for a journal."""
+        problem, point = self.problem, self.problem.point
+        given = tuple((name, value) for name, value in (("d", point.d), *point.invariants) if name not in self.symbols)
+        parts = (
+            __version__,
+            problem.family.identifier,
+            given,
+            self.symbols,
+            problem.targets,
+            problem.paper_masters_only,
+            problem.preferred_masters,
+            problem.family.paper_masters,
+        )
+        more = f" and {len(problem.targets) - 1} more" if len(problem.targets) > 1 else ""
+        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
+        return f"{show(problem.targets[0])}{more} of {problem.family.name} {kind} ({digest})"
+
+
+def has_scaling(operators: Sequence[Operator]) -> bool:
+    """Whether every invariant has the mass dimension of a propagator: then a coefficient is homogeneous in the invariants."""
+
+    def degrees(poly: Polynomial) -> set[int]:
+        return {sum(exponents[1:]) for exponents, _ in poly}
+
+    for operator in operators:
+        dimensions = set()
+        for shift, coefficients in operator:
+            for _, numerator, denominator in coefficients:
+                above, below = degrees(numerator), degrees(denominator)
+                if len(above) != 1 or len(below) != 1:
+                    return False
+                dimensions.add(above.pop() - below.pop() - sum(shift))
+        if len(dimensions) > 1:
+            return False
+    return True
+
+
+def probe_points(trace: Shared, primes: list[int], values: bytes, device: str) -> dict[str, Any]:
+    """`probe` as a task: values int64 [symbols, P] of d and the invariants; the result has builtin types only."""
+    started = time.monotonic()
+    coefficients, good = probe(trace.get(), primes, np.frombuffer(values, np.int64).reshape(-1, len(primes)), device)
+    return {
+        "values": coefficients.astype(np.int64).tobytes(),
+        "good": good.astype(np.int8).tobytes(),
+        "seconds": time.monotonic() - started,
+        "peak_memory_kb": peak_memory_kb(),
+    }
+
+
+def unpack_points(values: Any, good: Any, primes: Sequence[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Residues [P, F] and good [P] from a task or a journal. Raises ValueError or TypeError where they are not that."""
+    table = np.frombuffer(values, np.int64).reshape(len(primes), count)
+    flags = np.frombuffer(good, np.int8)
+    limits = np.array(primes, np.int64).reshape(-1, 1)
+    if len(flags) != len(primes) or not np.isin(flags, (0, 1)).all() or not ((table >= 0) & (table < limits)).all():
+        raise ValueError("not residues of these points")
+    return table, flags == 1
+
+
+class Sampler:
+    """Coefficients of a problem at sample points: from the journal, else by tasks; where a trace fails at a point, by a run of its own."""
+
+    def __init__(
+        self,
+        exact: ExactProblem,
+        executor: Any,
+        shelves: Sequence[Store],
+        progress: Progress,
+        journal: Journal,
+        directory: RunDirectory,
+        options: Options,
+    ):
+        self.directory, self.quiet = directory, options.quiet
+        self.exact, self.executor, self.shelves, self.progress, self.journal = exact, executor, shelves, progress, journal
+        self.device, self.task_seconds = options.device, options.job_seconds or (60.0 if options.condor else 4.0)
+        self.shares = 1 if options.condor else executor.processes  # a job of HTCondor is not worth its start if it is short
+        self.known: dict[Sample, np.ndarray | None] = {}
+        self.counts = {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0}
+        self.seconds = self.memory = 0
+        self.scale: str | None = None
+
+    # setting up ---------------------------------------------------------------------------------------------------
+
+    def prepare(self, rng: np.random.Generator) -> Outcome:
+        """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
+        for _ in range(ATTEMPTS):
+            primes = list(itertools.islice(probe_primes(rng), 9))
+            trace, outcome = record_trace(self._problem_at(primes[0], self._random(rng, primes[0])), self.shelves, self.progress)
+            others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
+            places = [self._place(p, values) for p, values in others]
+            began = time.perf_counter()
+            _, good = probe(trace, [p for p, _ in others], np.array(places, np.int64).T)
+            self.first_guess = (time.perf_counter() - began) / len(others)
+            if good.all():
+                break
+        else:
+            raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
+        self._set_up(trace, outcome, primes[0])
+        self.trace = Shared.write(trace, self.directory.shared)
+        self.live = sum(sector.count for sector in trace.sectors)
+        return outcome
+
+    def _set_up(self, trace: Trace, outcome: Outcome, p: int) -> None:
+        """Which functions there are, of which variables."""
+        problem = self.exact.problem
+        self.raw_names = self.names = trace.names
+        if problem.preferred_masters:
+            reductions = change_basis(outcome.reductions, problem.preferred_masters, p)
+            self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
+        invariants = [name for name, _ in problem.family.point]
+        variables = list(self.exact.symbols)
+        if invariants and set(invariants) <= set(variables) and has_scaling(trace.operators):
+            self.scale = invariants[0]
+            variables.remove(self.scale)
+        self.variables = tuple(variables)
+
+    def _random(self, rng: np.random.Generator, p: int) -> dict[str, int]:
+        return {name: int(rng.integers(1000, p - 1000)) for name in self.exact.symbols}
+
+    def _place(self, p: int, values: dict[str, int]) -> list[int]:
+        """Residues of d and all invariants. Raises InputError where a given number has none."""
+        point = self.exact.problem.point
+        numbers = {"d": point.d, **dict(point.invariants)} | {name: Fraction(value) for name, value in values.items()}
+        return list(Point(numbers.pop("d"), tuple(numbers.items()), p).residues())
+
+    def _problem_at(self, p: int, values: dict[str, int]) -> Problem:
+        d, *invariants = map(Fraction, self._place(p, values))
+        return replace(self.exact.problem, point=Point(d, tuple(zip((n for n, _ in self.exact.problem.family.point), invariants)), p))
+
+    def restore(self) -> None:
+        """Take over what the journal holds. Raises ReductionError where it does not belong here."""
+        names = None
+        for _, record in self.journal.records():
+            try:
+                if names is None:
+                    names = tuple((tuple(target), tuple(master)) for target, master in record["names"])
+                    if names != self.names:
+                        raise ValueError("other coefficients")
+                    continue
+                samples = [(int(p), tuple(map(int, place))) for p, place in record["samples"]]
+                table, good = unpack_points(record["values"], record["good"], [p for p, _ in samples], len(names))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ReductionError(f"{self.journal.path}: not what this run has written ({error}); start anew with --fresh") from None
+            self.known |= {sample: row if flag else None for sample, row, flag in zip(samples, table, good)}
+        if names is None:
+            self.journal.append({"names": self.names})
+        elif self.known:
+            self.counts["resumed"] = len(self.known)
+            self.progress.say(f"going on: {len(self.known):,} points are done already")
+
+    # asking -------------------------------------------------------------------------------------------------------
+
+    def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
+        missing = [sample for sample in dict.fromkeys(samples) if sample not in self.known]
+        if missing:
+            self._compute(missing)
+        rows = [self.known[sample] for sample in samples]
+        nothing = np.zeros(len(self.names), np.int64)
+        good = np.array([row is not None for row in rows], bool)
+        return np.array([nothing if row is None else row for row in rows]).reshape(len(rows), -1), good
+
+    def announce(self, line: str) -> None:
+        if not self.quiet:
+            self.progress.say(line)
+
+    def estimate(self, points: int) -> str:
+        """What so many further points take."""
+        return f"{points:,} points, some {format_seconds(points * self.seconds_per_point / self.shares)}"
+
+    @property
+    def seconds_per_point(self) -> float:
+        return self.seconds / self.counts["points"] if self.counts["points"] else self.first_guess
+
+    def _compute(self, missing: list[Sample]) -> None:
+        left, running = deque(missing), {}
+        done = 0
+        while left or running:
+            while left and len(running) < 2 * self.executor.processes:
+                chunk = [left.popleft() for _ in range(min(self._task_size(len(missing)), len(left)))]
+                running[self._submit(chunk)] = chunk
+            settled = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
+            for future in settled:
+                chunk = running.pop(future)
+                self._take(chunk, future.result())
+                self.executor.forget(future)
+                done += len(chunk)
+            if self.directory.stop_request.exists():
+                self.journal.sync()
+                raise StopRequested
+            text = f"{self.counts['points']:,} in all, {self.estimate(len(missing) - done)} left of these"
+            self.progress.show("points", done, len(missing), text)
+        self.journal.sync()
+
+    def _task_size(self, points: int) -> int:
+        """Points for a task of task_seconds, or what gives every process something to do."""
+        size = int(self.task_seconds / max(self.seconds_per_point, 1e-6))
+        return max(min(size, -(-points // self.shares), 100_000), 8)
+
+    def _submit(self, chunk: list[Sample]) -> Future:
+        places = np.array([self._place(p, self._named(values)) for p, values in chunk], np.int64).T
+        return self.executor.submit(probe_points, self.trace, [p for p, _ in chunk], np.ascontiguousarray(places).tobytes(), self.device)
+
+    def _named(self, values: Sequence[int]) -> dict[str, int]:
+        return dict(zip(self.variables, values)) | ({self.scale: 1} if self.scale else {})
+
+    def _take(self, chunk: list[Sample], result: dict[str, Any]) -> None:
+        """Rows of a task; bad points are done again by a run of their own, and all of it goes to the journal."""
+        table, good = unpack_points(result["values"], result["good"], [p for p, _ in chunk], len(self.raw_names))
+        rows = [self._row(sample, row if flag else None) for sample, row, flag in zip(chunk, table, good)]
+        self.counts["points"] += len(chunk)
+        self.counts["tasks"] += 1
+        self.seconds += result["seconds"]
+        self.memory = max(self.memory, result["peak_memory_kb"])
+        if self.counts["unlucky"] > 20 + self.counts["points"] // 10:
+            raise ReductionError("the rules fail at too many points: the given numbers are a singular point; take others")
+        nothing = np.zeros(len(self.names), np.int64)
+        self.journal.append(
+            {
+                "samples": chunk,
+                "values": np.array([nothing if row is None else row for row in rows], np.int64).tobytes(),
+                "good": bytes(int(row is not None) for row in rows),
+            }
+        )
+        self.known |= dict(zip(chunk, rows))
+
+    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
+        """Coefficients in the order of names, None where there are none at this point."""
+        p, values = sample
+        problem = self.exact.problem
+        if raw is None:
+            self.counts["unlucky"] += 1
+            single = self._problem_at(p, self._named(values))
+            outcome = Controller(single, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+            if outcome.unreduced:
+                return None
+            reductions = outcome.reductions
+        elif not problem.preferred_masters:
+            return raw
+        else:
+            wanted = dict.fromkeys(problem.targets + problem.preferred_masters)
+            expressions: dict[Index, Expression] = {target: {} for target in wanted}
+            for (target, master), value in zip(self.raw_names, raw.tolist()):
+                if value:
+                    expressions[target][master] = value
+            try:
+                reductions = change_basis(expressions, problem.preferred_masters, p)
+            except InputError:  # dependent modulo this prime only
+                return None
+        if any((target, master) not in self._positions for target in problem.targets for master in reductions[target]):
+            return None
+        row = np.zeros(len(self.names), np.int64)
+        for target in problem.targets:
+            for master, value in reductions[target].items():
+                row[self._positions[target, master]] = value
+        return row
+
+    @cached_property
+    def _positions(self) -> dict[tuple[Index, Index], int]:
+        return {name: position for position, name in enumerate(self.names)}
+
+
+@dataclass
+class ExactOutcome:
+    """reductions: every target through masters, with Fractions or with strings that sympy parses."""
+
+    reductions: dict[Index, dict[Index, Fraction | str]]
+    masters: list[Index]
+    statistics: dict[str, Any]
+    seconds: float
+    peak_memory_kb: int
+
+
+def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
+    """Raises ReductionError."""
+    started = time.perf_counter()
+    seed = int.from_bytes(hashlib.sha256(exact.name.encode()).digest()[:8], "big")
+    rng = np.random.default_rng(seed)
+    outcome = sampler.prepare(rng)
+    sampler.restore()
+    work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
+    functions = work.run()
+    reductions: dict[Index, dict[Index, Fraction | str]] = {target: {} for target in exact.problem.targets}
+    for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
+        scale = (sampler.scale, sum(master) - sum(target)) if sampler.scale else None
+        reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
+    statistics = {
+        "integrals": sampler.live,
+        "functions": len(functions),
+        **sampler.counts,
+        "primes": work.used_primes,
+        "degrees": work.describe_degrees() if functions else "",
+        "seconds_per_point": sampler.seconds_per_point,
+    }
+    memory = max(sampler.memory, peak_memory_kb())
+    masters = exact.problem.preferred_masters or outcome.masters
+    basis = sorted({*masters, *(master for _, master in sampler.names)}, key=weight)
+    return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, memory)
+
+
+# =====================================================================================================================
 # Results
 # =====================================================================================================================
 
@@ -4129,6 +5970,61 @@ def result_record(problem: Problem, outcome: Outcome) -> dict[str, Any]:
 
 def plain_number(value: Fraction) -> int | str:
     return int(value) if value.denominator == 1 else str(value)
+
+
+def exact_record(exact: ExactProblem, outcome: ExactOutcome) -> dict[str, Any]:
+    """What the pickle of an exact run holds: coefficients are Fractions or strings, symbols stay as their names; there is no prime."""
+    problem, symbols = exact.problem, exact.symbols
+    given = {"d": problem.point.d, **dict(problem.point.invariants)}
+    shown = {name: name if name in symbols else plain_number(value) for name, value in given.items()}
+    record: dict[str, Any] = {
+        "format": 1,
+        "success": True,
+        "family": problem.family.name,
+        "prime": None,
+        "d": shown.pop("d"),
+        "kinematics": shown,
+        "reductions": outcome.reductions,
+        "masters": outcome.masters,
+        "unreduced": [],
+        "steps": outcome.statistics["integrals"],
+        "time": outcome.seconds,
+        "peak_memory_kb": outcome.peak_memory_kb,
+        "statistics": outcome.statistics,
+        "version": __version__,
+    }
+    if len(problem.targets) == 1:
+        (target,) = problem.targets
+        record |= {"original_integral": target, "final_expr": outcome.reductions[target]}
+    return record
+
+
+LONGEST_SHOWN = 160  # characters of a coefficient in a summary
+
+
+def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> str:
+    """What a person wants to see at the end."""
+    problem, counts = exact.problem, outcome.statistics
+    given = ", ".join(
+        f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants) if name not in exact.symbols
+    )
+    lines = [f"{problem.family.name} {f'at {given}, ' if given else ''}exact"]
+    for target, expression in list(outcome.reductions.items())[:1]:
+        lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
+        width = max((len(show(term)) for term in expression), default=0)
+        for term, value in expression.items():
+            text = str(value)
+            lines.append(
+                f"  {show(term):{width}}  {text if len(text) <= LONGEST_SHOWN else f'{text[:LONGEST_SHOWN]}... ({len(text):,} characters)'}"
+            )
+    if len(outcome.reductions) > 1:
+        lines.append(f"and {len(outcome.reductions) - 1} more integrals")
+    lines.append(
+        f"{counts['integrals']:,} integrals a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
+        f"{counts['primes']} primes, degrees {counts['degrees']}; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
+    )
+    lines.append(f"written to {output}")
+    return "\n".join(lines)
 
 
 def write_pickle(record: dict[str, Any], path: Path) -> None:
@@ -4290,7 +6186,7 @@ SAMPLE_WIDTHS = {"entries": 14, "indices": 7, "actions": 8, "open": 6}
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class Example:
     """One position of a trajectory: its features, and which actions bool [C] are right: known to be left to do, or ending it at once."""
 
     features: Features
@@ -4346,7 +6242,7 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
     )
 
 
-def follow(ground: SearchGround, position: Position, left: list[Action], rng: np.random.Generator, limit: int | None) -> list[Sample]:
+def follow(ground: SearchGround, position: Position, left: list[Action], rng: np.random.Generator, limit: int | None) -> list[Example]:
     """The samples of a trajectory: at each position one of the identities that are left to do and can be taken is taken.
 
     limit: how many actions of a position are shown. A trajectory that leaves the reach of the search ends there.
@@ -4366,14 +6262,14 @@ def follow(ground: SearchGround, position: Position, left: list[Action], rng: np
             after = ground.after(position, actions[place])
             right[place] = after is not None and not after.open
         if len(known) < len(actions):  # else there is nothing to learn
-            samples.append(_shown(Sample(features, right), limit, rng))
+            samples.append(_shown(Example(features, right), limit, rng))
         action = actions[rng.choice(known)]
         left = [other for other in left if other != action]
         position = ground.after(position, action)
     return samples
 
 
-def _shown(sample: Sample, limit: int | None, rng: np.random.Generator) -> Sample:
+def _shown(sample: Example, limit: int | None, rng: np.random.Generator) -> Example:
     """A sample with a random choice of its wrong actions, so that it has `limit` in all."""
     features, right = sample.features, sample.right
     if limit is None or len(right) <= limit:
@@ -4390,7 +6286,7 @@ def _shown(sample: Sample, limit: int | None, rng: np.random.Generator) -> Sampl
         features.actions[keep],
         features.open,
     )
-    return Sample(kept, right[keep])
+    return Example(kept, right[keep])
 
 
 def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> dict[str, Any]:
@@ -4448,7 +6344,7 @@ def pack_rules(finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> 
     }
 
 
-def pack_samples(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+def pack_samples(samples: Sequence[Example]) -> dict[str, np.ndarray]:
     """Samples as arrays: lines of all of them one after the other, and how many lines each has."""
     packed = {}
     for name, width in SAMPLE_WIDTHS.items():
@@ -5442,7 +7338,7 @@ ARRAYS = ("operator", "seed", "start", "step", "multiplier")
 ARRAY_TYPES = ("|u1", "<u2", "<u4", "<u8", "|i1", "<i2", "<i4", "<i8")
 TERMS_AT_ONCE = 1 << 22  # terms of identities that are added up together: some 100 MB
 RESULT_CHECKS = 3  # primes and points at which an exact result is verified
-ATTEMPTS = 20  # to find a point where nothing vanishes by accident
+POINT_ATTEMPTS = 20  # to find a point where nothing vanishes by accident
 
 
 class CertificateError(ReductionError):
@@ -5851,7 +7747,7 @@ def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Ind
         raise CertificateError(
             f"its symbols are {', '.join(sorted({*given, *symbols}))}, those of {family.name} {', '.join(family.symbols)}"
         )
-    for _ in range(ATTEMPTS):
+    for _ in range(POINT_ATTEMPTS):
         p = record["prime"] or next(q for q in iter(lambda: draw.randrange(2**30, MAX_PRIME) | 1, 0) if is_prime(q))
         values = {
             name: Fraction(draw.randrange(2, p - 1)) if name in symbols else parse_number(str(given[name]), name) for name in family.symbols
@@ -5866,7 +7762,7 @@ def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Ind
         except ZeroDivisionError:
             continue
         return point, reductions
-    raise CertificateError(f"its coefficients have vanishing denominators at {ATTEMPTS} random points")
+    raise CertificateError(f"its coefficients have vanishing denominators at {POINT_ATTEMPTS} random points")
 
 
 def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) -> int:
@@ -5875,10 +7771,6 @@ def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) ->
     if number.denominator % p == 0:
         raise ZeroDivisionError
     return number.numerator * pow(number.denominator, -1, p) % p
-
-
-def is_prime(number: int) -> bool:
-    return number > 1 and all(number % q for q in range(2, math.isqrt(number) + 1))
 
 
 def show_point(point: Point) -> str:
@@ -6129,7 +8021,9 @@ class Options:
     epochs: int = _option(TrainingPlan.epochs, "how often training goes through the examples", metavar="N")
     learning_rate: float = _option(TrainingPlan.learning_rate, "of the optimiser at the start", metavar="X")
     seed: int = _option(0, "of all that is random in the examples and in training", metavar="N")
-    device: str = _option("auto", "where to train: 'cpu', 'cuda', or 'auto' (a GPU if there is one)")
+    device: str = _option(
+        "auto", "'cpu' or 'cuda', for training and for many points; 'auto': training takes a GPU if there is one, points the processor"
+    )
     quiet: bool = _option(False, "no progress bar, no summary")
     certificate: str | None = _option(None, "also write the identities that prove the result", metavar="FILE")
     verify: str | None = _option(None, "check a certificate, or a result by new certificates at random points, and stop", metavar="FILE")
@@ -6141,6 +8035,9 @@ class Options:
     epsilon: str | None = _option(None, "expand coefficients that are functions of d: what d is, such as 4-2*eps", metavar="EXPRESSION")
     order: int | None = _option(None, "the last power of eps in the expansion (default: 0)", metavar="N")
     convert: str | None = _option(None, "apply --export and --epsilon to a result that is there, and stop", metavar="RESULT")
+    exact: bool = _option(False, "coefficients as rational numbers at the point; primes are chosen by the program")
+    symbols: str | None = _option(None, "coefficients as rational functions of these, 'd' and invariants", metavar="d,NAME,...")
+    benchmark_points: int | None = _option(None, "time the evaluation of up to N points of the integral, and stop", metavar="N")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -6224,7 +8121,7 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
         values[name] = value
         given.add(name)
     prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
-    if not 2 < prime <= MAX_PRIME or any(prime % q == 0 for q in range(2, int(prime**0.5) + 1)):
+    if not 2 < prime <= MAX_PRIME or not is_prime(prime):
         raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
     if prime <= largest:
         raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
@@ -6325,8 +8222,8 @@ def check_output_options(options: Options) -> None:
         raise InputError(f"--order {options.order}: give --epsilon, too")
     if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
         raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
-    if options.epsilon is not None and options.convert is None:
-        raise InputError("--epsilon: the coefficients of this run are not functions of d")
+    if options.epsilon is not None and options.convert is None and "d" not in (options.symbols or "").replace(" ", "").split(","):
+        raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
 
 
 def make_limits(options: Options) -> TimeLimits:
@@ -6373,7 +8270,7 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
         del uses["--family"]
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
     run = RunDirectory(work)
-    names = (run.journal, run.shared, run.jobs, run.status, run.stop_request, work / "controller.json", work / "controller.lock")
+    names = (run.journal, run.exact, run.shared, run.jobs, run.status, run.stop_request, work / "controller.json", work / "controller.lock")
     own = [os.path.realpath(path) for path in names]
     for what, place in places:
         if any(place == path or place.startswith(path + os.sep) for path in own):
@@ -6620,6 +8517,7 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
             check_condor_tools()  # before anything is dropped
         if options.fresh:
             drop_run(directory)
+        refuse_other_kind(directory.exact)
         if options.resume and not directory.journal.exists():
             raise InputError(f"--resume: {work} holds no unfinished run; leave the option out to start one")
         fixed = int(options.batch) if options.batch not in (None, "auto") else None
@@ -6642,11 +8540,130 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
     return outcome
 
 
+def parse_symbols(options: Options, family: Family) -> tuple[str, ...]:
+    """The symbols of an exact run, in the order of the family. Raises InputError."""
+    if options.symbols is None:
+        return ()
+    given = [name.strip() for name in options.symbols.split(",")]
+    for name in given:
+        if name not in family.symbols or given.count(name) > 1:
+            raise InputError(f"--symbols {options.symbols!r}: expected each of {', '.join(family.symbols)} at most once")
+    numbers = {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")} | (
+        {"d"} if options.d is not None else set()
+    )
+    if both := sorted(numbers.intersection(given)):
+        raise InputError(f"--symbols: {both[0]} is given as a number, too; leave one of them out")
+    return tuple(name for name in family.symbols if name in given)
+
+
+def make_exact_problem(options: Options) -> ExactProblem:
+    """Raises InputError."""
+    if options.exact and options.symbols is not None:
+        raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
+    if options.prime != Options.prime:
+        raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
+    if options.batch is not None:
+        raise InputError(f"--batch {options.batch}: the tasks of an exact run are points; leave it out")
+    if options.certificate is not None:
+        raise InputError("--certificate: an exact result is proven by --verify RESULT, at random primes and points")
+    check_device(options.device)
+    problem = make_problem(replace(options, prime=MAX_PRIME))
+    exact = ExactProblem(problem, parse_symbols(options, problem.family))
+    for name in parse_formats(options.export):
+        check_export_names(name, problem.family.name, exact.symbols)
+    if options.epsilon is not None:
+        parse_expansion(options.epsilon, options.order or 0, problem.family.symbols)
+    return exact
+
+
+def run_exact(options: Options) -> int:
+    """Rational numbers or functions, by points that a later run need not compute again."""
+    exact = make_exact_problem(options)
+    output, work = Path(options.output), Path(options.work_dir)
+    path = Path(options.store) if options.store is not None else work / "store.shelf"
+    check_paths(options, output, work, path)
+    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    if options.dry_run:
+        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)]))
+        return 0
+    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
+    progress = Progress(options.quiet, lines=True)
+    with claim_directory(options.work_dir) as place:
+        directory = RunDirectory(place)
+        if options.condor:
+            check_condor_tools()
+        if options.fresh:
+            drop_run(directory)
+        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
+        refuse_other_kind(directory.journal)
+        if options.resume and not directory.exact.exists():
+            raise InputError(f"--resume: {place} holds no unfinished exact run; leave the option out to start one")
+        with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
+            drop_jobs(directory)  # of an earlier controller: what they would have told is asked again
+            done: dict[Sample, np.ndarray | None] = {}
+            try:
+                with make_executor(options, directory.jobs, progress.say) as executor:
+                    sampler = Sampler(exact, executor, shelves, progress, journal, directory, options)
+                    done = sampler.known
+                    outcome = reconstruct_problem(exact, sampler)
+            finally:
+                progress.close()
+                if journal.is_new and not done:  # nothing to go on with
+                    directory.clear()
+        record = exact_record(exact, outcome)
+        if options.epsilon is not None:
+            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, exact.problem.family.symbols))
+        write_pickle(record, output)
+        write_exports(record, output, parse_formats(options.export))
+        directory.clear()  # only now that the result is safe
+    if not options.quiet:
+        print(exact_summary(exact, outcome, output))
+        if options.epsilon is not None:
+            print(epsilon_summary(record))
+        for what, place in further_outputs(options, output).items():
+            print(f"{what.removeprefix('--')}: {place}")
+    return 0
+
+
+def run_point_benchmark(options: Options) -> int:
+    """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
+    if options.benchmark_points < 1:
+        raise InputError(f"--benchmark-points {options.benchmark_points}: expected the number of points")
+    problem = make_exact_problem(options).problem
+    rng, symbols = np.random.default_rng(1), problem.family.symbols
+    primes = list(itertools.islice(probe_primes(rng), max(options.benchmark_points // 50, 2)))
+    first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
+    point = Point(Fraction(first[0]), tuple((name, Fraction(value)) for name, value in zip(symbols[1:], first[1:])), primes[0])
+    started = time.perf_counter()
+    path = Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
+    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
+    trace, _ = record_trace(replace(problem, point=point), shelves, Progress(options.quiet))
+    live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
+    print(f"{show(problem.targets[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
+    print(f"{'points':>8}{'seconds':>10}{'ms/point':>10}{'peak MB':>9}")
+    counts = sorted(
+        {n for k in range(7) for n in (10**k, 2 * 10**k, 5 * 10**k) if n < options.benchmark_points} | {options.benchmark_points}
+    )
+    for count in counts:
+        values = rng.integers(1000, SMALLEST_PROBE_PRIME, (len(symbols), count))
+        started = time.perf_counter()
+        probe(trace, [primes[i % len(primes)] for i in range(count)], values, options.device)
+        seconds = time.perf_counter() - started
+        print(f"{count:8,}{seconds:10.3f}{1000 * seconds / count:10.2f}{peak_memory_kb() / 1024:9.0f}", flush=True)
+    return 0
+
+
 def drop_jobs(directory: RunDirectory) -> None:
     """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
     if directory.jobs.exists():
         say(f"{remove_run(directory.jobs)} jobs removed from HTCondor's queue")
         directory.drop_jobs()
+
+
+def refuse_other_kind(other: Path) -> None:
+    """Raises InputError where there is the journal of a run of the other kind, the files of which this one would remove at its end."""
+    if other.exists():
+        raise InputError(f"{other} is of an unfinished run; go on with that one, drop it by --fresh, or take another --work-dir")
 
 
 def drop_run(directory: RunDirectory) -> None:
@@ -6773,10 +8790,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = verify_file(options)
         elif options.convert is not None:
             code = convert_result(options)
+        elif options.benchmark_points is not None:
+            code = run_point_benchmark(options)
         elif options.benchmark is not None:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)
             code = run_benchmark(options)
+        elif options.exact or options.symbols is not None:
+            code = run_exact(options)
         else:
             code = run_reduction(options)
         sys.stdout.flush()

@@ -7248,12 +7248,12 @@ SUNRISES = [(0, 2, 1, 1, 0, 0, 0), (0, 2, 3, 1, 0, 0, 0), (0, 3, 3, 3, 0, 0, 0)]
 MODULAR = record_of({(0, 2, 1, 1, 0, 0, 0): {SUNRISE_CORNER: residue(massless_banana((2, 1, 1), 1), 1009)}}, prime=1009)
 EXACT = record_of({a: {SUNRISE_CORNER: massless_banana(a[1:4], Fraction(2, 3), 7)} for a in SUNRISES}, d=7, m1="2/3")
 SYMBOLIC = record_of({a: {SUNRISE_CORNER: massless_banana_text(a[1:4], "m1")} for a in SUNRISES}, d="d", m1="m1")
-IN_D = record_of({a: {SUNRISE_CORNER: massless_banana_text(a[1:4], "1")} for a in SUNRISES}, d="d")
+RECORD_IN_D = record_of({a: {SUNRISE_CORNER: massless_banana_text(a[1:4], "1")} for a in SUNRISES}, d="d")
 
 
 @pytest.mark.parametrize("record, said", [
     (MODULAR, "at d=41, m1=1, m2=31, m3=47 modulo 1009, by"), (EXACT, r"at 3 random primes \(\d+, \d+, \d+\), by"),
-    (SYMBOLIC, r"at 3 random primes \(\d+, \d+, \d+\) and values of d, m1, by"), (IN_D, r"and values of d, by"),
+    (SYMBOLIC, r"at 3 random primes \(\d+, \d+, \d+\) and values of d, m1, by"), (RECORD_IN_D, r"and values of d, by"),
 ], ids=["modular", "exact", "symbolic", "in d"])  # fmt: skip
 def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, said, place, capsys):
     """Closed forms; then one with another number, one power more, or one target taken for another."""
@@ -7776,6 +7776,668 @@ def test_numbers_of_pysecdec(family, target, d, invariants, reduce_at, tmp_path)
     error = math.sqrt(sum((float(factor) * error) ** 2 for factor, (_, error) in zip(factors, values)))
     largest = max(abs(float(factor) * value) for factor, (value, _) in zip(factors, values))
     assert error < 1e-4 * largest and abs(total) <= 5 * error + 1e-10 * largest
+
+
+# =====================================================================================================================
+# Exact results
+# =====================================================================================================================
+
+BIG_PRIMES = (2147400001, 1073746831, 1999999973)  # of the size that exact runs take
+IN_D = [*PUBLISHED, "--symbols", "d"]
+
+
+def trace_at(shelves, family, targets, seed, p=BIG_PRIMES[0], **options):
+    """A trace recorded at a random point modulo p, as (trace, problem)."""
+    family = BUILT_IN_FAMILIES.get(family, family)
+    values = np.random.default_rng(seed).integers(1000 % p, p, len(family.symbols)).tolist()
+    point = Point(Fraction(values[0]), tuple((name, Fraction(x)) for (name, _), x in zip(family.point, values[1:])), p)
+    problem = Problem(family, point, tuple(targets), **options)
+    return ibp_reduce.record_trace(problem, shelves, Progress(quiet=True))[0], problem
+
+
+def named(names, row):
+    """{target: {master: value}} without zeros."""
+    found = {}
+    for (target, master), value in zip(names, row.tolist()):
+        if value:
+            found.setdefault(target, {})[master] = value
+    return found
+
+
+@functools.lru_cache(maxsize=200)
+def compiled_expression(text):
+    """By Python's own parser; its numbers are wrapped in F(), but for exponents, so that a division is exact."""
+    return compile(re.sub(r"(\*\*)?\b\d+\b", lambda m: m[0] if m[1] else f"F({m[0]})", text), "coefficient", "eval")
+
+
+def exact_value(text, **values):
+    """An expression of the program at rational numbers."""
+    numbers = {name: Fraction(value) for name, value in values.items()} | {"F": Fraction}
+    return eval(compiled_expression(str(text)), {"__builtins__": {}}, numbers)
+
+
+def exact_result(*words):
+    """The result of an exact run that succeeds, in this process and in the current directory."""
+    assert exit_code([*words, "--quiet", "--output", "r.pkl"]) == 0
+    return pickle.loads(Path("r.pkl").read_bytes())
+
+
+# many points --------------------------------------------------------------------------------------------------------
+
+TRACED = {
+    "published": ("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], {"paper_masters_only": True}),
+    "corners": ("trianglebox", [(1, 2, 1, 1, 1, 1, -1)], {}),
+    "several": ("trianglebox", [(2, 1, 1, 1, 1, 0, -1), (1, 1, 1, 2, 1, 0, 0), (0, 1, 2, 1, 0, 0, 0), (1, 1, 0, 0, 0, 0, 0)], {}),
+    "master": ("bubble", [(1, 1), (2, 2)], {}),
+    "sunrise": ("sunrise", [(2, 2, 1, -1, -1), (1, 3, 1, 0, 0)], {}),
+    "box": ("box", [(2, 1, 1, 2)], {}),
+}
+
+
+@pytest.mark.parametrize("case", TRACED)
+def test_many_points_equal_single_runs(case, shelves, reduce_at):
+    name, targets, options = TRACED[case]
+    trace, problem = trace_at(shelves, name, targets, 5, **options)
+    rng = np.random.default_rng(7)
+    primes = [BIG_PRIMES[i % 3] for i in range(21)]
+    values = rng.integers(1000, 2**30, (len(problem.family.symbols), 21))
+    rows, good = ibp_reduce.probe(trace, primes, values)
+    assert good.all() and rows.shape == (21, len(trace.names))
+    for p, column, row in zip(primes, values.T.tolist(), rows):
+        point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), p)
+        expected = reduce_at(name, targets, point=point, **options).reductions
+        assert named(trace.names, row) == {target: expression for target, expression in expected.items() if expression}
+
+
+def test_portions_of_points_do_not_matter(shelves, monkeypatch):
+    trace, _ = trace_at(shelves, "trianglebox", [(1, 1, 1, 1, 1, 1, -1)], 5, paper_masters_only=True)
+    values = np.random.default_rng(3).integers(1000, 2**30, (4, 9))
+    whole, _ = ibp_reduce.probe(trace, [BIG_PRIMES[1]] * 9, values)
+    for constant, size in (("POINTS_AT_ONCE", 2), ("PROBE_ELEMENTS", 1), ("PROBE_MEMORY", 1)):
+        monkeypatch.setattr(ibp_reduce, constant, size)
+        assert np.array_equal(ibp_reduce.probe(trace, [BIG_PRIMES[1]] * 9, values)[0], whole)
+
+
+def test_tensors_give_what_arrays_give(shelves):
+    trace, _ = trace_at(shelves, "trianglebox", [(1, 1, 1, 1, 1, 1, -2)], 5, paper_masters_only=True)
+    values = np.random.default_rng(3).integers(1000, 2**30, (4, 6))
+    primes = [*BIG_PRIMES, 1009, 1013, 101]  # at the small ones pivots vanish
+    for one, other in zip(ibp_reduce.probe(trace, primes, values % primes), ibp_reduce.probe(trace, primes, values % primes, "torch:cpu")):
+        assert np.array_equal(one, other)
+
+
+def test_points_where_pivots_vanish_are_told_and_nothing_else_is_wrong(shelves, reduce_at):
+    """Modulo small primes much vanishes by accident."""
+    target = (1, 1, 1, 1, 1, 1, -1)
+    trace, problem = trace_at(shelves, "trianglebox", [target], 5, paper_masters_only=True)
+    primes = [p for p in range(200, 4000) if all(p % q for q in range(2, 64))][::6]
+    values = np.random.default_rng(3).integers(1, 2**30, (4, len(primes))) % primes
+    rows, good = ibp_reduce.probe(trace, primes, values)
+    assert 5 < good.sum() < len(primes)
+    for p, column, row in zip(np.array(primes)[good].tolist(), values.T[good].tolist(), rows[good]):
+        point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), p)
+        expected = reduce_at("trianglebox", [target], point=point, paper_masters_only=True)
+        assert expected.unreduced or named(trace.names, row) == expected.reductions
+
+
+@pytest.mark.parametrize("p", [101, 211, 307])
+def test_a_trace_from_an_unlucky_point_never_lies(p, shelves, reduce_at):
+    """Recorded where much vanishes by accident, it must not pass as one for other points."""
+    target = (1, 1, 1, 1, 1, 0, -2)
+    for seed in range(4):
+        trace, problem = trace_at(shelves, "trianglebox", [target], seed, p, paper_masters_only=True)
+        values = np.random.default_rng(3).integers(1000, 2**30, (4, 3))
+        rows, good = ibp_reduce.probe(trace, BIG_PRIMES, values)
+        for prime, column, row in zip(np.array(BIG_PRIMES)[good].tolist(), values.T[good].tolist(), rows[good]):
+            point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), prime)
+            assert named(trace.names, row) == reduce_at("trianglebox", [target], point=point, paper_masters_only=True).reductions
+
+
+@few_examples
+@given(st.integers(1, 9), st.sampled_from([*BIG_PRIMES, 5, 101]), st.randoms(use_true_random=False))
+def test_arithmetic_of_many_points(size, p, draw):
+    ring = ibp_reduce.Residues(np.array([p, 13, p]))
+    a, b = (np.array([[draw.randrange(1, q) for q in (p, 13, p)] for _ in range(size)]) for _ in range(2))
+    product = ring.product(a * draw.choice([-1, 1]), b)
+    assert np.array_equal(ring.canonical(product), ring.canonical(ring.product(product, np.ones_like(a))))
+    assert (np.abs(product) <= [p, 13, p]).all()
+    assert np.array_equal(ring.canonical(ring.product(ring.invert(a), a)), np.ones_like(a))
+    assert ring.is_zero(ring.product(a, np.zeros_like(a)) + np.array([p, -13, 0])).all() and not ring.is_zero(a).any()
+
+
+@few_examples
+@given(st.integers(1, 6), st.randoms(use_true_random=False))
+def test_null_vectors(size, draw):
+    primes = [BIG_PRIMES[0], 101, BIG_PRIMES[1]]
+    matrix = np.array([[[[draw.randrange(p) for p in primes] for _ in range(size + 1)] for _ in range(size)] for _ in range(4)])
+    x = ibp_reduce.null_vectors(matrix.copy(), ibp_reduce.Residues(np.array(primes)))
+    for k, p in enumerate(primes):
+        single = null_vector(matrix[..., k].copy(), p)
+        assert np.array_equal(x[..., k] % p, single)
+
+
+# polynomials and rational numbers -----------------------------------------------------------------------------------
+
+
+def test_primes():
+    assert [n for n in range(2000) if ibp_reduce.is_prime(n)] == [n for n in range(2, 2000) if all(n % q for q in range(2, n))]
+    for strong_pseudoprime in (2047, 3215031751, 25326001, 4759123141 - 2):
+        factors = [q for q in range(2, 70_000) if strong_pseudoprime % q == 0]
+        assert ibp_reduce.is_prime(strong_pseudoprime) == (not factors)
+    some = list(itertools.islice(ibp_reduce.probe_primes(np.random.default_rng(2)), 50))
+    assert len(set(some)) == 50 and all(ibp_reduce.SMALLEST_PROBE_PRIME < p < ibp_reduce.LARGEST_PROBE_PRIME for p in some)
+    assert all(p % q for p in some for q in range(2, 46_341))
+
+
+rationals = st.fractions(max_denominator=10**12).filter(lambda x: abs(x) < 10**15)
+
+
+@few_examples
+@given(st.lists(rationals, min_size=1, max_size=6), st.integers(0, 3))
+def test_numbers_are_lifted_from_residues(numbers, seed):
+    lift, primes = ibp_reduce.Lift(), ibp_reduce.probe_primes(np.random.default_rng(seed))
+    used = 0
+    while not lift.done and used < 40:
+        p, used = next(primes), used + 1
+        lift.add([residue(x, p) for x in numbers], p)
+    assert lift.done and lift.candidate == numbers
+
+
+def test_a_lift_is_not_done_before_a_prime_confirms_it():
+    lift = ibp_reduce.Lift()
+    value = Fraction(10**30 + 57, 10**20 + 39)
+    for p in itertools.islice(ibp_reduce.probe_primes(np.random.default_rng(1)), 3):
+        lift.add([residue(value, p)], p)
+        assert not lift.done and lift.candidate != [value]
+
+
+@few_examples
+@given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 10**6))
+def test_rational_interpolation(above, below, seed):
+    p, rng = BIG_PRIMES[1], np.random.default_rng(seed)
+    numerator, denominator = rng.integers(1, p, above + 1), np.append(rng.integers(1, p, below), 1)
+    nodes = rng.choice(10**6, above + below + 1 + ibp_reduce.REDUNDANT_POINTS, replace=False) + 5
+    below_values = ibp_reduce.horner(denominator, nodes, p)
+    values = ibp_reduce.horner(numerator, nodes, p) * invert(below_values, p) % p
+    n, d = ibp_reduce.rational_interpolation(nodes, values, p)
+    assert np.array_equal(n, numerator) and np.array_equal(d, denominator)
+    assert ibp_reduce.rational_interpolation(nodes[:-1], values[:-1], p) is None  # one point fewer is no proof
+    values[3] += 1
+    assert ibp_reduce.rational_interpolation(nodes, values % p, p) is None
+
+
+@few_examples
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(-600, 600), st.integers(1, 3)), max_size=4), st.sampled_from(BIG_PRIMES))
+def test_linear_factors(factors, p):
+    poly, expected = np.array([p - 77, 0, 0, 1]), {}
+    for a, b, power in factors:
+        a, b = a // math.gcd(a, b), b // math.gcd(a, b)
+        expected[a, b] = expected.get((a, b), 0) + power
+        for _ in range(power):
+            poly = ibp_reduce.multiply(poly, np.array([-b % p, a]), p)
+    assert ibp_reduce.linear_factors(poly, p) == expected
+
+
+@few_examples
+@given(st.integers(1, 3), st.integers(0, 10**6))
+def test_interpolation_on_a_lower_set(count, seed):
+    p, rng = BIG_PRIMES[0], np.random.default_rng(seed)
+    boxes = [(tuple(rng.integers(0, 5, count).tolist()), tuple(range(count)), int(rng.integers(0, 7))) for _ in range(2)]
+    exponents = ibp_reduce.lower_set(boxes)
+    assert all(tuple(max(e[j] - (i == j), 0) for j in range(count)) in exponents for e in exponents for i in range(count))
+    polys = [{e: int(rng.integers(0, p)) for e in exponents} for _ in range(2)]
+    nodes = [rng.choice(10**6, 5, replace=False)[: max(e[i] for e in exponents) + 1] for i in range(count)]
+    points = np.array([[nodes[i][e[i]] for i in range(count)] for e in exponents])
+    values = np.stack([ibp_reduce.evaluate_monomials(poly, points, p) for poly in polys], axis=1)
+    found = ibp_reduce.interpolate(nodes, exponents, values, p)
+    assert [dict(zip(exponents, column)) for column in found.T.tolist()] == polys
+
+
+@few_examples
+@given(st.integers(1, 12), st.integers(0, 10**6))
+def test_geometric_sequences(size, seed):
+    p, rng = BIG_PRIMES[2], np.random.default_rng(seed)
+    bases, numbers = rng.choice(10**6, size, replace=False) + 2, rng.integers(0, p, size)
+    values = np.array([sum(c * pow(b, k, p) for c, b in zip(numbers.tolist(), bases.tolist())) % p for k in range(size)])
+    assert np.array_equal(ibp_reduce.solve_geometric(bases, values, p), numbers)
+
+
+# functions from values ----------------------------------------------------------------------------------------------
+
+
+class Oracle:
+    """Values of rational functions, given as texts, with Python's integers. lie: what becomes of the values at a prime."""
+
+    def __init__(self, texts, names, lie=lambda p, values: values, bad=()):
+        import sympy
+
+        symbols = sympy.symbols(names)
+        fractions = [sympy.fraction(sympy.together(sympy.sympify(text))) for text in texts]
+        parts = [[sympy.Poly(part, *symbols, domain="QQ").terms() for part in pair] for pair in fractions]
+        self.parts = [[[(e, Fraction(int(c.p), int(c.q))) for e, c in part] for part in pair] for pair in parts]
+        self.lie, self.bad, self.primes, self.points = lie, bad, [], 0
+
+    def __call__(self, samples):
+        rows, good = [], []
+        for p, point in samples:
+            self.points += 1
+            if p not in self.primes:
+                self.primes.append(p)
+            row = []
+            for pair in self.parts:
+                above, below = (
+                    sum(residue(c, p) * math.prod(pow(x, e, p) for x, e in zip(point, es)) for es, c in part) % p for part in pair
+                )
+                row.append(above * pow(below, -1, p) % p if below else None)
+            good.append(None not in row and self.points not in self.bad)
+            rows.append(self.lie(self.primes.index(p), [0 if value is None else value for value in row]))
+        return np.array(rows, np.int64), np.array(good)
+
+
+def functions_of(oracle, names, count, seed=1, said=None):
+    rng = np.random.default_rng(seed)
+    return ibp_reduce.Reconstruction(oracle, names, count, rng, (said if said is not None else []).append).run()
+
+
+def are_equal(text, other, names, tries=12):
+    """At rational points, of which few can be zeros of a difference."""
+    draw, compared = random.Random(4), 0
+    while compared < tries:
+        values = {name: Fraction(draw.randrange(-(10**6), 10**6), draw.randrange(1, 10**4)) for name in names}
+        with contextlib.suppress(ZeroDivisionError):
+            if exact_value(text, **values) != exact_value(other, **values):
+                return False
+            compared += 1
+    return True
+
+
+@st.composite
+def rational_functions(draw):
+    """(variables, text) of functions with the kinds of factors that coefficients have."""
+    names = draw(st.sampled_from([("d",), ("d", "x"), ("d", "x", "y"), ("x", "y")]))
+    number = st.integers(-40, 40).filter(bool)
+    monomial = st.builds(
+        lambda c, es: "*".join([str(c), *(f"{n}**{e}" for n, e in zip(names, es))]), number, st.tuples(*[st.integers(0, 2)] * len(names))
+    )
+    poly = st.lists(monomial, min_size=1, max_size=4).map(lambda terms: f"({'+'.join(terms)}+{draw(number)})")
+    linear = st.builds(
+        lambda n, a, b, k: f"({a}*{n}+{b})**{k}", st.sampled_from(names), st.integers(1, 9), st.integers(-30, 30), st.integers(1, 3)
+    )
+    above = draw(st.lists(st.one_of(poly, linear), max_size=3))
+    below = draw(st.lists(st.one_of(linear, linear, poly), max_size=3))
+    return names, "*".join([str(draw(number)), *above]) + "".join(f"/{factor}" for factor in [str(draw(st.integers(1, 10**12))), *below])
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(rational_functions(), rational_functions())
+def test_functions_are_found_from_values(one, other):
+    names, first = one
+    texts = [first, other[1]] if set(other[0]) <= set(names) else [first]
+    import sympy
+
+    texts = [
+        text for text in texts if sympy.simplify(sympy.sympify(text)) != 0 and sympy.simplify(sympy.sympify(text)).is_finite is not False
+    ]
+    oracle = Oracle(texts, names)
+    found = [function.text(names) for function in functions_of(oracle, names, len(texts))]
+    assert all(are_equal(text, other, names) for text, other in zip(found, texts)), (found, texts)
+    again = [function.text(names) for function in functions_of(oracle, names, len(texts), seed=2)]
+    assert found == again  # whatever the random numbers
+    numerators_and_denominators = [sympy.fraction(sympy.sympify(text)) for text in found]
+    assert all(sympy.gcd(*map(sympy.expand, pair)).is_number for pair in numerators_and_denominators)
+
+
+SEVERAL = ["(3*d-8)*(x+3*y-1)/((d-4)*y**2*(x**2+y**2+1-2*x*y-2*x-2*y))", "(d*x+7*y)/(d*y-x-4)", "x**4*(d-3)/3", "1/(x**2+2)"]
+
+
+def test_canonical_text():
+    found = functions_of(Oracle(SEVERAL, ("d", "x", "y")), ("d", "x", "y"), 4)
+    assert [function.text(("d", "x", "y")) for function in found] == [
+        "(3*d - 8)*(x + 3*y - 1)/(y**2*(d - 4)*(x**2 - 2*x*y - 2*x + y**2 - 2*y + 1))",
+        "(d*x + 7*y)/(d*y - x - 4)",
+        "x**4*(d - 3)/3",
+        "1/(x**2 + 2)",
+    ]
+    assert found[0].text(("d", "x", "y"), ("m", 2)) == (
+        "-m**5*(3*d - 8)*(m - x - 3*y)/(y**2*(d - 4)*(m**2 - 2*m*x - 2*m*y + x**2 - 2*x*y + y**2))"
+    )
+    assert found[2].text(("d", "x", "y"), ("m", 1)) == "x**4*(d - 3)/(3*m**3)"
+
+
+@pytest.mark.parametrize("first", [0, 1, 2, 3])
+def test_a_prime_that_lies_is_found_out(first, monkeypatch):
+    monkeypatch.setattr(ibp_reduce, "MOST_SLICE_POINTS", 60)
+    draw = random.Random(3)
+    oracle = Oracle(SEVERAL, ("d", "x", "y"), lambda number, row: [draw.randrange(2**30) for _ in row] if number == first else row)
+    told = []
+    found = functions_of(oracle, ("d", "x", "y"), 4, said=told)
+    assert all(are_equal(function.text(("d", "x", "y")), text, ("d", "x", "y")) for function, text in zip(found, SEVERAL))
+
+
+def test_a_prime_at_which_degrees_are_lower_is_found_out(monkeypatch):
+    special, original = BIG_PRIMES[2], ibp_reduce.probe_primes
+    monkeypatch.setattr(ibp_reduce, "probe_primes", lambda rng: itertools.chain([special], original(rng)))
+    text = f"({special}*d**3 + d + 5)/((d - 2)*({special}*d**2 + 3))"
+    told = []
+    (function,) = functions_of(Oracle([text], ("d",)), ("d",), 1, said=told)
+    assert are_equal(function.text(("d",)), text, ("d",)) and "unlucky" in "".join(told)
+
+
+def test_values_that_no_function_has_are_an_error(monkeypatch):
+    monkeypatch.setattr(ibp_reduce, "MOST_SLICE_POINTS", 40)
+    draw = random.Random(3)
+    with pytest.raises(ReductionError, match="no function fits"):
+        functions_of(Oracle(["1/d"], ("d",), lambda number, row: [draw.randrange(2**30)]), ("d",), 1)
+
+
+def test_points_without_values_are_replaced():
+    oracle = Oracle(SEVERAL[:1], ("d", "x", "y"), bad=(2, 5, 40, 45))
+    (function,) = functions_of(oracle, ("d", "x", "y"), 1)
+    assert are_equal(function.text(("d", "x", "y")), SEVERAL[0], ("d", "x", "y"))
+
+
+def test_scaling():
+    for family in BUILT_IN_FAMILIES.values():
+        assert ibp_reduce.has_scaling(derive_identities(family))
+    for square, mass in (("1+s", "0"), ("s", "m**2"), ("s", "1")):
+        propagators, point = (("k1", mass), ("k1+p", "0")), (("s", "7"), ("m", "3"))
+        family = small_family("no-scaling", "k1", "p", propagators, 0, (("p*p", square),), point)
+        assert not ibp_reduce.has_scaling(derive_identities(family))
+
+
+# the program --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("bits", "square"), [(14, "m1"), (21, "m3"), (28, "m2"), (37, "m1")])
+def test_sunrises_in_d(bits, square, tmp_path, monkeypatch):
+    """Up to six dots: equal to ratios of Gamma functions at more points than the functions have coefficients."""
+    monkeypatch.chdir(tmp_path)
+    lines, cases = [i for i in range(7) if bits >> i & 1], {}
+    for dots in [(0, 0, 0), (1, 0, 0), (0, 2, 0), (1, 1, 1), (2, 0, 2), (0, 1, 4), (6, 0, 0), (2, 2, 2), (3, 1, 2)]:
+        target = [0] * 7
+        for i, more in zip(lines, dots):
+            target[i] = 1 + more
+        cases[tuple(target)] = tuple(1 + more for more in dots)
+    Path("targets").write_text("\n".join(",".join(map(str, target)) for target in cases))
+    result = exact_result("--integrals", "targets", "--symbols", f"d,{square}")
+    corner_of = tuple(bits >> i & 1 for i in range(7))
+    for target, indices in cases.items():
+        (text,) = result["reductions"][target].values()
+        assert list(result["reductions"][target]) == [corner_of]
+        for k in range(60):
+            d, m = k + Fraction(3, 11), Fraction(k + 2, 3)
+            assert exact_value(text, d=d, **{square: m}) == massless_banana(indices, m, d)
+
+
+def test_products_of_bubbles_in_d(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cases = {(a, b, 0, e, f, 0, 0): ((a, e), (b, f)) for a, b, e, f in [(1, 2, 3, 1), (4, 2, 2, 2), (1, 1, 1, 6), (3, 3, 2, 2)]}
+    Path("targets").write_text("\n".join(",".join(map(str, target)) for target in cases))
+    result = exact_result("--integrals", "targets", "--symbols", "d,m1,m3", "--paper-masters-only")
+    for target, (left, right) in cases.items():
+        (text,) = result["reductions"][target].values()
+        for k in range(50):
+            d, m1, m3 = k + Fraction(3, 11), Fraction(k + 2, 3), Fraction(5 * k + 1, 7)
+            assert exact_value(text, d=d, m1=m1, m3=m3) == massless_banana(left, m1, d) * massless_banana(right, m3, d)
+
+
+def check_against_direct_runs(result, reduce_at, family, symbols, points, **options):
+    """Functions of a result, put at random rational points modulo random primes, against runs of their own."""
+    draw = random.Random(8)
+    for number in range(points):
+        p = BIG_PRIMES[number % 3]
+        values = {name: Fraction(draw.randrange(10**3, 10**5), draw.randrange(1, 50)) for name in symbols}
+        point = point_of(family, p, **values)
+        direct = reduce_at(family.name, list(result["reductions"]), point=point, **options).reductions
+        for target, expression in result["reductions"].items():
+            assert {m: residue(exact_value(c, **values), p) for m, c in expression.items()} == direct[target]
+
+
+@needs_stored_rules
+@pytest.mark.parametrize("symbols", ["d", "d,m2,m3", "d,m1,m2,m3", "m3"])
+def test_functions_equal_direct_runs(symbols, reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = exact_result(*PUBLISHED, "--symbols", symbols)
+    names = symbols.split(",")
+    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, names, 20, paper_masters_only=True)
+    assert result["prime"] is None and result["success"] and result["original_integral"] == (1, 1, 1, 1, 1, 1, -3)
+    assert result["d"] == ("d" if "d" in names else 41)
+    assert result["kinematics"] == {name: name if name in names else int(value) for name, value in TRIANGLEBOX.point}
+    assert set(result["final_expr"]) <= set(result["masters"]) and all(type(c) is str for c in result["final_expr"].values())
+    import sympy
+
+    for text in result["final_expr"].values():
+        assert {str(s) for s in sympy.sympify(text).free_symbols} <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "symbols", "options"),
+    [
+        ("sunrise", "2,2,1,-1,-1", "d,s,m", []),
+        ("bubble", "3,2", "d,m", []),
+        ("box", "1,2,1,1", "d,s,t", []),
+        ("trianglebox", "1,1,1,1,0,1,-1", "d,m1", []),  # corners stay
+    ],
+)
+def test_functions_of_other_families(name, target, symbols, options, reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = exact_result("--family", name, f"--integral={target}", "--symbols", symbols, *options)
+    check_against_direct_runs(result, reduce_at, BUILT_IN_FAMILIES[name], symbols.split(","), 6)
+
+
+def test_preferred_masters_in_d(reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("masters").write_text("2,0\n1,2\n")
+    result = exact_result(*BUBBLE, "--symbols", "d,s", "--masters", "masters")
+    check_against_direct_runs(result, reduce_at, BUILT_IN_FAMILIES["bubble"], ["d", "s"], 5, preferred_masters=((2, 0), (1, 2)))
+
+
+@needs_stored_rules
+@pytest.mark.parametrize("words", [[], ["--d", "7/3", "--kinematics", "m1=1/2,m2=-5,m3=11/7"]], ids=["default", "fractions"])
+def test_rational_numbers(words, reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = exact_result(*PUBLISHED, "--exact", *words)
+    point = {"d": "7/3", "m1": "1/2", "m2": "-5", "m3": "11/7"} if words else {}
+    for p in (*OTHER_PRIMES, P31):
+        direct = reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], point=point_of(TRIANGLEBOX, p, **point), paper_masters_only=True)
+        assert {m: residue(c, p) for m, c in result["final_expr"].items()} == direct.reductions[1, 1, 1, 1, 1, 1, -3]
+    assert all(type(c) is Fraction for c in result["final_expr"].values()) and result["prime"] is None
+    assert result["d"] == ("7/3" if words else 41)
+
+
+@needs_stored_rules
+def test_numbers_are_functions_at_the_point(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    numbers, functions = exact_result(*PUBLISHED, "--exact"), exact_result(*IN_D)
+    assert {m: exact_value(c, d=41) for m, c in functions["final_expr"].items()} == numbers["final_expr"]
+
+
+def test_integral_that_is_zero_and_one_that_is_a_master(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("targets").write_text("1,1,0,0,0,0,0\n0,1,1,1,0,0,0\n")
+    for words in (["--exact"], ["--symbols", "d,m1"]):
+        result = exact_result("--integrals", "targets", *words)
+        assert result["reductions"][1, 1, 0, 0, 0, 0, 0] == {}
+        assert {m: Fraction(c) for m, c in result["reductions"][0, 1, 1, 1, 0, 0, 0].items()} == {(0, 1, 1, 1, 0, 0, 0): 1}
+
+
+def test_processes_change_nothing_exact(ready):
+    one = exact_result(*IN_D, "--store", "s", "--work-dir", "one")
+    two = exact_result(*IN_D, "--store", "s", "--work-dir", "two", "--local", "2", "--job-seconds", "0.05")
+    assert one["reductions"] == two["reductions"] and two["statistics"]["tasks"] > one["statistics"]["tasks"] - 1
+    assert not {path.name for path in Path("two").iterdir()} & {"exact.journal", "shared"}
+
+
+def test_a_fake_pool_gives_the_same(ready, fake):
+    fake.set(run="now")
+    here = exact_result(*IN_D, "--store", "s", "--work-dir", "one")
+    there = exact_result(*IN_D, "--store", "s", "--work-dir", "pool work", "--condor", "--check-interval", "0.1")
+    assert here["reductions"] == there["reductions"]
+
+
+def test_unlucky_points_are_done_by_runs_of_their_own(ready, monkeypatch):
+    """Every seventh point of a task is declared bad."""
+    expected = exact_result(*IN_D, "--store", "s", "--work-dir", "one")
+    original = ibp_reduce.probe
+
+    def spoiled(trace, primes, values, device="cpu"):
+        rows, good = original(trace, primes, values, device)
+        if len(primes) != 16:  # not the first look at whether the trace serves
+            good[6::13] = False
+            rows[6::13] = 5
+        return rows, good
+
+    monkeypatch.setattr(ibp_reduce, "probe", spoiled)
+    result = exact_result(*IN_D, "--store", "s", "--work-dir", "two")
+    assert result["reductions"] == expected["reductions"] and result["statistics"]["unlucky"] >= 2
+
+
+# a kill, and damage -------------------------------------------------------------------------------------------------
+
+
+def test_killed_exact_run_goes_on(bare, ready):
+    """Killed after some tasks: their points are not computed again, and the answer is the same."""
+    words = [*PUBLISHED, "--symbols", "d,m2,m3", "--quiet", "--output", "r.pkl", "--store", "s", "--job-seconds", "0.02"]
+    undisturbed = exact_result(*words[:-6], "--store", "s", "--work-dir", "another")
+    journal = ready / "work/exact.journal"
+    command = [sys.executable, str(bare / "ibp_reduce.py"), *words, "--work-dir", "work"]
+    with ended(start(command, ready)) as run:
+        wait_until(lambda: run.poll() is not None or (journal.exists() and journal.stat().st_size > 12_000))
+        assert run.poll() is None, run.stderr.read()
+        run.kill()
+    with ended(start(command, ready)) as run:
+        told = run.communicate(timeout=DEADLINE_S)[1]
+    assert run.returncode == 0 and (known := int(re.search(r"going on: ([\d,]+) points", told)[1].replace(",", ""))) > 0, told
+    result = pickle.loads((ready / "r.pkl").read_bytes())
+    assert result["reductions"] == undisturbed["reductions"] and result["statistics"]["resumed"] == known
+    assert result["statistics"]["points"] + known == undisturbed["statistics"]["points"]
+    assert not journal.exists()
+
+
+@pytest.fixture
+def unfinished(ready, monkeypatch):
+    """A work directory with the checkpoint of IN_D, which was interrupted before its last check."""
+    with monkeypatch.context() as patch:
+        patch.setattr(ibp_reduce.Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        assert exit_code([*IN_D, "--store", "s", "--quiet"]) == 130
+    assert Path("ibp_work/exact.journal").stat().st_size > 1000
+    return Path("ibp_work/exact.journal")
+
+
+def test_checkpoint_of_another_run_is_refused(unfinished, capsys):
+    before = unfinished.read_bytes()
+    line = said(capsys, [*PUBLISHED, "--exact", "--store", "s", "--quiet"], 2)
+    assert line.count("\n") == 1 and "unfinished run of I[1,1,1,1,1,1,-3]" in line and "functions of d" in line and "--fresh" in line
+    assert unfinished.read_bytes() == before
+    assert exact_result(*PUBLISHED, "--exact", "--store", "s", "--fresh")["success"] and not unfinished.exists()
+
+
+def test_runs_of_both_kinds_spare_each_other(unfinished, capsys):
+    before = unfinished.read_bytes()
+    line = said(capsys, [*PUBLISHED, "--batch", "3", "--store", "s", "--quiet"], 2)
+    assert line.count("\n") == 1 and "exact.journal" in line and "--fresh" in line and unfinished.read_bytes() == before
+    unfinished.rename(unfinished.with_name("run.journal"))
+    line = said(capsys, [*IN_D, "--store", "s", "--quiet"], 2)
+    assert line.count("\n") == 1 and "run.journal" in line and unfinished.with_name("run.journal").read_bytes() == before
+
+
+def test_resumed_exact_run(unfinished, capsys):
+    result = exact_result(*IN_D, "--store", "s", "--resume")
+    assert result["statistics"]["resumed"] > 30 and result["statistics"]["points"] < 10
+    assert "--resume" in said(capsys, [*IN_D, "--store", "s", "--quiet", "--resume"], 2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "garbage", "empty"])
+def test_damaged_checkpoint_costs_time_only(damage, unfinished, capsys):
+    data = unfinished.read_bytes()
+    unfinished.write_bytes(
+        {"cut": data[:-7], "flipped": data[:-40] + bytes([data[-40] ^ 1]) + data[-39:], "garbage": b"x" * 999, "empty": b""}[damage]
+    )
+    result = exact_result(*IN_D, "--store", "s")
+    assert len(capsys.readouterr().err.splitlines()) <= 4
+    fresh_result = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
+    assert result["reductions"] == fresh_result["reductions"]
+
+
+FORGED = {
+    "other names": lambda record: {"names": (((1, 1), (1, 0)),)},
+    "too large": lambda record: record | {"values": np.full(len(record["values"]) // 8, 2**40).tobytes()},
+    "negative": lambda record: record | {"values": np.full(len(record["values"]) // 8, -1).tobytes()},
+    "too short": lambda record: record | {"values": record["values"][:-8]},
+    "flags": lambda record: record | {"good": b"\x07" * len(record["good"])},
+    "no flags": lambda record: record | {"good": None},
+    "no list": lambda record: [],
+    "samples": lambda record: record | {"samples": 5},
+}
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_forged_checkpoint_is_refused(forged, unfinished, capsys):
+    """Whole records with a right checksum, not written by this run."""
+    name = ibp_reduce.make_exact_problem(ibp_reduce.parse_options(IN_D)).name
+    with contextlib.closing(Journal(unfinished, name)) as journal:
+        records = [value for _, value in journal.records()]
+    assert "names" in records[0] and "samples" in records[1]
+    unfinished.unlink()
+    with contextlib.closing(Journal(unfinished, name)) as journal:
+        for number, value in enumerate(records):
+            journal.append(FORGED[forged](value) if number == (forged != "other names") else value)
+    line = said(capsys, [*IN_D, "--store", "s", "--quiet"], 1)
+    assert line.splitlines()[-1].count("not what this run has written") == 1 and "--fresh" in line
+
+
+def test_singular_point_is_one_line(ready, capsys):
+    line = said(capsys, [*PUBLISHED, "--exact", "--d", "4", "--store", "s", "--quiet"], 1)
+    assert line.count("\n") == 1 and "d=4" in line and "singular" in line
+    assert not Path("ibp_work/exact.journal").exists() and not Path("results").exists()
+
+
+EXACT_USAGE_ERRORS = {
+    "--symbols x": ("--symbols", "d, m1, m2, m3"),
+    "--symbols=": ("--symbols", "d, m1, m2, m3"),
+    "--symbols d,d": ("--symbols", "at most once"),
+    "--symbols d,m2,": ("--symbols",),
+    "--symbols m2 --kinematics m2=3": ("--symbols", "m2", "number"),
+    "--symbols d --d 5": ("--symbols", "d is given"),
+    "--exact --symbols d": ("--exact", "--symbols", "contradict"),
+    "--exact --prime 7": ("--prime 7", "of its own"),
+    "--exact --batch auto": ("--batch", "points"),
+    "--exact --device tpu": ("--device tpu", "cpu or cuda"),
+    "--exact --condor --local 2": ("--condor", "--local"),
+    "--benchmark-points 0": ("--benchmark-points 0",),
+    "--benchmark-points many": ("--benchmark-points",),
+}
+
+
+@pytest.mark.parametrize("command", EXACT_USAGE_ERRORS)
+def test_wrong_usage_of_exact_runs(command, place, capsys):
+    check_refused([*shlex.split(command), "--integral=1,1,1,1,1,1,-1"], place, capsys, EXACT_USAGE_ERRORS[command])
+
+
+def test_no_gpu_is_one_line(place, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_refused([*PUBLISHED, "--exact", "--device", "cuda"], place, capsys, ["--device cuda", "no GPU"])
+
+
+def test_benchmark_of_points(ready, capsys):
+    printed = said(capsys, [*PUBLISHED, "--benchmark-points", "12", "--store", "s", "--quiet"], 0)
+    assert [line.split()[0] for line in printed.splitlines()[2:]] == ["1", "2", "5", "10", "12"]
+
+
+@pytest.mark.slow
+def test_headline_in_d(reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = exact_result("--symbols", "d")
+    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d"], 20, paper_masters_only=True)
+
+
+@pytest.mark.slow
+def test_headline_in_everything(reduce_at, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = exact_result("--symbols", "d,m1,m2,m3")
+    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d", "m1", "m2", "m3"], 20, paper_masters_only=True)
 
 
 # =====================================================================================================================
