@@ -5945,17 +5945,22 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
 
 def result_record(problem: Problem, outcome: Outcome) -> dict[str, Any]:
     """What the pickle holds: builtin types only, coefficients modulo the prime in 0 … prime - 1, zeros left out."""
-    point = problem.point
+    return _record(problem, outcome, problem.point.prime, (), outcome.unreduced)
+
+
+def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None, symbols: Sequence[str], unreduced: list[Index]) -> dict:
+    values = {"d": problem.point.d, **dict(problem.point.invariants)}
+    shown = {name: name if name in symbols else plain_number(value) for name, value in values.items()}
     record: dict[str, Any] = {
         "format": 1,
-        "success": not outcome.unreduced,
+        "success": not unreduced,
         "family": problem.family.name,
-        "prime": point.prime,
-        "d": plain_number(point.d),
-        "kinematics": {name: plain_number(value) for name, value in point.invariants},
+        "prime": prime,
+        "d": shown.pop("d"),
+        "kinematics": shown,
         "reductions": outcome.reductions,
         "masters": outcome.masters,
-        "unreduced": outcome.unreduced,
+        "unreduced": unreduced,
         "steps": outcome.statistics["integrals"],
         "time": outcome.seconds,
         "peak_memory_kb": outcome.peak_memory_kb,
@@ -5974,29 +5979,7 @@ def plain_number(value: Fraction) -> int | str:
 
 def exact_record(exact: ExactProblem, outcome: ExactOutcome) -> dict[str, Any]:
     """What the pickle of an exact run holds: coefficients are Fractions or strings, symbols stay as their names; there is no prime."""
-    problem, symbols = exact.problem, exact.symbols
-    given = {"d": problem.point.d, **dict(problem.point.invariants)}
-    shown = {name: name if name in symbols else plain_number(value) for name, value in given.items()}
-    record: dict[str, Any] = {
-        "format": 1,
-        "success": True,
-        "family": problem.family.name,
-        "prime": None,
-        "d": shown.pop("d"),
-        "kinematics": shown,
-        "reductions": outcome.reductions,
-        "masters": outcome.masters,
-        "unreduced": [],
-        "steps": outcome.statistics["integrals"],
-        "time": outcome.seconds,
-        "peak_memory_kb": outcome.peak_memory_kb,
-        "statistics": outcome.statistics,
-        "version": __version__,
-    }
-    if len(problem.targets) == 1:
-        (target,) = problem.targets
-        record |= {"original_integral": target, "final_expr": outcome.reductions[target]}
-    return record
+    return _record(exact.problem, outcome, None, exact.symbols, [])
 
 
 LONGEST_SHOWN = 160  # characters of a coefficient in a summary
