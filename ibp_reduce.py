@@ -988,20 +988,19 @@ class SearchSpace:
             self._of_seeds = equations, products[self.term, self.seed]
         return self._of_seeds[1]
 
-    def system(
-        self, sector: Sector, equations: Equations, target: np.ndarray, rows: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Rows, columns and values of the entries at one target [n]: seeds inside the sector, terms inside the sector and not zero.
+    def rows_inside(self, sector: Sector, target: np.ndarray) -> np.ndarray:
+        """Numbers of the rows whose seed is in the sector at this target [n]: seldom more than one in ten."""
+        return np.flatnonzero(np.repeat(sector.contains(target + self.seeds), self.operators))
 
-        rows [R]: no others than these. A row with a column that no other row has cannot take part in a combination; such rows are
-        removed until none is left.
+    def system(
+        self, sector: Sector, equations: Equations, target: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and values of the entries of these rows [R] at one target [n]: terms inside the sector and not zero.
+
+        A row with a column that no other row has cannot take part in a combination; such rows are removed until none is left.
         """
-        inside, own = sector.contains(target + self.seeds), sector.contains(target + self.columns)
-        if rows is None:
-            entries = np.flatnonzero(inside[self.seed] & own[self.column])
-        else:
-            entries = run_numbers(self.begin[rows], self.begin[rows + 1] - self.begin[rows])
-            entries = entries[inside[self.seed[entries]] & own[self.column[entries]]]
+        entries = run_numbers(self.begin[rows], self.begin[rows + 1] - self.begin[rows])
+        entries = entries[sector.contains(target + self.columns)[self.column[entries]]]
         of_target = equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ target
         values = (of_target[self.term[entries]] + self.of_seeds(equations)[entries]) % equations.prime
         row, column = self.row[entries], self.column[entries]
@@ -1084,8 +1083,9 @@ class RuleFinder:
     def find_in(
         self, space: SearchSpace, target: np.ndarray, level: int, equations: Equations, rows: np.ndarray | None = None
     ) -> Rule | None:
-        """As `find`, out of the rows of this space, or only out of some of them."""
-        self.rows += space.rows if rows is None else len(rows)
+        """As `find`, out of the rows of this space, or only out of some of them, whose seeds must be in the sector."""
+        rows = space.rows_inside(self.sector, target) if rows is None else rows
+        self.rows += len(rows)
         row, column, value = space.system(self.sector, equations, target, rows)
         last = len(space.columns) - 1
         if not (column == last).any():
@@ -1687,17 +1687,16 @@ def read_policy(name: str, family: Family) -> bytes | str:
 
 GUIDE_FORMAT = 1  # of the guide's weights, and of what its inputs mean
 GUIDE_KIND = "ibp_reduce guide"
-GUIDE_MEMBER = "guide.npz"  # in the zip archive that a weights file is: numpy reads it, so that no reduction waits 1.5 s for torch
-GUIDED = 64  # added to a level: searches among the rows that the guide chose
-GUIDED_LEVELS = 3  # the first ones; what they leave is nearly all irreducible, and then every row has to be tried
-GUIDED_SHARE = (6, 12, 7)  # at a level, one in so many rows is tried: few rules need more (README, "Guided discovery")
-GUIDED_ORDER = (0, 1, 2)
+GUIDE_MEMBER = "archive/guide.npz"  # in the zip archive that a weights file is: numpy reads it, so that no reduction waits 1.5 s for torch
+GUIDE_LEVELS = 3  # it learns from rules of the first ones,
+GUIDED_LEVEL = 2  # and is used where rules are long and searches seldom in vain: of level 0 all rows are soon tried, of level 1 few help
+GUIDED_SHARE = 0.5  # of the rows is tried first
 MATRIX_PIECE, VECTOR_PIECE = 200_000, 9_000  # multiplications: OpenBLAS uses threads from 262,144 and 9,216 on
 NEAR = 4  # distances from the border, the last one stands for all further ones
 SHIFT_KINDS = 9  # signs of the changes of r and of s
 SEED_RANGE = 2  # of a seed, in one index
 TOKEN_INPUTS = 3 * SHIFT_KINDS + 2 * SEED_RANGE + 1 + 2
-ROW_INPUTS = 2 * SHIFT_KINDS + 1 + 6 + GUIDED_LEVELS + 2
+ROW_INPUTS = 2 * SHIFT_KINDS + 1 + 6 + GUIDE_LEVELS + 2
 GUIDE_WIDTH = 32
 GUIDE_SHAPES = {
     "token_in": (TOKEN_INPUTS, GUIDE_WIDTH),
@@ -1743,7 +1742,7 @@ def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level
     total = np.bincount(place, minlength=count * SHIFT_KINDS).reshape(1, count, SHIFT_KINDS)
     size = np.abs(seeds)
     parts = (seeds[:, positive], -seeds[:, ~positive], size, size[:, positive], seeds[:, positive] > 0, seeds[:, ~positive] > 0)
-    constants = [level == k for k in range(GUIDED_LEVELS)] + [sector.n / 8, positive.sum() / 8]
+    constants = [level == k for k in range(GUIDE_LEVELS)] + [sector.n / 8, positive.sum() / 8]
     of_seed = np.column_stack([part.sum(1) for part in parts] + [np.full(len(seeds), value) for value in constants])
     columns = (
         np.log1p(heavier).reshape(len(seeds), count, SHIFT_KINDS),
@@ -1831,17 +1830,17 @@ class SectorGuide:
         return space and finder.find_in(space, target, level, finder.structure, self.best(space, level, target))
 
     def best(self, space: SearchSpace, level: int, target: np.ndarray) -> np.ndarray:
-        """Numbers of the rows to try, ascending."""
+        """Numbers of the rows to try first, ascending."""
         sector = self.finder.sector
         if level not in self.levels:
             features = describe_rows(sector, self.finder.structure, space.seeds, level)
             self.levels[level] = features, guide_rows(self.weights, features)
         features, parts = self.levels[level]
         scores = guide_scores(self.weights, features, parts, border_distance(target, sector.positive)[None])[0]
-        scores[~inside_rows(sector, space.seeds, target[None], space.operators)[0]] = -math.inf
-        count = max(space.rows // GUIDED_SHARE[level], 1)
-        best = np.argpartition(-scores, count - 1)[:count]
-        return np.sort(best[scores[best] > -math.inf])
+        inside = space.rows_inside(sector, target)
+        count = max(int(len(inside) * GUIDED_SHARE), 1)
+        best = np.argpartition(-scores[inside], count - 1)[:count] if len(inside) else inside
+        return np.sort(inside[best])
 
 
 def pack_guide(weights: dict[str, np.ndarray], families: dict[str, str]) -> bytes:
@@ -2012,8 +2011,8 @@ COUNTS = ("integrals", "references", "tries", "replays", "rules", "rows", "searc
 class SectorKnowledge:
     """What is known about one sector of a family, at any point: its masters (None: not yet searched), rules, and hopeless searches.
 
-    hopeless: (level, border pattern) of integrals that no rule of that level reduces; (GUIDED + level, border pattern) where none out
-    of the rows that the guide chose does. searched_rows: rows built in the search for masters that this comes from.
+    hopeless: (level, border pattern) of integrals that no rule of that level reduces. searched_rows: rows built in the search for masters
+    that this comes from.
     """
 
     masters: tuple[Index, ...] | None = None
@@ -2334,16 +2333,14 @@ class _SectorReduction:
         return terms
 
     def _reduce_by_elimination(self, wave: _Wave) -> None:
-        """Level by level; where there is a guide, the rows that it chooses first, and all rows only for what then still waits."""
-        guided = GUIDED_ORDER if self.guide else ()
-        for level, chosen in [(level, True) for level in guided] + [(level, False) for level in range(len(NEIGHBOURHOODS))]:
+        for level in range(len(NEIGHBOURHOODS)):
             if self.task.canonical:
                 self._apply_canonical_rules(level, wave)
             else:
-                for rule in self._rules_of(level) if chosen or level not in guided else ():
+                for rule in self._rules_of(level):
                     self._apply(rule, wave.where_waiting(), wave)
                 if wave.waiting.any():
-                    self._search(level, wave, chosen)
+                    self._search(level, wave)
             if not wave.waiting.any():
                 break
         for position in np.flatnonzero(wave.waiting)[::-1]:
@@ -2423,19 +2420,18 @@ class _SectorReduction:
                 if rule := self.canonical[level, pattern]:
                     self._apply(rule, np.array(positions), wave)
 
-    def _search(self, level: int, wave: _Wave, guided: bool) -> None:
+    def _search(self, level: int, wave: _Wave) -> None:
         """Look for rules of a level for what waits, heaviest first, but only once among integrals equally far from the border."""
-        kind = GUIDED + level if guided else level
         waiting = wave.where_waiting()[::-1]
         queue = deque(zip(waiting, border_pattern(wave.indices[waiting], self.sector.positive, level)))
         while queue:
-            if self.helpers is not None and not guided:
+            if self.helpers is not None:
                 self._search_ahead(queue, level, wave)
             position, pattern = queue.popleft()
-            if wave.waiting[position] and not {(level, pattern), (kind, pattern)} & self.hopeless:
-                self._search_for(position, level, self.task.generic, wave, guided)
+            if (level, pattern) not in self.hopeless and wave.waiting[position]:
+                self._search_for(position, level, self.task.generic, wave)
                 if wave.waiting[position]:
-                    self.hopeless.add((kind, pattern))
+                    self.hopeless.add((level, pattern))
 
     def _search_ahead(self, queue: Iterable[tuple[int, bytes]], level: int, wave: _Wave) -> None:
         """Let the helpers search for several of the next integrals at once; where these are few, at the next levels as well."""
@@ -2453,15 +2449,16 @@ class _SectorReduction:
             futures[later, indices.tobytes()] = self.helpers.submit(find_rule, context, tuple(indices.tolist()), later)
         self.ahead = {request: future.result() for request, future in futures.items()}
 
-    def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave, guided: bool = False) -> None:
+    def _search_for(self, position: int, level: int, equations: Equations, wave: _Wave) -> None:
         """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
         request, target = (level, wave.indices[position].tobytes()), wave.indices[position].astype(np.int64)
-        if guided:
+        rule = None
+        if self.guide is not None and level == GUIDED_LEVEL and equations is self.task.generic:
             rule = self.guide.find(target, level)
-        elif equations is self.task.generic and request in self.ahead:
+        if rule is None and equations is self.task.generic and request in self.ahead:
             rule, rows = self.ahead[request]
             self.finder.rows += rows
-        else:
+        elif rule is None:
             rule = self.finder.find(target, level, equations)
         if rule is not None and self.task.canonical:
             self._apply(CompiledRule(self.sector, self.task.equations, rule), np.array([position]), wave)
@@ -2470,8 +2467,7 @@ class _SectorReduction:
             self._apply(compiled, wave.where_waiting(), wave)
             if not wave.waiting[position]:  # its one-step result cost a search and is kept
                 self.result.new_steps[tuple(target.tolist())] = self._step(compiled, target)
-        if not guided:
-            wave.searched.add((position, level, equations))
+        wave.searched.add((position, level, equations))
 
     def _search_everywhere(self, position: int, wave: _Wave) -> None:
         """The last resort for one integral, before it is listed as unreduced: all levels, at the generic point and at this one.
@@ -6309,7 +6305,7 @@ def pack_rules(finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> 
     The sector, its operators and their shifts come along, out of which `describe_rows` makes features.
     """
     sector, equations = finder.sector, finder.structure
-    distinct = {border_distance(base, sector.positive).tobytes(): (base, rule) for base, rule in found if rule.level < GUIDED_LEVELS}
+    distinct = {border_distance(base, sector.positive).tobytes(): (base, rule) for base, rule in found if rule.level < GUIDE_LEVELS}
     rows, chosen = [], list(distinct.values())
     for base, rule in chosen:
         seeds = finder.space(rule.level, base).seeds
@@ -6553,18 +6549,18 @@ def train_guide(weights: dict[str, Any], optimizer: Any, lessons: Sequence[Lesso
 
 
 def measure_guide(weights: dict[str, Any], lessons: Sequence[Lesson]) -> float:
-    """Share of the held-out rules all of whose rows are among those that the guide would choose."""
+    """Share of the held-out rules of the guided level all of whose rows are among those that the guide would choose."""
     import torch
 
     within = []
     with torch.inference_mode():
         for lesson in lessons:
             some = np.flatnonzero(lesson.held_out)
-            if len(some):
+            if len(some) and lesson.level == GUIDED_LEVEL:
                 features, distance, right, possible = lesson.shown(some)
                 scores = guide_scores(weights, features, guide_rows(weights, features), distance).masked_fill(~possible, -math.inf)
                 last = scores.masked_fill(~right, math.inf).amin(1, keepdim=True)
-                within += ((scores > last).sum(1) < max(scores.shape[1] // GUIDED_SHARE[lesson.level], 1)).tolist()
+                within += ((scores > last).sum(1) < (possible.sum(1) * GUIDED_SHARE).long().clip(1)).tolist()
     return float(np.mean(within)) if within else math.nan
 
 

@@ -44,6 +44,7 @@ import threading
 import time
 import traceback
 import tracemalloc
+import zipfile
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -6932,6 +6933,321 @@ def test_damaged_status_of_an_unfinished_run_is_one_line(name, content, place, c
     assert exit_code(["--status", "--work-dir", "w"]) in (0, 1)
     printed, said = capsys.readouterr()
     assert "Traceback" not in said and (printed or said.count("\n") == 1)
+
+
+# =====================================================================================================================
+# Guided discovery
+# =====================================================================================================================
+
+GUIDED_TARGETS = {  # reduced from nothing, in seconds
+    "bubble": [(3, 2), (2, -2)],
+    "box": [(2, 1, 1, 1), (1, 3, 1, -1)],
+    "sunrise": [(2, 1, 2, -1, -1)],
+    "trianglebox": [(1, 0, 2, 0, 1, 1, -1), (2, 0, 2, 0, 1, 1, 0)],
+    "ladder3": [(2, 0, 0, 0, 0, 1, 1, 1, -1)],
+}
+
+
+def guide_of(scale=1.0, seed=0):
+    """Weights that have learned nothing."""
+    rng = np.random.default_rng(seed)
+    return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in ibp_reduce.GUIDE_SHAPES.items()}
+
+
+def inverted(weights):
+    """Weights with minus the scores of others."""
+    turned = {name: weights[name].copy() for name in weights}
+    for name in ("row_score", "near"):
+        turned[name] *= -1
+    turned["token_out"][:, ibp_reduce.GUIDE_WIDTH :] *= -1
+    turned["token_out_bias"][ibp_reduce.GUIDE_WIDTH :] *= -1
+    return turned
+
+
+def ground_of(name, bits=None):
+    """A rule finder for a sector of a family, by default the highest one, at the generic point."""
+    family = BUILT_IN_FAMILIES[name]
+    generic = ibp_reduce.evaluate_identities(ibp_reduce.derive_identities(family), ibp_reduce.generic_point(family))
+    bits = (1 << family.lines) - 1 if bits is None else bits
+    return ibp_reduce.RuleFinder(Sector(ibp_reduce.Layout(family.n, 30, 30), bits), generic)
+
+
+@pytest.fixture(scope="session")
+def lessons():
+    """What a guide learns from, of three sectors of trianglebox, as a training file has it."""
+    parts = []
+    for bits in (0b011110, 0b111101, 0b110110):
+        finder, rng = ground_of("trianglebox", bits), np.random.default_rng(bits)
+        bases = [ibp_reduce.random_target(finder.sector, rng) for _ in range(60)]
+        parts.append(ibp_reduce.pack_rules(finder, [(base, rule) for base in bases if (rule := ibp_reduce.local_rule(finder, base))]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.fixture(scope="session")
+def trained_guide(lessons):
+    """Weights after some passes through these lessons, and what they were before."""
+    torch = pytest.importorskip("torch")
+    first, rng = ibp_reduce.first_guide(0), np.random.default_rng(0)
+    weights = ibp_reduce.first_guide(0)
+    optimizer = torch.optim.AdamW(weights.values(), 5e-3)
+    for _ in range(30):
+        assert ibp_reduce.train_guide(weights, optimizer, ibp_reduce.unpack_rules(lessons), rng)
+    return {name: values.detach().numpy() for name, values in weights.items()}, first
+
+
+def packed_guide(weights, **families):
+    return ibp_reduce.pack_guide(weights, families)
+
+
+def weights_file(path, guide=None):
+    """A weights file with this as its guide."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"")
+        if guide is not None:
+            archive.writestr(ibp_reduce.GUIDE_MEMBER, guide)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", GUIDED_TARGETS)
+def test_a_guide_changes_no_result(name, reduce_at, trained_guide):
+    fixed = reduce_at(name, GUIDED_TARGETS[name], shelves=[], paper_masters_only=True)
+    assert not fixed.unreduced and all(fixed.reductions.values())
+    for weights in (trained_guide[0], guide_of(), inverted(trained_guide[0])):
+        guided = reduce_at(name, GUIDED_TARGETS[name], shelves=[], paper_masters_only=True, guide=packed_guide(weights))
+        assert (guided.reductions, guided.masters, guided.unreduced) == (fixed.reductions, fixed.masters, fixed.unreduced)
+        assert guided.statistics["rows"] != fixed.statistics["rows"] > 0
+
+
+def test_a_guide_changes_no_result_of_one_step_tasks(tmp_path, trained_guide):
+    target = [(2, 1, 1, -1, -1)]
+    fixed = run_steps(tmp_path / "fixed", "sunrise", target)
+    for number, weights in enumerate((trained_guide[0], guide_of())):
+        guided = run_steps(tmp_path / str(number), "sunrise", target, guide=packed_guide(weights))
+        assert said_by(guided) == said_by(fixed) and guided.statistics["rows"] > 0
+
+
+def test_a_trained_guide_saves_rows_and_finds_what_it_found_before(reduce_at, trained_guide):
+    targets = {"paper_masters_only": True, "shelves": []}
+    fixed = reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets)
+    guided, again = (reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets, guide=packed_guide(trained_guide[0])) for _ in range(2))
+    assert guided.reductions == fixed.reductions
+    assert 3 * guided.statistics["rows"] < fixed.statistics["rows"]
+    assert guided.statistics["integrals"] < 1.5 * fixed.statistics["integrals"]
+    assert guided.statistics == again.statistics
+
+
+def test_rows_are_counted(reduce_at, monkeypatch):
+    built = []
+    find_in = ibp_reduce.RuleFinder.find_in
+
+    def counting(self, space, target, level, equations, rows=None):
+        built.append(len(space.seeds) * equations.count if rows is None else len(rows))
+        return find_in(self, space, target, level, equations, rows)
+
+    monkeypatch.setattr(ibp_reduce.RuleFinder, "find_in", counting)
+    for guide in (None, packed_guide(guide_of())):
+        built.clear()
+        outcome = reduce_at("box", [(2, 1, 1, 2)], shelves=[], guide=guide)
+        assert outcome.statistics["rows"] == sum(built) > 1000
+
+
+def test_corners_and_beams_have_no_guide(reduce_at):
+    targets = [(2, 0, 2, 0, 1, 1, 0)]
+    fixed = reduce_at("trianglebox", targets, shelves=[])
+    guided = reduce_at("trianglebox", targets, shelves=[], guide=packed_guide(guide_of()))
+    assert (fixed.reductions, fixed.statistics["rows"]) == (guided.reductions, guided.statistics["rows"])
+    beam = ibp_reduce.Beam(5, 10**6, "size", True, "fixed")
+    plain, other = (
+        reduce_at("bubble", [(2, 1)], shelves=[], beam=beam, guide=guide) for guide in (None, b"not read at all")
+    )  # only masters are searched with it
+    assert plain.reductions == other.reductions
+
+
+def test_what_is_known_needs_no_guide(reduce_at, tmp_path):
+    shelf = Store(tmp_path / "store.shelf")
+    reduce_at("box", [(2, 1, 1, 2)], shelves=[shelf])
+    said = []
+    progress = Progress(quiet=True)
+    progress.say = said.append
+    for targets in ([(2, 1, 1, 2)], [(2, 1, 1, 2), (2, 1, 1, 1)]):
+        problem = Problem(BUILT_IN_FAMILIES["box"], point_of(BUILT_IN_FAMILIES["box"]), tuple(targets), why_no_guide="no guide")
+        Controller(problem, InlineExecutor(), [shelf], progress).run()
+    assert said == []
+    Controller(problem, InlineExecutor(), [], progress).run()
+    assert said == ["no guide"]
+
+
+def test_missing_weights_are_said_once_and_the_order_is_fixed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(ibp_reduce, "DATA", tmp_path / "nowhere")
+    words = ["--family", "box", "--integral", "2,1,1,2", "--quiet", "--cold", "--work-dir", str(tmp_path / "w")]
+    rows = []
+    for more, lines in (([], 1), (["--policy", "fixed"], 0), (["--batch", "5"], 1)):
+        assert ibp_reduce.main([*words, *more, "--output", str(tmp_path / "r.pkl")]) == 0
+        error = capsys.readouterr().err
+        assert error.count("fixed order") == error.count("\n") == lines
+        rows.append(pickle.loads((tmp_path / "r.pkl").read_bytes())["statistics"]["rows"])
+    assert rows[0] == rows[1] > 0
+    assert ibp_reduce.main([*words, "--policy", str(tmp_path / "none.pt")]) == 2
+    assert "none.pt" in capsys.readouterr().err
+
+
+def test_a_guided_reduction_imports_no_torch(tmp_path):
+    weights = weights_file(tmp_path / "p.pt", packed_guide(guide_of()))
+    words = ["--family", "box", "--integral", "2,1,1,2", "--cold", "--policy", weights, "--work-dir", str(tmp_path)]
+    code = f"import sys, ibp_reduce; code = ibp_reduce.main({[*words, '--output', str(tmp_path / 'r.pkl')]!r}); "
+    code += "sys.exit(code or 10 * ('torch' in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(ibp_reduce.__file__).parent, capture_output=True).returncode == 0
+
+
+def damaged_guides():
+    good = guide_of()
+    not_finite = good | {"row_mix": good["row_mix"] * np.nan}
+    lists = io.BytesIO()
+    np.savez(
+        lists, header=np.array(json.dumps({"kind": ibp_reduce.GUIDE_KIND, "format": 1, "families": {}})), row_in=np.array([{}], object)
+    )
+    foreign = io.BytesIO()
+    np.savez(foreign, header=np.array(json.dumps({"kind": ibp_reduce.GUIDE_KIND, "format": 99, "families": {}})), **good)
+    return {
+        "no guide": None,
+        "damaged": packed_guide(good)[:-50],
+        "finite": packed_guide(not_finite),
+        "shapes": packed_guide({name: good[name] for name in list(good)[1:]}),
+        "guide (ValueError)": lists.getvalue(),
+        "format 99": foreign.getvalue(),
+        "another family": packed_guide(good, box="0" * 64),
+    }
+
+
+@pytest.mark.parametrize("what", damaged_guides())
+def test_damaged_guides_are_refused_in_one_line(what, tmp_path):
+    with pytest.raises(ibp_reduce.PolicyRefused, match=re.escape(what)) as refused:
+        ibp_reduce.read_guide(weights_file(tmp_path / "p.pt", damaged_guides()[what]), BUILT_IN_FAMILIES["box"])
+    assert "p.pt" in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_what_is_no_weights_file_is_refused(tmp_path):
+    for content in (b"", b"PK\x03\x04 no zip", weights_bytes(tmp_path)[:-30]):
+        (tmp_path / "p.pt").write_bytes(content)
+        with pytest.raises(ibp_reduce.PolicyRefused, match="p.pt"):
+            ibp_reduce.read_guide(str(tmp_path / "p.pt"), BUILT_IN_FAMILIES["box"])
+    with pytest.raises(ibp_reduce.PolicyRefused, match="directory"):
+        ibp_reduce.read_guide(str(tmp_path), BUILT_IN_FAMILIES["box"])
+
+
+def weights_bytes(tmp_path):
+    return Path(weights_file(tmp_path / "whole.pt", packed_guide(guide_of()))).read_bytes()
+
+
+def test_policy_and_guide_share_a_file(tmp_path):
+    pytest.importorskip("torch")
+    network, weights = ibp_reduce.make_network(8), guide_of()
+    content = ibp_reduce.pack_policy(network, {"box": BUILT_IN_FAMILIES["box"].identifier}, {}, weights)
+    (tmp_path / "p.pt").write_bytes(content)
+    loaded, record = ibp_reduce.unpack_policy(content)
+    assert all(bool((values == loaded.state_dict()[name]).all()) for name, values in network.state_dict().items())
+    read = ibp_reduce.load_guide(ibp_reduce.read_guide(str(tmp_path / "p.pt"), BUILT_IN_FAMILIES["box"]))
+    assert read.keys() == weights.keys() and all((read[name] == weights[name]).all() for name in weights)
+    assert record["families"] == {"box": BUILT_IN_FAMILIES["box"].identifier}
+
+
+def test_arrays_and_tensors_give_the_same_scores(lessons):
+    torch = pytest.importorskip("torch")
+    weights = guide_of(0.3)
+    tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+    for lesson in ibp_reduce.unpack_rules(lessons):
+        some = np.arange(min(len(lesson.targets), 3))
+        features, distance, *_ = lesson.shown(some)
+        theirs = ibp_reduce.guide_scores(tensors, features, ibp_reduce.guide_rows(tensors, features), distance).numpy()
+        arrays = ibp_reduce.RowFeatures(*(getattr(features, f.name).numpy() for f in dataclasses.fields(features)))
+        parts = ibp_reduce.guide_rows(weights, arrays)
+        for line, target in enumerate(lesson.targets[some]):
+            near = ibp_reduce.border_distance(target, lesson.sector.positive)[None]
+            ours = ibp_reduce.guide_scores(weights, arrays, parts, near)[0]
+            assert np.abs(ours - theirs[line]).max() < 1e-3 * np.abs(theirs[line]).max()
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 500, 1), (3000, 31, 32), (40, 55, 4000), (3, 2, 300_000)])
+def test_a_product_in_pieces(shape):
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=shape[:2]), rng.normal(size=shape[1:])
+    assert np.allclose(ibp_reduce.product(a, b), a @ b)
+
+
+def test_the_guide_chooses_seeds_of_the_sector(trained_guide):
+    finder = ground_of("trianglebox")
+    guide = ibp_reduce.SectorGuide(trained_guide[0], finder)
+    for level in range(ibp_reduce.GUIDED_LEVELS):
+        for target in ((1, 1, 1, 1, 1, 1, 0), (2, 1, 1, 1, 1, 1, 0), (3, 2, 4, 2, 2, 5, -4)):
+            space = finder.space(level, np.array(target))
+            rows = guide.best(space, level, np.array(target))
+            seeds = np.array(target) + space.seeds[rows // space.operators]
+            assert len(rows) <= space.rows // ibp_reduce.GUIDED_SHARE[level] and (np.diff(rows) > 0).all()
+            assert finder.sector.contains(seeds).all()
+
+
+def test_a_system_of_some_rows_is_a_part_of_the_whole():
+    finder, rng = ground_of("box"), np.random.default_rng(0)
+    for target in ((1, 1, 1, 1), (2, 1, 3, 1)):
+        space = finder.space(2, np.array(target))
+        whole = list(zip(*(part.tolist() for part in space.system(finder.sector, finder.structure, np.array(target)))))
+        rows = np.arange(space.rows)
+        every = space.system(finder.sector, finder.structure, np.array(target), rows)
+        assert sorted(zip(*(part.tolist() for part in every))) == sorted(whole) != []
+        some = np.sort(rng.choice(rows, space.rows // 2, replace=False))
+        part = set(zip(*(x.tolist() for x in space.system(finder.sector, finder.structure, np.array(target), some))))
+        assert part <= set(whole) and {row for row, _, _ in part} <= set(some.tolist())
+
+
+@few_examples
+@given(st.integers(0, 10**6))
+def test_failure_is_seen_without_combinations(seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(60):
+        count, columns = rng.integers(1, 14), rng.integers(1, 14)
+        matrix = {}
+        for row in range(count):
+            places = rng.choice(columns + 1, rng.integers(1, min(columns + 1, 5) + 1), replace=False)
+            matrix[row] = {int(c): int(rng.integers(1, 5)) for c in places}
+        before = {row: dict(line) for row, line in matrix.items()}
+        combinations = ibp_reduce.eliminate_heavier(matrix, int(columns), 5)
+        assert ibp_reduce.is_reducible(matrix, int(columns), 5) == bool(combinations)
+        assert matrix == before
+
+
+def test_a_guide_learns(lessons, trained_guide):
+    weights, first = trained_guide
+    unpacked = ibp_reduce.unpack_rules(lessons)
+    assert sum(len(lesson.targets) for lesson in unpacked) == len(lessons["rule_level"])
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
+    assert ibp_reduce.measure_guide(tensors, unpacked) > max(0.8, ibp_reduce.measure_guide(first, unpacked) + 0.2)
+
+
+def test_lessons_are_the_rules_that_were_found(lessons):
+    for lesson in ibp_reduce.unpack_rules(lessons):
+        seeds = ibp_reduce.seeds_around(ibp_reduce.NEIGHBOURHOODS[lesson.level], lesson.sector)
+        for target, rows in zip(lesson.targets[:4], lesson.rows):
+            found = ibp_reduce.local_rule(ground_of("trianglebox", lesson.sector.bits), target)
+            used = {(int(row) % lesson.equations.count, tuple(seeds[row // lesson.equations.count].tolist())) for row in rows}
+            assert used == set(found.rows) and found.level == lesson.level
+
+
+@pytest.mark.parametrize("name", ["rule_target", "rule_rows", "ground"])
+def test_lessons_that_do_not_fit_are_refused(lessons, name):
+    damaged = lessons | {name: lessons[name] * 0 + 99}
+    with pytest.raises((ValueError, IndexError)):
+        ibp_reduce.unpack_rules(damaged)
+
+
+def test_a_loss_that_is_no_number_ends_the_training_of_the_guide(lessons):
+    torch = pytest.importorskip("torch")
+    weights = ibp_reduce.first_guide(0)
+    with torch.no_grad():
+        weights["row_score"] += math.inf
+    assert not ibp_reduce.train_guide(
+        weights, torch.optim.AdamW(weights.values()), ibp_reduce.unpack_rules(lessons), np.random.default_rng(0)
+    )
 
 
 # =====================================================================================================================
