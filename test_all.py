@@ -7031,7 +7031,7 @@ def test_a_trained_guide_saves_rows_and_finds_what_it_found_before(reduce_at, tr
     fixed = reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets)
     guided, again = (reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets, guide=packed_guide(trained_guide[0])) for _ in range(2))
     assert guided.reductions == fixed.reductions
-    assert 3 * guided.statistics["rows"] < fixed.statistics["rows"]
+    assert guided.statistics["rows"] < fixed.statistics["rows"]
     assert guided.statistics["integrals"] < 1.5 * fixed.statistics["integrals"]
     assert guided.statistics == again.statistics
 
@@ -7041,14 +7041,15 @@ def test_rows_are_counted(reduce_at, monkeypatch):
     find_in = ibp_reduce.RuleFinder.find_in
 
     def counting(self, space, target, level, equations, rows=None):
-        built.append(len(space.seeds) * equations.count if rows is None else len(rows))
+        seeds = np.repeat(target + space.seeds, equations.count, axis=0) if rows is None else rows
+        built.append(sum(bits_of(seed) == self.sector.bits for seed in seeds.tolist()) if rows is None else len(rows))
         return find_in(self, space, target, level, equations, rows)
 
     monkeypatch.setattr(ibp_reduce.RuleFinder, "find_in", counting)
     for guide in (None, packed_guide(guide_of())):
         built.clear()
         outcome = reduce_at("box", [(2, 1, 1, 2)], shelves=[], guide=guide)
-        assert outcome.statistics["rows"] == sum(built) > 1000
+        assert outcome.statistics["rows"] == sum(built) > 500
 
 
 def test_corners_and_beams_have_no_guide(reduce_at):
@@ -7058,7 +7059,7 @@ def test_corners_and_beams_have_no_guide(reduce_at):
     assert (fixed.reductions, fixed.statistics["rows"]) == (guided.reductions, guided.statistics["rows"])
     beam = ibp_reduce.Beam(5, 10**6, "size", True, "fixed")
     plain, other = (
-        reduce_at("bubble", [(2, 1)], shelves=[], beam=beam, guide=guide) for guide in (None, b"not read at all")
+        reduce_at("bubble", [(2, 1)], shelves=[], beam=beam, guide=guide) for guide in (None, packed_guide(guide_of()))
     )  # only masters are searched with it
     assert plain.reductions == other.reductions
 
@@ -7174,29 +7175,38 @@ def test_a_product_in_pieces(shape):
     assert np.allclose(ibp_reduce.product(a, b), a @ b)
 
 
-def test_the_guide_chooses_seeds_of_the_sector(trained_guide):
+def test_the_guide_chooses_half_of_the_rows_in_the_sector(trained_guide):
     finder = ground_of("trianglebox")
     guide = ibp_reduce.SectorGuide(trained_guide[0], finder)
-    for level in range(ibp_reduce.GUIDED_LEVELS):
-        for target in ((1, 1, 1, 1, 1, 1, 0), (2, 1, 1, 1, 1, 1, 0), (3, 2, 4, 2, 2, 5, -4)):
-            space = finder.space(level, np.array(target))
-            rows = guide.best(space, level, np.array(target))
-            seeds = np.array(target) + space.seeds[rows // space.operators]
-            assert len(rows) <= space.rows // ibp_reduce.GUIDED_SHARE[level] and (np.diff(rows) > 0).all()
-            assert finder.sector.contains(seeds).all()
+    for level, target in itertools.product(range(3), ((1, 1, 1, 1, 1, 1, 0), (2, 1, 1, 1, 1, 1, 0), (3, 2, 4, 2, 2, 5, -4))):
+        space = finder.space(level, np.array(target))
+        inside = space.rows_inside(finder.sector, np.array(target)).tolist()
+        seeds = [(np.array(target) + seed > 0).tolist() == finder.sector.positive.tolist() for seed in space.seeds]
+        assert inside == [row for row in range(space.rows) if seeds[row // space.operators]]
+        rows = guide.best(space, level, np.array(target)).tolist()
+        assert set(rows) <= set(inside) and rows == sorted(set(rows))
+        assert len(rows) == (max(len(inside) // 2, 1) if inside else 0)
 
 
-def test_a_system_of_some_rows_is_a_part_of_the_whole():
-    finder, rng = ground_of("box"), np.random.default_rng(0)
-    for target in ((1, 1, 1, 1), (2, 1, 3, 1)):
+def test_a_system_has_the_entries_of_the_identities_in_the_sector():
+    finder = ground_of("box")
+    equations, sector, p = finder.structure, finder.sector, finder.structure.prime
+    for target in ((1, 1, 1, 1), (2, 1, 3, 1), (2, 2, 2, 2)):
         space = finder.space(2, np.array(target))
-        whole = list(zip(*(part.tolist() for part in space.system(finder.sector, finder.structure, np.array(target)))))
-        rows = np.arange(space.rows)
-        every = space.system(finder.sector, finder.structure, np.array(target), rows)
-        assert sorted(zip(*(part.tolist() for part in every))) == sorted(whole) != []
-        some = np.sort(rng.choice(rows, space.rows // 2, replace=False))
-        part = set(zip(*(x.tolist() for x in space.system(finder.sector, finder.structure, np.array(target), some))))
-        assert part <= set(whole) and {row for row, _, _ in part} <= set(some.tolist())
+        rows = space.rows_inside(sector, np.array(target))
+        system = space.system(sector, equations, np.array(target), rows)
+        found = {(r, tuple(space.columns[c].tolist())): v for r, c, v in zip(*(part.tolist() for part in system))}
+        kept, expected = {r for r, _ in found}, {}
+        for r in kept:
+            seed = np.array(target) + space.seeds[r // space.operators]
+            for term in np.flatnonzero(equations.operator == r % space.operators):
+                value = int(equations.coefficient[term, 0] + (equations.coefficient[term, 1:] * seed).sum()) % p
+                column = seed + equations.shift[term] - np.array(target)
+                if value and sector.contains(np.array(target) + column) and column @ sector.weights >= 0:
+                    expected[r, tuple(column.tolist())] = value
+        assert found == expected != {}
+        some = set(zip(*(part.tolist() for part in space.system(sector, equations, np.array(target), rows[::2])[:2])))
+        assert some <= set(zip(*(part.tolist() for part in system[:2])))
 
 
 @few_examples
@@ -7221,7 +7231,26 @@ def test_a_guide_learns(lessons, trained_guide):
     assert sum(len(lesson.targets) for lesson in unpacked) == len(lessons["rule_level"])
     torch = pytest.importorskip("torch")
     tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
-    assert ibp_reduce.measure_guide(tensors, unpacked) > max(0.8, ibp_reduce.measure_guide(first, unpacked) + 0.2)
+    held_out = [lesson for lesson in unpacked if lesson.held_out.any()]
+    losses = [
+        np.mean([float(ibp_reduce.guide_loss(some, lesson, np.flatnonzero(lesson.held_out)).detach()) for lesson in held_out])
+        for some in (tensors, first)
+    ]
+    assert losses[0] < 0.7 * losses[1]
+    assert ibp_reduce.measure_guide(tensors, unpacked) > max(0.5, ibp_reduce.measure_guide(first, unpacked))
+
+
+def test_a_guide_is_trained_with_the_policy(tmp_path):
+    pytest.importorskip("torch")
+    words = ["--family", "box", "--train-policy", "--trajectories", "60", "--epochs", "2", "--device", "cpu", "--quiet"]
+    assert ibp_reduce.main([*words, "--work-dir", str(tmp_path)]) == 0
+    header, *lines = (tmp_path / "policy.csv").read_text().splitlines()
+    shares = [float(dict(zip(header.split(","), line.split(",")))["guide"]) for line in lines]
+    assert len(shares) == 2 and all(0 <= share <= 1 for share in shares)
+    weights = ibp_reduce.load_guide(ibp_reduce.read_guide(str(tmp_path / "policy.pt"), BUILT_IN_FAMILIES["box"]))
+    untrained = ibp_reduce.first_guide(0)
+    assert all(np.abs(values - untrained[name].detach().numpy()).max() > 1e-4 for name, values in weights.items())
+    assert ibp_reduce.load_policy((tmp_path / "policy.pt").read_bytes()).network is not None
 
 
 def test_lessons_are_the_rules_that_were_found(lessons):
@@ -7235,7 +7264,7 @@ def test_lessons_are_the_rules_that_were_found(lessons):
 
 @pytest.mark.parametrize("name", ["rule_target", "rule_rows", "ground"])
 def test_lessons_that_do_not_fit_are_refused(lessons, name):
-    damaged = lessons | {name: lessons[name] * 0 + 99}
+    damaged = lessons | {name: lessons[name].astype(np.int64) * 0 + 10**6}
     with pytest.raises((ValueError, IndexError)):
         ibp_reduce.unpack_rules(damaged)
 
