@@ -1338,6 +1338,7 @@ POLICY_KIND = "ibp_reduce policy"
 FAR = 4  # relative indices, r and s are cut off here, so that the policy sees the neighbourhood alone
 EMBEDDED_INPUTS = (14, 7, 6)  # of an entry, an index, an open integral
 ACTION_INPUTS = 8
+LARGEST_WIDTH = 1024  # of a network that is loaded: 8 million parameters
 SCORED_TOGETHER = 8  # positions: some thousand entries, so that memory stays small
 EMBEDDING_SCALE = 0.2  # sums over a dozen parts become numbers of order one
 
@@ -1447,7 +1448,7 @@ def action_scores(network: Any, batch: dict[str, Any]) -> Any:
         return tokens.new_zeros(owners, tokens.shape[1]).index_add_(0, batch[f"{name}_owner"], tokens)
 
     owner, actions = batch["actions_owner"], batch["actions"].float()
-    count, positions = len(actions), int(owner[-1]) + 1 if len(owner) else 0
+    count, positions = len(actions), int(batch["open_owner"][-1]) + 1  # by what is open: a position may have no actions
     parts = [embed("entries", count), embed("indices", count), embed("open", positions)[owner], actions]
     return network["score"](network["mix"](EMBEDDING_SCALE * torch.cat(parts, 1)))[:, 0]
 
@@ -1489,20 +1490,35 @@ def pack_policy(network: Any, families: dict[str, str], trained: dict[str, Any])
     return buffer.getvalue()
 
 
+def load_tensors(content: bytes, device: str = "cpu") -> Any:
+    """What `torch.save` wrote, tensors and builtin types only: nothing in it is executed. Raises many kinds of exceptions for damage."""
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch itself does not notice a flipped bit
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+
 def unpack_policy(content: bytes) -> tuple[Any, dict[str, Any]]:
     """The network and its record. Raises PolicyRefused; nothing in a foreign file is executed."""
     import torch
 
     try:
-        record = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        record = load_tensors(content)
     except Exception as error:  # torch raises a dozen kinds, also for truncated archives
         raise PolicyRefused(f"not readable as weights ({type(error).__name__})") from None
-    if not isinstance(record, dict) or record.get("kind") != POLICY_KIND:
+    kind, form, width = (record.get(name) for name in ("kind", "format", "width")) if isinstance(record, dict) else (None,) * 3
+    if not isinstance(kind, str) or kind != POLICY_KIND:
         raise PolicyRefused("holds no policy of this program")
-    if record.get("format") != POLICY_FORMAT:
-        raise PolicyRefused(f"is of format {record.get('format')!r}, this version reads {POLICY_FORMAT}; train it anew")
+    if type(form) is not int or form != POLICY_FORMAT:
+        raise PolicyRefused(f"is of format {form!r}, this version reads {POLICY_FORMAT}; train it anew")
+    if type(width) is not int or not 0 < width <= LARGEST_WIDTH:
+        raise PolicyRefused(f"is damaged (width {width!r})")
     try:
-        network = make_network(record["width"])
+        network = make_network(width)
+        if any(values.dtype != torch.float32 for values in record["state"].values()):
+            raise TypeError("not of single precision")
         network.load_state_dict(record["state"])
         finite = all(bool(torch.isfinite(values).all()) for values in network.state_dict().values())
         families = {str(name): str(identifier) for name, identifier in record["families"].items()}
@@ -1531,7 +1547,7 @@ def read_policy(name: str, family: Family) -> bytes | str:
     try:
         content = Path(name).read_bytes()
     except OSError as error:
-        raise PolicyRefused(f"policy {name}: {error.strerror}; train one with --train-policy, or give --policy fixed") from None
+        raise PolicyRefused(f"policy {name}: {error.strerror}; train one with --train-policy, or give --policy fixed (slow)") from None
     try:
         trained = unpack_policy(content)[1]["families"]
     except PolicyRefused as error:
@@ -3998,6 +4014,26 @@ def make_training_data(
     }
 
 
+def samples_are_whole(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether arrays are what `sector_samples` makes: sizes that fit, owners that exist, a right action in each position."""
+    count = {name: arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
+    positions = len(count["actions"])
+    flags = [arrays[name] for name in ("right", "scrambled", "held_out")]
+    if any(each.dtype != np.int32 or each.shape != (positions,) or (each < (name != "entries")).any() for name, each in count.items()):
+        return False
+    shapes = {name: (int(count[name].sum()), width) for name, width in SAMPLE_WIDTHS.items()}
+    if any(arrays[name].dtype != np.int8 or arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    lengths = (shapes["actions"][0], positions, positions)
+    if any(flag.dtype != bool or flag.shape != (length,) for flag, length in zip(flags, lengths)) or (count["indices"] % count["actions"]).any():
+        return False
+    action, right = arrays["action"], flags[0]
+    if action.dtype != np.int16 or action.shape != shapes["entries"][:1] or not positions:
+        return False
+    owned = ((0 <= action) & (action < np.repeat(count["actions"], count["entries"]))).all()
+    return bool(owned and np.logical_or.reduceat(right, np.cumsum(count["actions"]) - count["actions"]).all())
+
+
 class TrainingSet:
     """Samples of a file, any of which make a batch. Raises PolicyRefused where the file is not what it should be."""
 
@@ -4007,18 +4043,15 @@ class TrainingSet:
                 self.arrays = {name: file[name] for name in file.files}
             self.header = json.loads(str(self.arrays.pop("header")))
             fits = (self.header["format"], self.header["policy"]) == (TRAINING_FORMAT, POLICY_FORMAT)
-            self.begin = {name: np.cumsum(self.arrays[f"{name}_count"]) - self.arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
-            whole = all(
-                int(self.arrays[f"{name}_count"].sum()) == len(self.arrays[name]) and self.arrays[name].shape[1] == width
-                for name, width in SAMPLE_WIDTHS.items()
-            )
-            whole &= len(self.arrays["action"]) == len(self.arrays["entries"]) and len(self.arrays["right"]) == len(self.arrays["actions"])
+            families = [*self.header["families"].items()]
+            whole = all(isinstance(text, str) for pair in families for text in pair) and samples_are_whole(self.arrays)
         except OSError as error:
             raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
-        except (ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
             raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
         if not fits or not whole:
             raise PolicyRefused(f"training data {path}: of another version, or damaged; make it anew")
+        self.begin = {name: np.cumsum(self.arrays[f"{name}_count"]) - self.arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
         self.held_out = np.flatnonzero(self.arrays["held_out"])
         self.shown = np.flatnonzero(~self.arrays["held_out"])
         if not len(self.shown) or not len(self.held_out):
@@ -4126,16 +4159,15 @@ class Training:
 
     def restore(self) -> None:
         """Go on from the checkpoint, if there is one. Raises PolicyRefused where it belongs to other data or another plan."""
-        import torch
-
         if not self.checkpoint.exists():
             return
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = load_tensors(self.checkpoint.read_bytes(), self.device)
             if state["name"] == self.name:
                 self.network.load_state_dict(state["network"])
                 self.optimizer.load_state_dict(state["optimizer"])
-                self.curve, self.seconds = list(state["curve"]), float(state["seconds"])
+                self.curve = [{name: float(line[name]) for name in TRAINING_CURVE} for line in state["curve"]]
+                self.seconds = float(state["seconds"])
         except Exception as error:  # torch raises a dozen kinds
             raise PolicyRefused(f"checkpoint {self.checkpoint}: damaged ({type(error).__name__}); delete it, or give --fresh") from None
         if state["name"] != self.name:
