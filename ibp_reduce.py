@@ -146,6 +146,7 @@ REGION_ROWS = 8_000  # nor a region from the corner with more than this, of whic
 REGION_REACH = 120  # nor one that goes further: rules are stored as int8
 BEAM_REACH = 3  # seeds of a beam search are at most so far from the target in one index,
 BEAM_NORM = 6  # and in all together
+BEAM_STEPS = 60  # after so many the beam is lost; paths have at most half as many
 BEAM_BRANCHES = 6  # actions of a position that are followed
 BEAM_WIDENINGS = (1, 4, 16)  # a beam that finds nothing is tried again with so many times its width
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
@@ -1642,7 +1643,7 @@ class Beam:
     """
 
     width: int = 20
-    max_steps: int = 60
+    max_steps: int = 10**15
     order: str = "policy"
     reuse: bool = True
     policy: bytes | str = "fixed"
@@ -1670,7 +1671,7 @@ def beam_search(beam: Beam, children: Callable[[list[Position]], list[Position]]
     same content the most probable one is kept. children: `beam_children` of the positions.
     """
     positions, steps, seen = [Position()], 0, set()
-    while positions and steps < beam.max_steps:
+    while positions and steps < min(beam.max_steps, BEAM_STEPS):
         steps += 1
         reached = sorted(children(positions), key=lambda child: (-child.score, child.actions))
         if finished := [child for child in reached if not child.open]:
@@ -6413,7 +6414,9 @@ def run_search_benchmark(options: Options) -> int:
     beam = make_beam(replace(options, engine="beam"), family)
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
-    print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {beam.max_steps} steps")
+    print(
+        f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {min(beam.max_steps, BEAM_STEPS)} steps"
+    )
     print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
     progress = Progress(options.quiet)
     for name, policy in (("trained", beam.policy), ("random", "random"), ("fixed", "fixed")):
@@ -7633,9 +7636,7 @@ class Options:
     beam_order: str = _option(
         "policy", "how a beam search sorts them: 'weight' (heaviest integral left), 'size' (how many are left), 'policy'"
     )
-    max_steps: int = _option(
-        Beam.max_steps, "steps of one beam search, which is tried again with a wider beam where it finds nothing", metavar="N"
-    )
+    max_steps: int = _option(Beam.max_steps, f"steps of a beam search; after {BEAM_STEPS} a wider beam is tried in any case", metavar="N")
     no_rules: bool = _option(False, "with --engine beam: search for every integral, reuse no path")
     paths: str | None = _option(None, "with --engine beam: write the path found for each integral that was searched", metavar="FILE")
     replay: str | None = _option(None, "check the paths of such a file against the identities, and stop", metavar="FILE")
