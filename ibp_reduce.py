@@ -147,6 +147,7 @@ REGION_ROWS = 8_000  # nor a region from the corner with more than this, of whic
 REGION_REACH = 120  # nor one that goes further: rules are stored as int8
 BEAM_REACH = 3  # seeds of a beam search are at most so far from the target in one index,
 BEAM_NORM = 6  # and in all together
+BEAM_STEPS = 60  # after so many the beam is lost; paths have at most half as many
 BEAM_BRANCHES = 6  # actions of a position that are followed
 BEAM_WIDENINGS = (1, 4, 16)  # a beam that finds nothing is tried again with so many times its width
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
@@ -645,6 +646,10 @@ def is_prime(number: int) -> bool:
     return number in (7, 61) or all(
         pow(base, odd, number) == 1 or any(pow(base, odd << k, number) == number - 1 for k in range(twos)) for base in (2, 7, 61)
     )
+
+
+def is_usable_prime(number: Any) -> bool:
+    return type(number) is int and 2 < number <= MAX_PRIME and is_prime(number)
 
 
 def generic_point(family: Family) -> Point:
@@ -1472,9 +1477,11 @@ def substitute(row: dict[int, int], lines: dict[int, dict[int, int]], p: int) ->
 
 POLICY_FORMAT = 1  # of a weights file, and of what its inputs mean
 POLICY_KIND = "ibp_reduce policy"
+NO_POLICY = ("fixed", "random")  # names that stand for a search without a policy
 FAR = 4  # relative indices, r and s are cut off here, so that the policy sees the neighbourhood alone
 EMBEDDED_INPUTS = (14, 7, 6)  # of an entry, an index, an open integral
 ACTION_INPUTS = 8
+LARGEST_WIDTH = 1024  # of a network that is loaded: 8 million parameters
 SCORED_TOGETHER = 8  # positions: some thousand entries, so that memory stays small
 EMBEDDING_SCALE = 0.2  # sums over a dozen parts become numbers of order one
 
@@ -1584,7 +1591,7 @@ def action_scores(network: Any, batch: dict[str, Any]) -> Any:
         return tokens.new_zeros(owners, tokens.shape[1]).index_add_(0, batch[f"{name}_owner"], tokens)
 
     owner, actions = batch["actions_owner"], batch["actions"].float()
-    count, positions = len(actions), int(owner[-1]) + 1 if len(owner) else 0
+    count, positions = len(actions), int(batch["open_owner"][-1]) + 1  # by what is open: a position may have no actions
     parts = [embed("entries", count), embed("indices", count), embed("open", positions)[owner], actions]
     return network["score"](network["mix"](EMBEDDING_SCALE * torch.cat(parts, 1)))[:, 0]
 
@@ -1629,20 +1636,35 @@ def pack_policy(network: Any, families: dict[str, str], trained: dict[str, Any],
     return buffer.getvalue()
 
 
+def load_tensors(content: bytes, device: str = "cpu") -> Any:
+    """What `torch.save` wrote, tensors and builtin types only: nothing in it is executed. Raises many kinds of exceptions for damage."""
+    import torch
+
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # torch itself does not notice a flipped bit
+        if damaged := archive.testzip():
+            raise ValueError(f"{damaged} is damaged")
+    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+
+
 def unpack_policy(content: bytes) -> tuple[Any, dict[str, Any]]:
     """The network and its record. Raises PolicyRefused; nothing in a foreign file is executed."""
     import torch
 
     try:
-        record = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        record = load_tensors(content)
     except Exception as error:  # torch raises a dozen kinds, also for truncated archives
         raise PolicyRefused(f"not readable as weights ({type(error).__name__})") from None
-    if not isinstance(record, dict) or record.get("kind") != POLICY_KIND:
+    kind, form, width = (record.get(name) for name in ("kind", "format", "width")) if isinstance(record, dict) else (None,) * 3
+    if not isinstance(kind, str) or kind != POLICY_KIND:
         raise PolicyRefused("holds no policy of this program")
-    if record.get("format") != POLICY_FORMAT:
-        raise PolicyRefused(f"is of format {record.get('format')!r}, this version reads {POLICY_FORMAT}; train it anew")
+    if type(form) is not int or form != POLICY_FORMAT:
+        raise PolicyRefused(f"is of format {form!r}, this version reads {POLICY_FORMAT}; train it anew")
+    if type(width) is not int or not 0 < width <= LARGEST_WIDTH:
+        raise PolicyRefused(f"is damaged (width {width!r})")
     try:
-        network = make_network(record["width"])
+        network = make_network(width)
+        if any(values.dtype != torch.float32 for values in record["state"].values()):
+            raise TypeError("not of single precision")
         network.load_state_dict(record["state"])
         finite = all(bool(torch.isfinite(values).all()) for values in network.state_dict().values())
         families = {str(name): str(identifier) for name, identifier in record["families"].items()}
@@ -1666,12 +1688,12 @@ def load_policy(source: bytes | str) -> Policy:
 
 def read_policy(name: str, family: Family) -> bytes | str:
     """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
-    if name in ("fixed", "random"):
+    if name in NO_POLICY:
         return name
     try:
         content = Path(name).read_bytes()
     except OSError as error:
-        raise PolicyRefused(f"policy {name}: {error.strerror}; train one with --train-policy, or give --policy fixed") from None
+        raise PolicyRefused(f"policy {name}: {error.strerror}; train one with --train-policy, or give --policy fixed (slow)") from None
     try:
         trained = unpack_policy(content)[1]["families"]
     except PolicyRefused as error:
@@ -1935,7 +1957,7 @@ def beam_search(beam: Beam, children: Callable[[list[Position]], list[Position]]
     same content the most probable one is kept. children: `beam_children` of the positions.
     """
     positions, steps, seen = [Position()], 0, set()
-    while positions and steps < beam.max_steps:
+    while positions and steps < min(beam.max_steps, BEAM_STEPS):
         steps += 1
         reached = sorted(children(positions), key=lambda child: (-child.score, child.actions))
         if finished := [child for child in reached if not child.open]:
@@ -6086,12 +6108,14 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
             raise InputError(
                 f"--replay {file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
             )
-        values = tuple((name, Fraction(header["kinematics"][name])) for name, _ in family.point)
-        point = Point(Fraction(header["d"]), values, int(header["prime"]))
+        values = tuple((name, parse_number(header["kinematics"][name], f"--replay {file}: {name}")) for name, _ in family.point)
+        point = Point(parse_number(header["d"], f"--replay {file}: d"), values, header["prime"])
+        if not is_usable_prime(point.prime):
+            raise ValueError(f"{point.prime!r} is not a prime")
         paths = [_read_path(line, family) for line in lines]
     except OSError as error:
         raise InputError(f"--replay {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"--replay {file}: damaged ({type(error).__name__}: {error})") from None
     operators = derive_identities(family)
     equations = evaluate_identities(operators, point)
@@ -6115,8 +6139,13 @@ def _read_path(line: Any, family: Family) -> tuple[Index, list[tuple[int, Index]
             raise ValueError(f"{value!r} is not an integral")
         return tuple(value)
 
-    seeds = [(int(operator), index(seed)) for operator, seed in line["path"]]
-    return index(line["integral"]), seeds, {index(term): int(value) for term, value in line["expression"]}
+    seeds = [(operator, index(seed)) for operator, seed in line["path"]]
+    expression = {index(term): value for term, value in line["expression"]}
+    if not all(type(number) is int for number in (*(operator for operator, _ in seeds), *expression.values())):
+        raise ValueError("operators and coefficients are not all integers")
+    if len(expression) < len(line["expression"]):
+        raise ValueError("a term occurs twice")
+    return index(line["integral"]), seeds, expression
 
 
 def _raw_identity(equations: Equations, operator: int, seed: Index) -> Expression:
@@ -6154,7 +6183,7 @@ def expression_by(target: Index, identities: Sequence[Expression], p: int) -> Ex
 # =====================================================================================================================
 
 TRAINING_FORMAT = 2
-HELD_OUT = 0.1  # share of the trajectories that measure and never train
+HELD_OUT = 0.1  # share of the targets whose trajectories measure and never train
 SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
 BATCH_POSITIONS = 32
@@ -6195,7 +6224,7 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
     ground = SearchGround(finder.sector, finder.structure, base)
     expression, used, p = {0: 1}, [], finder.structure.prime
     for _ in range(rng.integers(1, LONGEST_SCRAMBLE + 1)):
-        key = int(rng.choice(np.sort(np.fromiter(expression, np.int64))))
+        key = sorted(expression)[rng.integers(len(expression))]
         moves = ground.moves(Position((), {key: 1}, {}))
         if not len(moves.operator):
             return None
@@ -6212,7 +6241,7 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
     if not heavy:
         return None
     lightest = min(heavy)
-    target = finder.sector.decode(np.array([lightest + ground.target_key]))[0]
+    target = finder.sector.decode(np.array([lightest + ground.target_key], finder.sector.layout.dtype))[0]
     moved = [(operator, tuple((base + np.array(change) - target).tolist())) for operator, change in used]
     return (
         SearchGround(finder.sector, finder.structure, target),
@@ -6268,16 +6297,25 @@ def _shown(sample: Example, limit: int | None, rng: np.random.Generator) -> Exam
     return Example(kept, right[keep])
 
 
+def number_from(*parts: Any) -> int:
+    """A number of 64 bits, the same for the same parts everywhere."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:8], "big")
+
+
+def is_held_out(family: Family, target: np.ndarray) -> bool:
+    """Whether trajectories of this target [n] measure: whatever the seed, so that none is ever trained on. Half of random targets recur."""
+    return number_from(family.identifier, target.tolist()) < HELD_OUT * 2**64
+
+
 def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> dict[str, Any]:
     """Training samples of one sector, ragged arrays: half from eliminations, half from scrambles; the same for the same seed."""
     equations = evaluate_identities(derive_identities(family), generic_point(family))
     finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
-    digest = hashlib.sha256(f"{family.identifier} {bits} {seed}".encode()).digest()
-    rng = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    rng = np.random.default_rng(number_from(family.identifier, bits, seed))
     samples, kinds, held_out, numbers, rules = [], [], [], [], []
     for number in range(trajectories):
         base = random_target(finder.sector, rng)
-        scrambled, held = number % 2 == 1, bool(rng.random() < HELD_OUT)
+        scrambled = number % 2 == 1
         if scrambled:
             trajectory = scramble(finder, base, rng)
         elif rule := local_rule(finder, base):  # a trajectory from the target down to what is lighter, by the rows that were used
@@ -6287,6 +6325,7 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
             trajectory = None
         if trajectory is None:
             continue
+        held = is_held_out(family, trajectory[0].target)
         new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
         samples += new
         kinds += [scrambled] * len(new)
@@ -6295,11 +6334,11 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
     return (
         pack_samples(samples)
         | {"scrambled": np.array(kinds, bool), "held_out": np.array(held_out, bool), "trajectory": np.array(numbers)}
-        | pack_rules(finder, rules)
+        | pack_rules(family, finder, rules)
     )
 
 
-def pack_rules(finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
+def pack_rules(family: Family, finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
     """What the guide learns from: targets and the rows of their rules, one of those that are equally far from the border.
 
     The sector, its operators and their shifts come along, out of which `describe_rows` makes features.
@@ -6316,7 +6355,7 @@ def pack_rules(finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> 
         "rule_level": np.array([rule.level for _, rule in chosen], np.int8),
         "rule_rows": np.array(list(itertools.chain(*rows)), np.int32),
         "rule_rows_count": np.array([len(part) for part in rows], np.int32),
-        "rule_held_out": np.array([zlib.crc32(base.tobytes()) % 1000 < 1000 * HELD_OUT for base, _ in chosen], bool),
+        "rule_held_out": np.array([is_held_out(family, base) for base, _ in chosen], bool),
         "ground": np.array([[sector.bits, sector.n, equations.count, len(equations.shift), len(chosen)]]),
         "ground_operator": equations.operator.astype(np.int16),
         "ground_shift": equations.shift.astype(np.int8).ravel(),
@@ -6412,28 +6451,58 @@ def unpack_rules(arrays: dict[str, np.ndarray]) -> list[Lesson]:
     return lessons
 
 
+def samples_are_whole(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether arrays are what `sector_samples` makes: sizes that fit, owners that exist, a right action in each position."""
+    count = {name: arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
+    positions = len(count["actions"])
+    flags = [arrays[name] for name in ("right", "scrambled", "held_out")]
+    if any(each.dtype != np.int32 or each.shape != (positions,) or (each < (name != "entries")).any() for name, each in count.items()):
+        return False
+    shapes = {name: (int(count[name].sum()), width) for name, width in SAMPLE_WIDTHS.items()}
+    if any(arrays[name].dtype != np.int8 or arrays[name].shape != shape for name, shape in shapes.items()):
+        return False
+    lengths = (shapes["actions"][0], positions, positions)
+    if (
+        any(flag.dtype != bool or flag.shape != (length,) for flag, length in zip(flags, lengths))
+        or (count["indices"] % count["actions"]).any()
+    ):
+        return False
+    action, right = arrays["action"], flags[0]
+    if action.dtype != np.int16 or action.shape != shapes["entries"][:1] or not positions:
+        return False
+    owned = ((action >= 0) & (action < np.repeat(count["actions"], count["entries"]))).all()
+    return bool(owned and np.logical_or.reduceat(right, np.cumsum(count["actions"]) - count["actions"]).all())
+
+
 class TrainingSet:
     """Samples of a file, any of which make a batch. Raises PolicyRefused where the file is not what it should be."""
 
     def __init__(self, path: Path):
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 self.arrays = {name: file[name] for name in file.files}
             self.header = json.loads(str(self.arrays.pop("header")))
             fits = (self.header["format"], self.header["policy"]) == (TRAINING_FORMAT, POLICY_FORMAT)
-            self.begin = {name: np.cumsum(self.arrays[f"{name}_count"]) - self.arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
-            whole = all(
-                int(self.arrays[f"{name}_count"].sum()) == len(self.arrays[name]) and self.arrays[name].shape[1] == width
-                for name, width in SAMPLE_WIDTHS.items()
-            )
-            whole &= len(self.arrays["action"]) == len(self.arrays["entries"]) and len(self.arrays["right"]) == len(self.arrays["actions"])
+            families = [*self.header["families"].items()]
+            whole = all(isinstance(text, str) for pair in families for text in pair) and samples_are_whole(self.arrays)
             self.lessons = unpack_rules(self.arrays) if fits and whole else []
         except OSError as error:
             raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
-        except (ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            RuntimeError,
+            EOFError,
+            MemoryError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
         if not fits or not whole:
             raise PolicyRefused(f"training data {path}: of another version, or damaged; make it anew")
+        self.begin = {name: np.cumsum(self.arrays[f"{name}_count"]) - self.arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
         self.held_out = np.flatnonzero(self.arrays["held_out"])
         self.shown = np.flatnonzero(~self.arrays["held_out"])
         if not len(self.shown) or not len(self.held_out):
@@ -6600,7 +6669,7 @@ class Training:
         if not self.checkpoint.exists():
             return
         try:
-            state = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+            state = load_tensors(self.checkpoint.read_bytes(), self.device)
             if state["name"] == self.name:
                 self.network.load_state_dict(state["network"])
                 self.optimizer.load_state_dict(state["optimizer"])
@@ -6608,7 +6677,8 @@ class Training:
                     for name, parameter in self.guide.items():
                         parameter.copy_(state["guide"][name])
                 self.guide_optimizer.load_state_dict(state["guide_optimizer"])
-                self.curve, self.seconds = list(state["curve"]), float(state["seconds"])
+                self.curve = [{name: float(line[name]) for name in TRAINING_CURVE} for line in state["curve"]]
+                self.seconds = float(state["seconds"])
         except Exception as error:  # torch raises a dozen kinds
             raise PolicyRefused(f"checkpoint {self.checkpoint}: damaged ({type(error).__name__}); delete it, or give --fresh") from None
         if state["name"] != self.name:
@@ -6687,15 +6757,11 @@ def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
 def run_training(options: Options) -> int:
     """--make-training-data and --train-policy."""
     plan = TrainingPlan(options.epochs, options.learning_rate, seed=options.seed)
-    if not 1 <= options.epochs <= 10_000 or not options.learning_rate > 0 or not 1 <= options.trajectories <= 1_000_000:
-        raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
-    families = [load_family(name) for name in options.family.split(",")]
+    families = [load_family(name) for name in dict.fromkeys(options.family.split(","))]
+    check_training_options(options, families)
     work = Path(options.work_dir)
-    data_path = Path(options.training_data or work / "training.npz")
-    weights = Path(options.policy or work / "policy.pt")
-    for path, what in ((data_path, "--training-data"), (weights, "--policy")):
-        check_writable(path, what, is_directory=False)
-    check_writable(work, "--work-dir", is_directory=True)
+    data_path, weights = training_paths(options)
+    device = training_device(options.device) if options.train_policy else ""  # before minutes are spent on examples
     progress = Progress(options.quiet)
     try:
         with claim_directory(options.work_dir):
@@ -6705,20 +6771,55 @@ def run_training(options: Options) -> int:
                 if not options.quiet:
                     progress.close()
                     print(f"{data_path}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
-            return train_policy(TrainingSet(data_path), plan, options, weights, progress) if options.train_policy else 0
+            return train_policy(TrainingSet(data_path), plan, options, weights, device, progress) if options.train_policy else 0
     finally:
         progress.close()
 
 
-def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weights: Path, progress: Progress) -> int:
+def check_training_options(options: Options, families: Sequence[Family]) -> None:
+    """Raises InputError."""
+    check_running_options(options)
+    if options.condor:
+        raise InputError("--condor is for reductions: examples are made and policies trained on this machine; give --local")
+    if not 1 <= options.epochs <= 10_000 or not 0 < options.learning_rate < math.inf or not 1 <= options.trajectories <= 1_000_000:
+        raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}: expected a number from 0")
+    if len({family.name for family in families}) < len(families):
+        raise InputError(f"--family {options.family}: two families of the same name; a policy tells families by their names")
+
+
+def training_paths(options: Options) -> tuple[Path, Path]:
+    """The files of the examples and of the weights. Raises InputError where one of them cannot be written, or is two things."""
+    work = Path(options.work_dir)
+    data = work / "training.npz" if options.training_data is None else Path(options.training_data)
+    weights = work / "policy.pt" if options.policy is None else Path(options.policy)
+    if options.policy in NO_POLICY:
+        raise InputError(f"--policy {options.policy}: means a search without a policy; give another name to the weights")
+    check_writable(work, "--work-dir", is_directory=True)
+    for path, what in ((data, "--training-data"), (weights, "--policy")):
+        check_writable(path, what, is_directory=False)
+    uses = (data, weights, weights.with_suffix(".csv"), weights.with_suffix(".png"), work / "training.checkpoint")
+    if len({os.path.realpath(path) for path in uses}) < len(uses):
+        raise InputError(f"--training-data {data}, --policy {weights}: need files of their own beside the curve and the checkpoint")
+    return data, weights
+
+
+def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weights: Path, device: str, progress: Progress) -> int:
     """Train, from the checkpoint where there is one; weights, curve and checkpoint are written after each epoch."""
-    training = Training(data, plan, training_device(options.device), Path(options.work_dir) / "training.checkpoint")
+    training = Training(data, plan, device, Path(options.work_dir) / "training.checkpoint")
     if options.fresh:
         training.checkpoint.unlink(missing_ok=True)
     training.restore()
     if not options.quiet:
         size = sum(parameter.numel() for parameter in training.network.parameters())
-        print(f"{len(data.shown):,} positions to train on, {len(data.held_out):,} held out; {size:,} parameters, on {training.device}")
+        print(
+            f"{len(data.shown):,} positions of {', '.join(data.header['families'])} to train on, {len(data.held_out):,} held out; "
+            f"{size:,} parameters, on {device}; {len(training.curve)} of {plan.epochs} epochs done",
+            flush=True,
+        )
+    if training.curve:
+        write_trained(training, weights)  # whoever was killed had perhaps no time for it
     while len(training.curve) < plan.epochs:
         epoch = len(training.curve)
         if not training.run_epoch(lambda part, epoch=epoch: progress.show("epochs", epoch + part, plan.epochs, "")):
@@ -6727,11 +6828,8 @@ def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weight
                 if epoch
                 else "training: the loss is not a number in the first epoch, nothing is kept; take a smaller --learning-rate"
             )
+        write_trained(training, weights)
         line = training.curve[-1]
-        trained = {"seconds": training.seconds, "positions": len(data.shown)} | line
-        guide = {name: values.detach().numpy() for name, values in training.guide.items()}
-        replace_file(weights, pack_policy(training.network, data.header["families"], trained, guide))
-        write_curve(training.curve, weights.with_suffix(".csv"))
         if not options.quiet:
             progress.say(
                 f"epoch {line['epoch']}: loss {line['loss']:.4f}, held out {line['held_out_loss']:.4f}, top-1 {line['top1']:.2%} "
@@ -6742,6 +6840,14 @@ def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weight
         progress.close()
         print(f"weights in {weights}, curve in {weights.with_suffix('.csv')}")
     return 0
+
+
+def write_trained(training: Training, weights: Path) -> None:
+    """The weights file, and the curve beside it."""
+    trained = {"seconds": training.seconds, "positions": len(training.data.shown)} | training.curve[-1]
+    guide = {name: values.detach().numpy() for name, values in training.guide.items()}
+    replace_file(weights, pack_policy(training.network, training.data.header["families"], trained, guide))
+    write_curve(training.curve, weights.with_suffix(".csv"))
 
 
 def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.ndarray]]:
@@ -6764,10 +6870,14 @@ def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.
 def run_search_benchmark(options: Options) -> int:
     """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
     family = load_family(options.family)
-    beam = make_beam(replace(options, engine="beam", max_steps=min(options.max_steps, 60)), family)
+    if options.benchmark_search < 1 or options.seed < 0:
+        raise InputError(f"--benchmark-search {options.benchmark_search}, --seed {options.seed}: expected at least 1 integral and seed 0")
+    beam = make_beam(replace(options, engine="beam"), family)
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
-    print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {beam.max_steps} steps")
+    print(
+        f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {min(beam.max_steps, BEAM_STEPS)} steps"
+    )
     print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
     progress = Progress(options.quiet)
     for name, policy in (("trained", beam.policy), ("random", "random"), ("fixed", "fixed")):
@@ -6794,6 +6904,8 @@ def run_search_benchmark(options: Options) -> int:
 
 def training_device(name: str) -> str:
     """Raises InputError where there is no such device."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
     import torch
 
     if name == "auto":
@@ -7465,7 +7577,7 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
 
 
 def _prime(value: Any) -> int:
-    if type(value) is not int or not 2 < value <= MAX_PRIME or not is_prime(value):
+    if not is_usable_prime(value):
         raise ValueError(f"{value} is no prime number in use")
     return value
 
@@ -7981,11 +8093,11 @@ class Options:
     dry_run: bool = _option(False, "say what would be done, and stop")
     benchmark: int | None = _option(None, "reduce the published integrals (or only N of them) and compare", nargs="?", const=0, metavar="N")
     engine: str = _option("rules", "how a one-step reduction is found: 'rules' (local elimination) or 'beam' (learned search)")
-    beam_width: int = _option(20, "positions that a beam search keeps", metavar="N")
+    beam_width: int = _option(Beam.width, "positions that a beam search keeps", metavar="N")
     beam_order: str = _option(
         "policy", "how a beam search sorts them: 'weight' (heaviest integral left), 'size' (how many are left), 'policy'"
     )
-    max_steps: int = _option(10**15, "steps of a beam search for one integral", metavar="N")
+    max_steps: int = _option(Beam.max_steps, f"steps of a beam search; after {BEAM_STEPS} a wider beam is tried in any case", metavar="N")
     no_rules: bool = _option(False, "with --engine beam: search for every integral, reuse no path")
     paths: str | None = _option(None, "with --engine beam: write the path found for each integral that was searched", metavar="FILE")
     replay: str | None = _option(None, "check the paths of such a file against the identities, and stop", metavar="FILE")
@@ -8100,7 +8212,7 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
         values[name] = value
         given.add(name)
     prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
-    if not 2 < prime <= MAX_PRIME or not is_prime(prime):
+    if not is_usable_prime(prime):
         raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
     if prime <= largest:
         raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
@@ -8114,8 +8226,6 @@ def make_problem(options: Options) -> Problem:
     """Raises InputError."""
     if options.integral is not None and options.integrals is not None:
         raise InputError("--integral and --integrals contradict each other: give one of them")
-    if options.local < 1:
-        raise InputError(f"--local {options.local}: expected at least 1 process")
     check_running_options(options)
     family = load_family(options.family)
     default = options.integral is None and options.integrals is None
@@ -8144,7 +8254,7 @@ def make_beam(options: Options, family: Family) -> Beam | None:
         raise InputError(f"--beam-width {options.beam_width}, --max-steps {options.max_steps}: expected at least 1")
     if options.beam_order not in BEAM_ORDERS:
         raise InputError(f"--beam-order {options.beam_order}: expected one of {', '.join(BEAM_ORDERS)}")
-    policy = read_policy(options.policy or str(DATA / "policy.pt"), family)
+    policy = read_policy(str(DATA / "policy.pt") if options.policy is None else options.policy, family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
 
 
@@ -8173,6 +8283,8 @@ def run_replay(options: Options) -> int:
 
 def check_running_options(options: Options) -> None:
     """Raises InputError where the options say nothing sensible about how to run."""
+    if options.local < 1:
+        raise InputError(f"--local {options.local}: expected at least 1 process")
     if options.condor and options.local != 1:
         raise InputError("--condor and --local contradict each other: give one of them")
     if options.resume and options.fresh:
@@ -8326,7 +8438,8 @@ def run_reduction(options: Options) -> int:
         for what, path in further_outputs(options, output).items():
             print(f"{what.removeprefix('--')}: {path}")
     if outcome.unreduced:
-        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point may do it")
+        remedy = "another --prime or point" if problem.beam is None else "a larger --beam-width or --max-steps"
+        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); {remedy} may do it")
     if outcome.store_trouble:
         raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
     return 1 if outcome.unreduced else 0
@@ -8787,6 +8900,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ReductionError, ExecutorError) as error:
         say(str(error))
         return 1
+    except ModuleNotFoundError as error:
+        say(f"the package {error.name} is missing: pip install {error.name}")
+        return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more when it flushes at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -6,8 +6,8 @@
 
 Parts: executors (condor_worker.py), HTCondor through fake tools and on a real pool; the reduction itself against oracles, closed forms,
 golden values and laws; the program from outside: bad input, command line, pickle, store, processes; one-step tasks, their controller
-and journal; certificates and formats. Nothing is compared with a former run of the program, every wait is for an
-event with a deadline, and the oracles share no code with what they test.
+and journal; certificates and formats; exact results; the learned policy, its training and the beam search. Nothing is compared with a
+former run of the program, every wait is for an event with a deadline, and the oracles share no code with what they test.
 """
 
 import concurrent.futures
@@ -6964,7 +6964,7 @@ def inverted(weights):
     return turned
 
 
-def ground_of(name, bits=None):
+def guide_ground(name, bits=None):
     """A rule finder for a sector of a family, by default the highest one, at the generic point."""
     family = BUILT_IN_FAMILIES[name]
     generic = ibp_reduce.evaluate_identities(ibp_reduce.derive_identities(family), ibp_reduce.generic_point(family))
@@ -6977,9 +6977,11 @@ def lessons():
     """What a guide learns from, of three sectors of trianglebox, as a training file has it."""
     parts = []
     for bits in (0b011110, 0b111101, 0b110110):
-        finder, rng = ground_of("trianglebox", bits), np.random.default_rng(bits)
+        finder, rng = guide_ground("trianglebox", bits), np.random.default_rng(bits)
         bases = [ibp_reduce.random_target(finder.sector, rng) for _ in range(60)]
-        parts.append(ibp_reduce.pack_rules(finder, [(base, rule) for base in bases if (rule := ibp_reduce.local_rule(finder, base))]))
+        parts.append(
+            ibp_reduce.pack_rules(TRIANGLEBOX, finder, [(base, rule) for base in bases if (rule := ibp_reduce.local_rule(finder, base))])
+        )
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -7176,7 +7178,7 @@ def test_a_product_in_pieces(shape):
 
 
 def test_the_guide_chooses_half_of_the_rows_in_the_sector(trained_guide):
-    finder = ground_of("trianglebox")
+    finder = guide_ground("trianglebox")
     guide = ibp_reduce.SectorGuide(trained_guide[0], finder)
     for level, target in itertools.product(range(3), ((1, 1, 1, 1, 1, 1, 0), (2, 1, 1, 1, 1, 1, 0), (3, 2, 4, 2, 2, 5, -4))):
         space = finder.space(level, np.array(target))
@@ -7189,7 +7191,7 @@ def test_the_guide_chooses_half_of_the_rows_in_the_sector(trained_guide):
 
 
 def test_a_system_has_the_entries_of_the_identities_in_the_sector():
-    finder = ground_of("box")
+    finder = guide_ground("box")
     equations, sector, p = finder.structure, finder.sector, finder.structure.prime
     for target in ((1, 1, 1, 1), (2, 1, 3, 1), (2, 2, 2, 2)):
         space = finder.space(2, np.array(target))
@@ -7257,7 +7259,7 @@ def test_lessons_are_the_rules_that_were_found(lessons):
     for lesson in ibp_reduce.unpack_rules(lessons):
         seeds = ibp_reduce.seeds_around(ibp_reduce.NEIGHBOURHOODS[lesson.level], lesson.sector)
         for target, rows in zip(lesson.targets[:4], lesson.rows):
-            found = ibp_reduce.local_rule(ground_of("trianglebox", lesson.sector.bits), target)
+            found = ibp_reduce.local_rule(guide_ground("trianglebox", lesson.sector.bits), target)
             used = {(int(row) % lesson.equations.count, tuple(seeds[row // lesson.equations.count].tolist())) for row in rows}
             assert used == set(found.rows) and found.level == lesson.level
 
@@ -8783,6 +8785,1245 @@ def test_headline_in_everything(reduce_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = exact_result("--symbols", "d,m1,m2,m3")
     check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d", "m1", "m2", "m3"], 20, paper_masters_only=True)
+
+
+# =====================================================================================================================
+# Learned policy and beam search
+# =====================================================================================================================
+
+SHIPPED_POLICY = ibp_reduce.DATA / "policy.pt"
+needs_policy = pytest.mark.skipif(not SHIPPED_POLICY.exists(), reason="no data/policy.pt")
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread():
+    """More of them are slower here, and sums come out in another order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# oracle: positions of a search by raw identities --------------------------------------------------------------------
+
+
+@functools.cache
+def raw_operators(name):
+    """By explicit differentiation: for each operator {shift: coefficients of (1, a)} modulo P31."""
+    family = BUILT_IN_FAMILIES[name]
+    return [{shift: [residue(v) for v in row] for shift, row in terms.items()} for terms in Kinematics(family).identities(family.d)]
+
+
+def raw_identity(name, operator, seed):
+    values = {
+        tuple(map(int.__add__, seed, shift)): (row[0] + sum(map(int.__mul__, row[1:], seed))) % P31
+        for shift, row in raw_operators(name)[operator].items()
+    }
+    return {term: value for term, value in values.items() if value}
+
+
+class NaivePosition:
+    """What a target is modulo identities, down to itself: dictionaries of integrals, no keys, no arrays."""
+
+    def __init__(self, name, target, start=None):
+        self.name, self.target = name, target
+        self.open, self.lines, self.rows = start or {target: 1}, {}, []
+
+    def row(self, operator, seed):
+        """The terms of an identity in the target's sector that are not lighter than the target."""
+        own = {t: v for t, v in raw_identity(self.name, operator, seed).items() if bits_of(t) == bits_of(self.target)}
+        return {t: v for t, v in own.items() if oracle_weight(t) >= oracle_weight(self.target)}
+
+    def reduced(self, row):
+        parts = [(value, self.lines[term]) if term in self.lines else (value, {term: 1}) for term, value in row.items()]
+        return combine(*parts)
+
+    def after(self, operator, seed):
+        """The position after an identity, None if that does not contain the heaviest open integral."""
+        row, pivot = self.reduced(self.row(operator, seed)), max(self.open, key=oracle_weight)
+        if pivot not in row:
+            return None
+        factor = -pow(row.pop(pivot), -1, P31)
+        line = combine((factor, row))
+        new = NaivePosition(self.name, self.target)
+        new.lines = {key: combine((1, {k: v for k, v in old.items() if k != pivot}), (old.get(pivot, 0), line))
+                     for key, old in self.lines.items()} | {pivot: line}  # fmt: skip
+        new.open, new.rows = new.reduced(self.open), [*self.rows, (operator, seed)]
+        return new
+
+    def follows_from_rows(self, vector):
+        """Whether a combination of integrals is zero by the identities used: an elimination that knows no order of theirs."""
+        pivots = {}
+        for row in [self.row(*row) for row in self.rows]:
+            row = self.without(row, pivots)
+            if row:
+                lead = min(row)
+                pivots[lead] = combine((pow(row[lead], -1, P31), row))
+        return not self.without(vector, pivots)
+
+    @staticmethod
+    def without(row, pivots):
+        while lead := next((term for term in row if term in pivots), None):
+            row = combine((1, row), (-row[lead], pivots[lead]))
+        return row
+
+
+@functools.cache
+def equations_of(name):
+    return evaluate_identities(derive_identities(BUILT_IN_FAMILIES[name]), point_of(BUILT_IN_FAMILIES[name]))
+
+
+def sector_for(name, target):
+    return Sector(Layout(BUILT_IN_FAMILIES[name].n, 30, 30), bits_of(target))
+
+
+def ground_of(name, target, kind=ibp_reduce.SearchGround):
+    return kind(sector_for(name, target), equations_of(name), np.array(target))
+
+
+def actions_of(ground, moves):
+    return [(operator, tuple(seed)) for operator, seed in zip(moves.operator.tolist(), (moves.seed - ground.target).tolist())]
+
+
+def as_integrals(ground, expression):
+    """{key: value} as {integral: value}."""
+    keys = np.array([*expression], ground.sector.layout.dtype) + ground.target_key
+    return dict(zip(map(tuple, ground.sector.decode(keys).tolist()), expression.values()))
+
+
+def moved(target, action):
+    """Operator and seed of an action."""
+    return action[0], tuple(a + b for a, b in zip(target, action[1]))
+
+
+SEARCHED = [
+    ("bubble", (3, 2)), ("bubble", (2, -3)), ("box", (2, 1, 1, 2)), ("box", (2, 0, 1, -1)), ("sunrise", (2, 1, 1, -1, -1)),
+    ("sunrise", (1, 0, 2, -1, -2)), ("trianglebox", (1, 1, 1, 1, 1, 1, -2)), ("trianglebox", (2, 0, 2, -1, 1, 1, 0)),
+    ("doublebox", (1, 0, 1, 1, 1, 0, 1, -1, 0)), ("ladder3", (1, 1, 0, 0, 1, 1, 1, 1, -1)), ("banana3", (2, 1, 0, 1, -1, 0, 0, 0, 0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "target"), SEARCHED)
+def test_positions_after_random_actions_are_what_the_identities_say(name, target):
+    rng, ended_early = np.random.default_rng(1), 0
+    for _ in range(4):
+        ground, position, naive = ground_of(name, target), ibp_reduce.Position(), NaivePosition(name, target)
+        for _ in range(7):
+            actions = actions_of(ground, ground.moves(position))
+            if not actions:
+                break
+            action = actions[rng.integers(len(actions))]
+            position, naive = ground.after(position, action), naive.after(*moved(target, action))
+            assert position.actions[-1] == action
+            open_now = as_integrals(ground, position.open)
+            assert naive.follows_from_rows(combine((1, {target: 1}), (-1, open_now)))
+            assert (not open_now) == naive.follows_from_rows({target: 1})
+            solved = {as_integrals(ground, {k: 1}).popitem()[0]: as_integrals(ground, line) for k, line in position.solved.items()}
+            assert len(solved) == len(position.actions)
+            assert all(naive.follows_from_rows(combine((1, {pivot: 1}), (-1, line))) for pivot, line in solved.items())
+            assert not any(term in solved for line in (open_now, *solved.values()) for term in line)
+            assert (open_now, solved) == (naive.open, naive.lines)
+            if not open_now:
+                ended_early += 1
+                break
+            assert position.heaviest == max(position.open) and position.heaviest >= 0
+    assert len(position.actions) > 1 or ended_early
+
+
+def test_positions_do_not_depend_on_how_integrals_are_packed(monkeypatch):
+    """Where keys are Python integers everything is as it is where they are int64, training samples included."""
+    name, target = "trianglebox", (1, 1, 1, 1, 1, 1, -2)
+
+    def walk():
+        rng, ground, position, seen = np.random.default_rng(3), ground_of(name, target), ibp_reduce.Position(), []
+        for _ in range(4):
+            moves = ground.moves(position)
+            described = ibp_reduce.describe_moves(ground, position, moves)
+            seen.append((actions_of(ground, moves), *(getattr(described, f.name).tolist() for f in dataclasses.fields(described))))
+            position = ground.after(position, seen[-1][0][rng.integers(len(moves.operator))])
+            seen.append([as_integrals(ground, position.open), *(as_integrals(ground, line) for line in position.solved.values())])
+        samples = ibp_reduce.sector_samples(BUILT_IN_FAMILIES["bubble"], 3, 12, 0)
+        return ground.sector.layout.dtype, seen, {key: array.tolist() for key, array in samples.items()}
+
+    plain = walk()
+    monkeypatch.setattr(ibp_reduce, "KEY_BITS", 8)
+    python_integers = walk()
+    assert (plain[0], python_integers[0]) == (np.int64, object) and plain[1:] == python_integers[1:]
+
+
+@pytest.mark.parametrize(("name", "target", "reach", "norm"), [
+    ("bubble", (3, 2), 3, 6), ("bubble", (4, -2), 3, 6), ("box", (2, 1, 1, 2), 3, 4), ("box", (2, 0, 1, -1), 2, 4),
+    ("sunrise", (2, 1, 1, -1, -1), 2, 3), ("trianglebox", (1, 1, 1, 1, 1, 1, -1), 2, 3), ("doublebox", (1, 0, 1, 1, 1, 0, 1, -1, 0), 1, 2),
+])  # fmt: skip
+def test_moves_are_all_identities_with_the_heaviest_open_integral(name, target, reach, norm, monkeypatch):
+    monkeypatch.setattr(ibp_reduce, "BEAM_REACH", reach)
+    monkeypatch.setattr(ibp_reduce, "BEAM_NORM", norm)
+    signs = [change for size in compositions(norm, len(target)) if max(size) <= reach
+             for change in itertools.product(*[{x, -x} for x in size])]  # fmt: skip
+    seeds = [seed for change in signs if bits_of(seed := tuple(map(int.__add__, target, change))) == bits_of(target)]
+    every = [(operator, seed) for seed in seeds for operator in range(len(raw_operators(name)))]
+    rng, ground, position, naive = np.random.default_rng(2), ground_of(name, target), ibp_reduce.Position(), NaivePosition(name, target)
+    for step in range(3):
+        heaviest = max(naive.open, key=oracle_weight)
+        expected = {action for action in every if heaviest in naive.reduced(naive.row(*action))}
+        moves = ground.moves(position)
+        actions = actions_of(ground, moves)
+        found = [moved(target, action) for action in actions]
+        assert set(found) == expected and len(found) == len(expected)
+        for number, (operator, seed) in enumerate(found):
+            entries = moves.action == number
+            raw = raw_identity(name, operator, seed)
+            assert entries.sum() == len(raw) and moves.own[entries].sum() == sum(bits_of(t) == bits_of(target) for t in raw)
+            own = [as_integrals(ground, {key: 1}).popitem()[0] for key in moves.key[entries & moves.own].tolist()]
+            assert sorted(own) == sorted(t for t in raw if bits_of(t) == bits_of(target))
+        if not found:
+            assert step
+            break
+        action = actions[rng.integers(len(actions))]
+        position, naive = ground.after(position, action), naive.after(*moved(target, action))
+        if not naive.open:
+            break
+
+
+def test_action_that_eliminates_nothing_is_no_action():
+    ground = ground_of("trianglebox", (1, 1, 1, 1, 1, 1, -1))
+    (first, *_), start = actions_of(ground, ground.moves(ibp_reduce.Position())), ibp_reduce.Position()
+    assert ground.after(ground.after(start, first), first) is None
+    assert ground.after(start, (0, (1, 1, 1, 1, 1, 1, -3))) is None
+    assert start.open == {0: 1} and not start.solved
+
+
+# trajectories and labels --------------------------------------------------------------------------------------------
+
+
+class Recorded(ibp_reduce.SearchGround):
+    """Remembers the positions that were asked for their moves, the moves, and the last position reached."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.asked, self.last = [], None
+
+    def moves(self, position):
+        self.asked.append((position, super().moves(position)))
+        return self.asked[-1][1]
+
+    def after(self, position, action, score=0.0):
+        self.last = super().after(position, action, score)
+        return self.last
+
+
+def check_labels(name, ground, start, left, samples):
+    """Each right action is one that is left to do, or ends the search; all that are left to do and can be done are right."""
+    target, remaining = tuple(ground.target.tolist()), iter(samples)
+    for position, moves in ground.asked:
+        actions, todo = actions_of(ground, moves), [action for action in left if action not in position.actions]
+        naive = NaivePosition(name, target, start)
+        for action in position.actions:
+            naive = naive.after(*moved(target, action))
+        if all(action in todo for action in actions):
+            continue  # nothing to choose
+        sample = next(remaining)
+        assert len(sample.right) == len(actions) and sample.right.any()
+        for action, right in zip(actions, sample.right):
+            ends = right and action not in todo and not naive.after(*moved(target, action)).open
+            assert right == (action in todo or ends)
+    assert next(remaining, None) is None
+
+
+@pytest.mark.parametrize(("name", "target"), SEARCHED)
+def test_rule_can_be_followed_to_its_end_in_any_order(name, target):
+    finder = ibp_reduce.RuleFinder(sector_for(name, target), equations_of(name))
+    rule = next(rule for level in range(6) if (rule := finder.find(np.array(target), level, finder.structure)))
+    for seed in range(4):
+        ground = ground_of(name, target, Recorded)
+        samples = ibp_reduce.follow(ground, ibp_reduce.Position(), list(rule.rows), np.random.default_rng(seed), None)
+        assert not ground.last.open and set(ground.last.actions) == set(rule.rows)
+        check_labels(name, ground, None, rule.rows, samples)
+
+
+@pytest.mark.parametrize(("name", "base"), [("box", (2, 1, 1, 2)), ("sunrise", (1, 1, 1, -1, -1)), ("trianglebox", (1, 0, 1, 1, 1, 1, -1))])
+def test_scramble_is_undone_by_the_identities_that_made_it(name, base):
+    finder, rng, undone = ibp_reduce.RuleFinder(sector_for(name, base), equations_of(name)), np.random.default_rng(5), 0
+    for _ in range(12):
+        if (scrambled := ibp_reduce.scramble(finder, np.array(base), rng)) is None:
+            continue
+        ground, position, left = scrambled
+        target = tuple(ground.target.tolist())
+        start = as_integrals(ground, position.open)
+        assert min(start, key=oracle_weight) == target and oracle_weight(target) > oracle_weight(base)
+        naive = NaivePosition(name, target)
+        naive.rows = [moved(target, action) for action in left]
+        assert naive.follows_from_rows(start) and len(set(left)) == len(left)
+        recorded = Recorded(ground.sector, ground.equations, ground.target)
+        samples = ibp_reduce.follow(recorded, position, left, rng, None)
+        check_labels(name, recorded, start, left, samples)
+        undone += recorded.last is not None and not recorded.last.open
+    assert undone > 3
+
+
+def test_shown_actions_are_the_right_ones_and_some_others():
+    ground = ground_of("trianglebox", (1, 1, 1, 1, 1, 1, -2))
+    position = ground.after(ibp_reduce.Position(), actions_of(ground, ground.moves(ibp_reduce.Position()))[0])
+    features = ibp_reduce.describe_moves(ground, position, ground.moves(position))
+    count, rng = len(features.actions), np.random.default_rng(0)
+    assert count > 20
+    right = np.isin(np.arange(count), [1, count - 1])
+    whole = ibp_reduce.Sample(features, right)
+    assert ibp_reduce._shown(whole, None, rng) is whole and ibp_reduce._shown(whole, count, rng) is whole
+    shown = ibp_reduce._shown(whole, 9, rng)
+    assert len(shown.right) == len(shown.features.actions) == 9 and shown.right.sum() == 2
+
+    def by_action(features):
+        n = features.indices_each
+        return [
+            (line.tolist(), features.indices[n * i : n * i + n].tolist(), features.entries[features.action == i].tolist())
+            for i, line in enumerate(features.actions)
+        ]
+
+    every, some = by_action(features), by_action(shown.features)
+    assert all(part in every for part in some)
+    assert [part for part, good in zip(some, shown.right) if good] == [every[1], every[-1]]
+
+
+# what the policy sees -----------------------------------------------------------------------------------------------
+
+
+def positions_on_the_way(name, target, seed=0, steps=4):
+    """Features of positions on a random way from a target."""
+    rng, ground, position, found = np.random.default_rng(seed), ground_of(name, target), ibp_reduce.Position(), []
+    for _ in range(steps):
+        moves = ground.moves(position)
+        if not position.open or not len(moves.operator):
+            break
+        found.append(ibp_reduce.describe_moves(ground, position, moves))
+        position = ground.after(position, actions_of(ground, moves)[rng.integers(len(moves.operator))])
+        if not position.open:
+            break
+    return found
+
+
+def features_differ(one, other):
+    return [f.name for f in dataclasses.fields(one) if not np.array_equal(getattr(one, f.name), getattr(other, f.name))]
+
+
+def test_far_from_the_border_only_relative_numbers_count():
+    here, there = (8, 11, 9, 13, 10, 12, -9), (12, 9, 14, 10, 16, 11, -11)
+    grounds = [ground_of("trianglebox", target) for target in (here, there)]
+    rng, positions = np.random.default_rng(4), [ibp_reduce.Position()] * 2
+    for _ in range(4):
+        moves = [ground.moves(position) for ground, position in zip(grounds, positions)]
+        actions = [actions_of(ground, some) for ground, some in zip(grounds, moves)]
+        assert actions[0] == actions[1]
+        described = [ibp_reduce.describe_moves(*both) for both in zip(grounds, positions, moves)]
+        assert features_differ(*described) == []
+        action = actions[0][rng.integers(len(actions[0]))]
+        positions = [ground.after(position, action) for ground, position in zip(grounds, positions)]
+    near = ground_of("trianglebox", (1, 11, 9, 13, 10, 12, -9))  # else it would say nothing
+    assert features_differ(ibp_reduce.describe_moves(near, ibp_reduce.Position(), near.moves(ibp_reduce.Position())), described[0])
+
+
+@pytest.fixture(scope="module")
+def network(one_torch_thread):
+    import torch
+
+    torch.manual_seed(7)
+    return ibp_reduce.make_network(16).eval()
+
+
+ROUNDED = 1.5e-4  # scores are rounded to four decimals, so that what differs by the order of a sum alone is the same
+
+
+def test_scores_do_not_depend_on_company_or_order(network):
+    policy, rng = ibp_reduce.Policy(network), np.random.default_rng(0)
+    parts = [part for name, target in SEARCHED for part in positions_on_the_way(name, target)]
+    assert len(parts) > ibp_reduce.SCORED_TOGETHER and len({part.indices_each for part in parts}) > 3
+    together = policy.scores(parts)
+    backwards = policy.scores(parts[::-1])[::-1]
+    for part, scores, again in zip(parts, together, backwards):
+        (alone,) = policy.scores([part])
+        assert scores.shape == (len(part.actions),)
+        assert np.abs(alone - scores).max() < ROUNDED and np.abs(again - scores).max() < ROUNDED
+        assert abs(np.exp(scores).sum() - 1) < ROUNDED
+        mixed, waiting = rng.permutation(len(part.entries)), rng.permutation(len(part.open))
+        n = part.indices_each
+        indices = part.indices.reshape(-1, n, part.indices.shape[1])[:, rng.permutation(n)].reshape(part.indices.shape)
+        (shuffled,) = policy.scores(
+            [ibp_reduce.Features(part.entries[mixed], part.action[mixed], indices, part.actions, part.open[waiting])]
+        )
+        assert np.abs(shuffled - scores).max() < ROUNDED
+    assert max(np.ptp(scores) for scores in together) > 100 * ROUNDED  # else it would say nothing
+
+
+def test_position_without_actions_has_no_scores_and_disturbs_nobody(network):
+    """At the end of a batch, alone, and in the midst."""
+    policy, (some, *_) = ibp_reduce.Policy(network), positions_on_the_way("box", (2, 1, 1, 2))
+    ground = ground_of("box", (2, 1, 1, 2))
+    far = int(ground.sector.encode(np.array([[20, 1, 1, 2]]))[0] - ground.target_key)
+    dead_end = ibp_reduce.Position((), {far: 1}, {})
+    nothing = ibp_reduce.describe_moves(ground, dead_end, ground.moves(dead_end))
+    assert len(nothing.actions) == 0
+    (alone,) = policy.scores([some])
+    for company in [nothing], [some, nothing], [nothing, some, nothing], [nothing] * 9:
+        scores = policy.scores(company)
+        assert [len(line) for line in scores] == [len(part.actions) for part in company]
+        assert all(np.abs(line - alone).max() < ROUNDED for line in scores if len(line))
+    assert ibp_reduce.beam_children(ground, policy, [dead_end]) == []
+
+
+def test_without_a_network_actions_are_taken_in_order_or_shuffled():
+    parts = positions_on_the_way("trianglebox", (1, 1, 1, 1, 1, 1, -2))
+    for policy in ibp_reduce.Policy(), ibp_reduce.Policy(shuffled=True):
+        first, second = policy.scores(parts), policy.scores(parts)
+        for scores, again in zip(first, second):
+            assert (scores == again).all() and abs(np.exp(scores).sum() - 1) < 1e-3
+            assert sorted(np.argsort(-scores)) == list(range(len(scores)))
+            assert (np.diff(scores) < 0).all() == (not policy.shuffled)
+
+
+# training -----------------------------------------------------------------------------------------------------------
+
+EXAMPLES = ["--make-training-data", "--family", "bubble,box", "--trajectories", "24", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def examples(one_torch_thread, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("examples")
+    assert exit_code([*EXAMPLES, "--work-dir", str(directory / "w"), "--training-data", str(directory / "t.npz")]) == 0
+    return directory / "t.npz"
+
+
+def test_examples_are_the_same_for_the_same_seed(examples, place):
+    for words, same in ([], True), (["--local", "2"], True), (["--seed", "1"], False):
+        assert exit_code([*EXAMPLES, "--work-dir", "w", *words]) == 0
+        assert (Path("w/training.npz").read_bytes() == examples.read_bytes()) == same
+
+
+def test_no_target_is_both_held_out_and_trained_on(monkeypatch):
+    followed, original = [], ibp_reduce.follow
+
+    def follow(ground, position, left, rng, limit):
+        followed.append((tuple(ground.target.tolist()), limit is None))
+        return original(ground, position, left, rng, limit)
+
+    monkeypatch.setattr(ibp_reduce, "follow", follow)
+    for seed in 0, 1:
+        data = ibp_reduce.sector_samples(BUILT_IN_FAMILIES["sunrise"], 7, 60, seed)
+        assert 0 < data["held_out"].sum() < len(data["held_out"]) / 3
+        for number in set(data["trajectory"].tolist()):
+            assert len(set(data["held_out"][data["trajectory"] == number].tolist())) == 1
+    held, shown = ({target for target, out in followed if out == wanted} for wanted in (True, False))
+    assert held and shown and not held & shown
+    assert len(followed) > len(held) + len(shown)  # targets recur, so it says something
+
+
+def test_batches_are_what_the_search_sees(examples, network):
+    """Scores of samples from the file equal those of the positions they were made of."""
+    parts = positions_on_the_way("box", (2, 1, 1, 2)) + positions_on_the_way("box", (1, 2, 2, 1))
+    samples = [ibp_reduce.Sample(part, np.arange(len(part.actions)) == 1) for part in parts]
+    data = ibp_reduce.TrainingSet(examples)
+    data.arrays = ibp_reduce.pack_samples(samples)
+    data.begin = {name: np.cumsum(data.arrays[f"{name}_count"]) - data.arrays[f"{name}_count"] for name in ibp_reduce.SAMPLE_WIDTHS}
+    order = np.array([2, 0, 1])
+    batch = data.batch(order)
+    scores = ibp_reduce.action_scores(network, batch)
+    losses = ibp_reduce.position_losses(scores, batch).detach().numpy()
+    expected = [-ibp_reduce.Policy(network).scores([parts[number]])[0][1] for number in order]
+    assert np.abs(losses - expected).max() < ROUNDED
+
+
+def test_accuracy_counts_the_best_right_action_against_the_wrong_ones(examples):
+    """Against ranks by sorting."""
+    import torch
+
+    data = ibp_reduce.TrainingSet(examples)
+    torch.manual_seed(1)
+    network = ibp_reduce.make_network(8)
+    measured = ibp_reduce.measure_policy(network, data, "cpu")
+    ranks, losses = [], []
+    for number in data.held_out:
+        batch = data.batch(np.array([number]))
+        scores, right = ibp_reduce.action_scores(network, batch).detach().numpy().astype(float), batch["right"].numpy()
+        best = scores[right].max()
+        ranks.append(sum(score > best for score in scores))
+        chances = np.exp(scores - scores.max())
+        losses.append(-math.log(chances[right].sum() / chances.sum()))
+    ranks, scrambled = np.array(ranks), data.arrays["scrambled"][data.held_out]
+    assert measured["top1"] == pytest.approx((ranks == 0).mean()) and measured["top5"] == pytest.approx((ranks < 5).mean())
+    assert measured["top1_eliminations"] == pytest.approx((ranks[~scrambled] == 0).mean())
+    assert measured["top1_scrambles"] == pytest.approx((ranks[scrambled] == 0).mean())
+    assert measured["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    assert 0 < measured["top1"] < 1
+
+
+TRAIN = ["--train-policy", "--device", "cpu", "--epochs", "3", "--quiet"]
+
+
+def curve_of(table):
+    """The lines of a curve without the seconds."""
+    return [[value for number, value in enumerate(line.split(",")) if number != 1] for line in Path(table).read_text().splitlines()]
+
+
+def weights_in(path):
+    return {name: values.numpy() for name, values in ibp_reduce.unpack_policy(Path(path).read_bytes())[0].state_dict().items()}
+
+
+def same_weights(one, other):
+    one, other = weights_in(one), weights_in(other)
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def trained(examples, tmp_path_factory):
+    """A directory with the weights and the curve of three epochs."""
+    directory = tmp_path_factory.mktemp("trained")
+    words = ["--training-data", str(examples), "--policy", str(directory / "policy.pt"), "--work-dir", str(directory / "w")]
+    assert exit_code([*TRAIN, *words]) == 0
+    return directory
+
+
+def test_training_learns(trained):
+    header, *lines = curve_of(trained / "policy.csv")
+    assert header == ["epoch", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles", "guide"]
+    assert [line[0] for line in lines] == ["1", "2", "3"]
+    assert float(lines[-1][1]) < 0.8 * float(lines[0][1]) and float(lines[-1][2]) < float(lines[0][2])
+    assert (trained / "policy.pt").stat().st_size < 5_000_000
+    record = ibp_reduce.unpack_policy((trained / "policy.pt").read_bytes())[1]
+    assert record["families"] == {name: BUILT_IN_FAMILIES[name].identifier for name in ("bubble", "box")}
+
+
+@pytest.mark.parametrize(("seed", "same"), [("0", True), ("1", False)])
+def test_training_is_the_same_for_the_same_seed(seed, same, trained, examples, place):
+    assert exit_code([*TRAIN, "--training-data", str(examples), "--seed", seed]) == 0
+    assert same_weights("ibp_work/policy.pt", trained / "policy.pt") == same
+    assert (curve_of("ibp_work/policy.csv") == curve_of(trained / "policy.csv")) == same
+
+
+# training that stops once a checkpoint is written, before its weights are, until it gets a line
+TRAIN_HELD = """
+import sys, ibp_reduce
+original = ibp_reduce.Training.save
+
+def save(self):
+    original(self)
+    if len(self.curve) == int(sys.argv[1]):
+        print('held', flush=True)
+        sys.stdin.readline()
+
+ibp_reduce.Training.save = save
+sys.exit(ibp_reduce.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_killed_training_goes_on_as_if_nothing_had_been(epoch, trained, examples, bare, place, capsys):
+    words = [*TRAIN, "--training-data", str(examples)]
+    environment = os.environ | {"PYTHONPATH": str(bare), "OMP_NUM_THREADS": "1"}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", TRAIN_HELD, str(epoch), *words]
+    with ended(subprocess.Popen(command, cwd=place, env=environment, text=True, **pipes)) as run:
+        assert run.stdout.readline() == "held\n", run.communicate()
+        run.kill()
+    assert Path("ibp_work/policy.pt").exists() == (epoch > 1)
+    assert exit_code(words) == 0
+    assert curve_of("ibp_work/policy.csv") == curve_of(trained / "policy.csv")
+    assert same_weights("ibp_work/policy.pt", trained / "policy.pt")
+    refusal = said(capsys, [*words, "--epochs", "4"], 2)
+    assert refusal.count("\n") == 1 and "training.checkpoint" in refusal and "--fresh" in refusal
+    other = said(capsys, [*TRAIN, "--make-training-data", "--family", "bubble", "--trajectories", "40"], 2)
+    assert other.count("\n") == 1 and "training.checkpoint" in other and "other data" in other
+    Path("ibp_work/policy.pt").unlink()
+    assert exit_code(words) == 0 and same_weights("ibp_work/policy.pt", trained / "policy.pt")  # nothing left to train: there all the same
+
+
+def test_diverging_training_stops_and_keeps_what_is_good(trained, examples, place, capsys, monkeypatch):
+    words = [*TRAIN, "--training-data", str(examples), "--policy", "mine.pt"]
+    shutil.copy(trained / "policy.pt", "mine.pt")
+    line = said(capsys, [*words, "--learning-rate", "1e30"], 1)
+    assert line.count("\n") == 1 and "not a number in the first epoch" in line and "--learning-rate" in line
+    assert same_weights("mine.pt", trained / "policy.pt")  # those that were there
+
+    original = ibp_reduce.Training.run_epoch
+
+    def run_epoch(self, tick):
+        if len(self.curve) == 1:
+            self.network["score"].bias.data *= math.nan
+        return original(self, tick)
+
+    monkeypatch.setattr(ibp_reduce.Training, "run_epoch", run_epoch)
+    line = said(capsys, words, 1)
+    assert line.count("\n") == 1 and "epoch 2" in line and "epoch 1 are kept in mine.pt" in line
+    assert ibp_reduce.read_policy("mine.pt", TRIANGLEBOX) and curve_of("mine.csv") == curve_of(trained / "policy.csv")[:2]
+    monkeypatch.undo()
+    monkeypatch.chdir(place)
+    assert exit_code(words) == 0 and same_weights("mine.pt", trained / "policy.pt")
+
+
+def test_curve_is_drawn_where_there_is_matplotlib(trained, monkeypatch, tmp_path):
+    matplotlib = importlib.util.find_spec("matplotlib")
+    picture = trained / "policy.png"
+    assert picture.exists() == bool(matplotlib) and (not matplotlib or picture.read_bytes().startswith(b"\x89PNG"))
+    for name in ("matplotlib", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    line = dict.fromkeys(ibp_reduce.TRAINING_CURVE, 1.0)
+    ibp_reduce.write_curve([line], tmp_path / "c.csv")
+    assert [path.name for path in tmp_path.iterdir()] == ["c.csv"]
+
+
+# damaged and foreign files ------------------------------------------------------------------------------------------
+
+
+class Malicious:
+    """A pickle that leaves a trace if it is loaded."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def saved(value):
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def record_with(change):
+    """A weights file of a small network after a change of its record."""
+    import torch
+
+    torch.manual_seed(0)
+    record = torch.load(io.BytesIO(ibp_reduce.pack_policy(ibp_reduce.make_network(4), {}, {})), weights_only=True)
+    return saved(change(record))
+
+
+def state_with(change):
+    return record_with(lambda record: record | {"state": change(record["state"])})
+
+
+def bit_flipped(data):
+    return flipped(data, data.index(b"state") + len(data) // 2)
+
+
+BAD_WEIGHTS = {
+    "empty": (lambda: b"", "not readable"),
+    "text": (lambda: b"hello\n", "not readable"),
+    "truncated": (lambda: record_with(dict)[:-500], "not readable"),
+    "half": (lambda: record_with(dict)[:700], "not readable"),
+    "bit": (lambda: bit_flipped(record_with(dict)), "not readable"),
+    "bare pickle": (lambda: pickle.dumps(Malicious()), "not readable"),
+    "malicious": (lambda: record_with(lambda r: r | {"more": Malicious()}), "not readable"),
+    "another archive": (lambda: saved([1, 2]), "no policy"),
+    "another kind": (lambda: record_with(lambda r: r | {"kind": "other"}), "no policy"),
+    "format": (lambda: record_with(lambda r: r | {"format": 2}), "format 2"),
+    "no format": (lambda: record_with(lambda r: {k: v for k, v in r.items() if k != "format"}), "format None"),
+    "tensor for a format": (lambda: record_with(lambda r: r | {"format": next(iter(r["state"].values()))}), "format"),
+    "another width": (lambda: record_with(lambda r: r | {"width": 5}), "damaged"),
+    "vast": (lambda: record_with(lambda r: r | {"width": 10**7}), "damaged"),
+    "no width": (lambda: record_with(lambda r: r | {"width": "4"}), "damaged"),
+    "families": (lambda: record_with(lambda r: r | {"families": [1]}), "damaged"),
+    "missing tensor": (lambda: state_with(lambda s: dict(list(s.items())[1:])), "damaged"),
+    "nan": (lambda: state_with(lambda s: {k: v * math.nan for k, v in s.items()}), "not finite"),
+    "complex": (lambda: state_with(lambda s: {k: v * 1j for k, v in s.items()}), "damaged"),
+    "integers": (lambda: state_with(lambda s: {k: v.int() for k, v in s.items()}), "damaged"),
+    "of another family": (lambda: record_with(lambda r: r | {"families": {"bubble": "other"}}), "another family that is called bubble"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", BAD_WEIGHTS)
+@pytest.mark.filterwarnings("error")
+def test_unusable_weights_are_refused_in_one_line(what, place, capsys):
+    make, fragment = BAD_WEIGHTS[what]
+    Path("w.pt").write_bytes(make())
+    check_refused([*BUBBLE, "--engine", "beam", "--policy", "w.pt"], place, capsys, ["policy w.pt", fragment])
+
+
+def test_good_weights_are_taken(place):
+    Path("w.pt").write_bytes(record_with(dict))
+    assert reduced(*BUBBLE, "--engine", "beam", "--policy", "w.pt", "--no-rules")["success"]
+
+
+def arrays_with(**changes):
+    """Training data in which arrays were changed: by a function, or left out by None."""
+
+    def change(arrays):
+        return {name: changes.get(name, lambda array: array)(array) for name, array in arrays.items() if changes.get(name, 1) is not None}
+
+    return change
+
+
+def header_with(**changes):
+    return arrays_with(header=lambda array: np.array(json.dumps(json.loads(str(array)) | changes)))
+
+
+BAD_EXAMPLES = {
+    "no held_out": arrays_with(held_out=None),
+    "no scrambled": arrays_with(scrambled=None),
+    "no header": arrays_with(header=None),
+    "held_out numbers": arrays_with(held_out=lambda a: a.astype(int)),
+    "held_out short": arrays_with(held_out=lambda a: a[:-1]),
+    "all held out": arrays_with(held_out=lambda a: a | True),
+    "scrambled short": arrays_with(scrambled=lambda a: a[:3]),
+    "owners too large": arrays_with(action=lambda a: a + np.int16(100)),
+    "owners negative": arrays_with(action=lambda a: a - np.int16(5)),
+    "right numbers": arrays_with(right=lambda a: a.astype(np.int8)),
+    "nothing right": arrays_with(right=lambda a: a & False),
+    "entries floats": arrays_with(entries=lambda a: a * math.nan),
+    "entries short": arrays_with(entries=lambda a: a[:-1]),
+    "entries flat": arrays_with(entries=np.ravel),
+    "entries a number": arrays_with(entries=lambda a: np.array(3)),
+    "counts zero": arrays_with(actions_count=lambda a: a * np.int32(0)),
+    "counts negative": arrays_with(entries_count=lambda a: np.concatenate([[-1, a[0] + a[1] + 1], a[2:]]).astype(np.int32)),
+    "counts rolled": arrays_with(indices_count=lambda a: np.roll(a, 1)),
+    "counts too many": arrays_with(open_count=lambda a: np.append(a, np.int32(0))),
+    "format": header_with(format=9),
+    "format of the policy": header_with(policy=9),
+    "families": header_with(families=["bubble"]),
+    "families' names": header_with(families={"bubble": 3}),
+    "header a list": arrays_with(header=lambda a: np.array("[1]")),
+    "header broken": arrays_with(header=lambda a: np.array("{")),
+    "header deep": arrays_with(header=lambda a: np.array("[" * 100_000)),
+    "header malicious": arrays_with(header=lambda a: np.array([Malicious()], object)),
+}
+BAD_BYTES = {
+    "empty": lambda data: b"",
+    "text": lambda data: b"hello\n",
+    "truncated": lambda data: data[:-300],
+    "half": lambda data: data[: len(data) // 2],
+    "bit": lambda data: flipped(data, len(data) // 2),
+    "pickle": lambda data: pickle.dumps(Malicious()),
+}
+
+
+@pytest.mark.parametrize("what", [*BAD_EXAMPLES, *BAD_BYTES, "an array alone"])
+@pytest.mark.filterwarnings("error")
+def test_unusable_examples_are_refused_in_one_line(what, examples, place, capsys):
+    if what in BAD_EXAMPLES:
+        with np.load(examples) as file:
+            np.savez("t.npz", **BAD_EXAMPLES[what](dict(file)))
+    elif what in BAD_BYTES:
+        Path("t.npz").write_bytes(BAD_BYTES[what](examples.read_bytes()))
+    else:
+        np.save("t.npy", np.arange(3))
+        os.rename("t.npy", "t.npz")
+    line = said(capsys, [*TRAIN, "--training-data", "t.npz"], 2)
+    assert line.count("\n") == 1 and "training data t.npz" in line and len(line) < 300
+    assert not Path("executed").exists() and not Path("ibp_work/policy.pt").exists()
+
+
+@pytest.mark.parametrize("what", [*BAD_BYTES, "malicious", "nothing in it", "a list", "bad curve"])
+@pytest.mark.filterwarnings("error")
+def test_unusable_checkpoint_is_refused_in_one_line(what, trained, examples, place, capsys):
+    import torch
+
+    good = (trained / "w/training.checkpoint").read_bytes()
+    state = torch.load(io.BytesIO(good), weights_only=True)
+    foreign = {"malicious": state | {"more": Malicious()}, "nothing in it": {}, "a list": [1], "bad curve": state | {"curve": [{}]}}
+    Path("ibp_work").mkdir()
+    checkpoint = Path("ibp_work/training.checkpoint")
+    checkpoint.write_bytes(BAD_BYTES[what](good) if what in BAD_BYTES else saved(foreign[what]))
+    words = [*TRAIN, "--training-data", str(examples)]
+    line = said(capsys, words, 2)
+    assert line.count("\n") == 1 and "ibp_work/training.checkpoint: damaged" in line and "--fresh" in line and len(line) < 300
+    assert not Path("executed").exists()
+    if what == "bit":
+        assert exit_code([*words, "--fresh"]) == 0 and same_weights("ibp_work/policy.pt", trained / "policy.pt")
+
+
+# bad options --------------------------------------------------------------------------------------------------------
+
+BAD_SEARCHES = {
+    "--engine=other": ("--engine other", "rules or beam"),
+    "--engine=beam --policy=fixed --beam-width=0": ("--beam-width 0", "at least 1"),
+    "--engine=beam --policy=fixed --beam_width=-2": ("--beam-width -2", "at least 1"),
+    "--engine=beam --policy=fixed --max-steps=0": ("--max-steps 0", "at least 1"),
+    "--engine=beam --policy=fixed --beam-order=other": ("--beam-order other", "weight, size, policy"),
+    "--engine=beam --beam-width=many": ("--beam-width", "many"),
+    "--no-rules": ("--no-rules", "--engine beam"),
+    "--paths=p": ("--paths", "--engine beam"),
+    "--engine=beam": ("nothing shipped/policy.pt", "No such file", "--train-policy", "--policy fixed"),
+    "--engine=beam --policy=missing.pt": ("missing.pt", "No such file", "--train-policy"),
+    "--engine=beam --policy=directory": ("policy directory", "directory"),
+    "--engine=beam --policy=": ("policy",),
+    "--engine=beam --policy=fixed --paths=directory": ("--paths", "directory"),
+    "--engine=beam --policy=fixed --paths=p --output=p": ("--paths", "--output"),
+    "--engine=beam --policy=fixed --paths=good.txt --integrals=good.txt": ("--paths", "--integrals"),
+    "--replay=missing": ("--replay missing", "No such file"),
+    "--replay=directory": ("--replay directory", "directory"),
+    "--replay=binary.txt": ("--replay binary.txt", "damaged"),
+    "--benchmark-search=0": ("--benchmark-search 0", "at least 1"),
+    "--benchmark-search=-3": ("--benchmark-search -3", "at least 1"),
+    "--benchmark-search=2 --seed=-1": ("--seed -1",),
+    "--benchmark-search=2 --policy=missing.pt": ("missing.pt",),
+    "--train-policy --device=other": ("--device other", "cpu"),
+    "--train-policy --seed=-1": ("--seed -1",),
+    "--train-policy --epochs=0": ("--epochs", "above 0"),
+    "--train-policy --learning-rate=0": ("--learning-rate", "above 0"),
+    "--train-policy --learning-rate=nan": ("--learning-rate", "above 0"),
+    "--train-policy --learning-rate=inf": ("--learning-rate", "above 0"),
+    "--train-policy --policy=fixed": ("--policy fixed", "another name"),
+    "--train-policy --policy=curve.csv": ("curve.csv", "files of their own"),
+    "--train-policy --policy=curve.png": ("curve.png", "files of their own"),
+    "--train-policy --policy=same --training-data=same": ("same", "files of their own"),
+    "--train-policy --policy=ibp_work/training.checkpoint": ("training.checkpoint", "files of their own"),
+    "--train-policy --policy=directory": ("--policy directory", "regular file"),
+    "--train-policy --training-data=directory": ("--training-data directory", "regular file"),
+    '--train-policy --work-dir="a file"': ("--work-dir", "a file"),
+    "--make-training-data --trajectories=0": ("--trajectories", "above 0"),
+    "--make-training-data --local=0": ("--local 0", "at least 1"),
+    "--make-training-data --condor": ("--condor", "--local"),
+    "--make-training-data --family=bubble,other": ("'other'", "bubble"),
+    "--make-training-data --family=bubble,": ("family",),
+    "--make-training-data --family=bubble,bubble.json": ("two families of the same name",),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", BAD_SEARCHES)
+def test_bad_search_or_training_is_refused_in_one_line_and_nothing_is_written(command, place, capsys):
+    write_input_files(place)
+    default = (
+        [] if any(word in command for word in ("--train", "--make", "--repl", "--bench", "--integ")) else ["--integral=1,1,1,1,1,1,-1"]
+    )
+    check_refused(shlex.split(command) + default, place, capsys, BAD_SEARCHES[command])
+
+
+def test_training_on_a_missing_device_is_refused(place, capsys, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    check_refused(["--train-policy", "--device", "cuda"], place, capsys, ["--device cuda", "no GPU"])
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+import ibp_reduce
+sys.exit(ibp_reduce.main(sys.argv[1:]))
+"""
+
+
+def test_without_torch_there_is_one_line_or_no_need_for_it(trained, bare, place):
+    for words in [*BUBBLE, "--engine", "beam", "--policy", str(trained / "policy.pt")], TRAIN:
+        run = python(bare, place, WITHOUT_TORCH, *words)
+        assert (run.returncode, run.stdout) == (2, "") and run.stderr.count("\n") == 1
+        assert "torch is missing" in run.stderr and "pip install torch" in run.stderr
+    for words in [*BUBBLE, "--quiet"], [*BUBBLE, "--engine", "beam", "--policy", "fixed", "--no-rules", "--quiet"]:
+        assert python(bare, place, WITHOUT_TORCH, *words).returncode == 0
+
+
+# the engine ---------------------------------------------------------------------------------------------------------
+
+
+def beam_of(policy="trained", width=20, reuse=False, **more):
+    return ibp_reduce.Beam(width, reuse=reuse, policy=SHIPPED_POLICY.read_bytes() if policy == "trained" else policy, **more)
+
+
+@pytest.fixture
+def without_rules(shelves, tmp_path):
+    """without_rules(name): a store with the masters of a family, which take long to find, and nothing else."""
+
+    def make(name):
+        family, knowledge = BUILT_IN_FAMILIES[name], Knowledge()
+        for shelf in shelves:
+            knowledge.update(shelf.load(family))
+        for sector in knowledge.sectors.values():
+            sector.rules, sector.hopeless = (), frozenset()
+        store = Store(tmp_path / f"{name}.shelf")
+        store.merge(family, point_of(family), Knowledge(knowledge.operators, knowledge.nonzero, knowledge.sectors))
+        return store
+
+    return make
+
+
+def check_paths_by_hand(name, outcome, p=P31):
+    """Each path says of its integral what its expression says: by raw identities and an elimination in the oracle's order."""
+    live = set(any_kinematics(BUILT_IN_FAMILIES[name]).nonzero_sectors())
+    for target, (rows, expression) in outcome.paths.items():
+        assert all(oracle_weight(term) < oracle_weight(target) for term in expression)
+        pivots = {}
+        for action in rows:
+            row = {t: v for t, v in raw_identity(name, *moved(target, action)).items() if bits_of(t) in live}
+            row = NaivePosition.without(row, pivots)
+            if row:
+                lead = min(row)
+                pivots[lead] = combine((pow(row[lead], -1, p), row))
+        assert NaivePosition.without(combine((1, {target: 1}), (-1, expression)), pivots) == {}
+
+
+ENGINES = [  # family, targets, Problem options, beams
+    ("bubble", [(3, 2), (2, -3)], {}, ["fixed 1", "fixed 20", "random 3", "trained 1", "trained 20"]),
+    ("box", [(2, 1, 1, 2), (2, 0, 1, -1)], {}, ["fixed 1", "fixed 20", "random 3", "trained 1", "trained 20"]),
+    ("sunrise", [(2, 1, 1, -1, -1)], {}, ["fixed 1", "random 1", "trained 1"]),
+    ("trianglebox", [(1, 0, 1, 0, 2, 1, -1), (0, 1, 2, 1, -1, 0, 0)], {"paper_masters_only": True}, ["fixed 1", "trained 2", "trained 20"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("no_rules", [False, True], ids=["paths reused", "no rules"])
+@pytest.mark.parametrize(("number", "how"), [(number, how) for number, case in enumerate(ENGINES) for how in case[3]])
+def test_engines_agree(number, how, no_rules, reduce_at, without_rules):
+    name, targets, options, _ = ENGINES[number]
+    policy, width = how.split()
+    if policy == "trained" and not SHIPPED_POLICY.exists():
+        pytest.skip("no data/policy.pt")
+    beam, store = beam_of(policy, int(width), not no_rules), without_rules(name)
+    before = known(store.path, BUILT_IN_FAMILIES[name])
+    outcome = reduce_at(name, targets, shelves=[store], beam=beam, **options)
+    assert said_by(outcome) == said_by(reduce_at(name, targets, **options)) and not outcome.unreduced
+    counts, after = outcome.statistics, known(store.path, BUILT_IN_FAMILIES[name])
+    assert counts["search_steps"] >= counts["searches"] >= len(outcome.paths) > 0
+    check_paths_by_hand(name, outcome)
+    if no_rules:  # each integral was searched for, and nothing of it stays
+        assert len(outcome.paths) == counts["integrals"] and counts["rules"] == 0
+        assert rules_in(after) == rules_in(before) == set()
+    else:
+        assert len(outcome.paths) <= counts["integrals"]
+        assert {(bits_of(target), rows) for target, (rows, _) in outcome.paths.items()} <= {(b, r.rows) for b, r in rules_in(after)}
+        assert counts["rules"] == len(rules_in(after)) > 0
+
+
+@needs_policy
+@pytest.mark.parametrize("order", ["weight", "size"])
+def test_other_orders_of_the_beam_change_no_result(order, reduce_at, without_rules):
+    outcome = reduce_at("box", [(2, 1, 1, 2)], shelves=[without_rules("box")], beam=beam_of(width=4, order=order))
+    assert said_by(outcome) == said_by(reduce_at("box", [(2, 1, 1, 2)]))
+
+
+@needs_policy
+def test_golden_values_by_beam_search(reduce_at, without_rules):
+    """One prime is enough: what differs between primes is the replay of rules."""
+    target = (2, 0, 2, 0, 1, 1, 0)
+    store = without_rules("trianglebox")
+    outcome = reduce_at("trianglebox", [target], 1009, shelves=[store], beam=beam_of(reuse=True), paper_masters_only=True)
+    coefficients = dict(zip(TRIANGLEBOX.paper_masters, map(int, GOLDEN[1009][target].split())))
+    assert outcome.reductions == {target: {master: value for master, value in coefficients.items() if value}}
+    assert outcome.statistics["searches"] > 5
+
+
+@pytest.mark.slow
+@needs_policy
+@pytest.mark.parametrize("target", [(1, 1, 1, 1, 1, 1, -3), (2, 0, 2, 0, 1, 1, 0), (1, 0, 1, -1, 2, 1, -5)])
+def test_golden_values_by_a_search_for_every_integral(target, reduce_at, without_rules):
+    outcome = reduce_at("trianglebox", [target], 1009, shelves=[without_rules("trianglebox")], beam=beam_of(), paper_masters_only=True)
+    coefficients = dict(zip(TRIANGLEBOX.paper_masters, map(int, GOLDEN[1009][target].split())))
+    assert outcome.reductions == {target: {master: value for master, value in coefficients.items() if value}}
+    assert outcome.statistics["searches"] >= outcome.statistics["integrals"] == len(outcome.paths)
+
+
+@pytest.mark.slow
+@needs_policy
+@pytest.mark.parametrize(("name", "targets"), [("doublebox", [(1, 0, 1, 1, 1, 0, 1, -1, 0)]), ("banana3", [(2, 1, 0, 1, -1, 0, 0, 0, 0)])])
+def test_engines_agree_on_families_the_policy_has_not_seen(name, targets, reduce_at, without_rules):
+    outcome = reduce_at(name, targets, shelves=[without_rules(name)], beam=beam_of())
+    assert said_by(outcome) == said_by(reduce_at(name, targets))
+    check_paths_by_hand(name, outcome)
+
+
+BEAM_TARGETS = [(1, 0, 1, 0, 2, 1, -1), (1, 0, 1, 0, 1, 1, -1)]
+
+
+@pytest.fixture(scope="module")
+def by_beam(reduce_at, tmp_path_factory):
+    """Corners stay or not: outcome of one process, sector by sector, with no store at all."""
+    made = {}
+
+    def run(published):
+        if published not in made:
+            made[published] = reduce_at("trianglebox", BEAM_TARGETS, shelves=[], beam=beam_of(width=2), paper_masters_only=published)
+        return made[published]
+
+    return run
+
+
+@needs_policy
+@pytest.mark.parametrize("published", [True, False], ids=["published", "corners"])
+@pytest.mark.parametrize(
+    "way", ["by fives", "auto", "auto, no time", "two processes", "two processes, by threes", "rules stored", "python integers"]
+)
+def test_search_for_every_integral_is_the_same_in_every_way(way, published, by_beam, reduce_at, shelves, pool, tmp_path, monkeypatch):
+    """Also the paths: which one an integral gets depends on nothing but the integral."""
+    expected, options = by_beam(published), {"beam": beam_of(width=2), "paper_masters_only": published}
+    assert not expected.unreduced and len(expected.paths) == expected.statistics["integrals"] > 20
+    if way == "two processes":
+        outcome = reduce_at("trianglebox", BEAM_TARGETS, shelves=[], executor=pool, **options)
+    elif way == "rules stored":
+        outcome = reduce_at("trianglebox", BEAM_TARGETS[::-1], shelves=shelves, **options)
+    else:
+        batch, seconds = {"by fives": (5, 1.0), "two processes, by threes": (3, 1.0), "auto, no time": (None, 1e-3)}.get(way, (None, 1.0))
+        if way == "python integers":
+            monkeypatch.setattr(ibp_reduce, "KEY_BITS", 8)
+        executor = pool if "processes" in way else None
+        outcome = run_steps(tmp_path / "run", "trianglebox", BEAM_TARGETS, batch, seconds, executor, **options)
+    assert (outcome.reductions, outcome.masters, outcome.unreduced) == (expected.reductions, expected.masters, [])
+    assert outcome.paths == expected.paths
+    assert outcome.statistics["searches"] == expected.statistics["searches"]
+    assert outcome.statistics["search_steps"] == expected.statistics["search_steps"]
+
+
+@needs_policy
+def test_corners_stand_for_the_same_whichever_engine(by_beam, reduce_at):
+    """Where corners stay the engines may express a result through other ones; through the published masters it is the same."""
+    corners, published = by_beam(False), by_beam(True)
+    assert published.reductions == reduce_at("trianglebox", BEAM_TARGETS, paper_masters_only=True).reductions
+    extra = sorted({term for line in corners.reductions.values() for term in line} - set(TRIANGLEBOX.paper_masters))
+    assert extra and all(set(term) <= {0, 1} for term in extra)
+    through = reduce_at("trianglebox", extra, paper_masters_only=True).reductions
+    for target, line in corners.reductions.items():
+        assert combine(*((value, through.get(term, {term: 1})) for term, value in line.items())) == published.reductions[target]
+
+
+@needs_policy
+def test_helpers_find_the_same_paths():
+    """A task with three processors shares the positions of each step."""
+    equations = equations_of("trianglebox")
+    generic = evaluate_identities(derive_identities(TRIANGLEBOX), generic_point(TRIANGLEBOX))
+    target = (1, 0, 1, 0, 2, 1, -1)
+    layout, nonzero = layout_for([target], 7), find_nonzero_sectors(generic, TRIANGLEBOX.lines)
+    stops = tuple(m for m in TRIANGLEBOX.paper_masters if bits_of(m) == bits_of(target))
+    task = ibp_reduce.SectorTask(
+        layout, bits_of(target), nonzero, equations, generic, SectorKnowledge(), stops, {},
+        Sector(layout, bits_of(target)).encode(np.array([target])), np.ones((1, 1), np.int64), beam=beam_of(width=5),
+    )  # fmt: skip
+    one, three = (with_cpus(cpus, ibp_reduce.reduce_sector, task) for cpus in (1, 3))
+    assert one.paths == three.paths != {} and one.counts == three.counts and one.masters == three.masters
+    assert one.counts["search_steps"] > one.counts["searches"] > 1
+
+
+def test_rules_found_by_a_beam_serve_the_other_engine(place, capsys):
+    words = ["--integral=1,0,1,0,2,1,-1", "--paper-masters-only", "--store", "s"]
+    beam = reduced(*words, "--engine", "beam", "--policy", "fixed", "--beam-width", "1")
+    assert beam["statistics"]["rules"] > 0 and beam["statistics"]["searches"] > 0
+    rules = reduced(*words)
+    assert rules["statistics"]["rules"] == rules["statistics"]["searches"] == 0 and rules["final_expr"] == beam["final_expr"]
+    before = snapshot(place)[Path("s")]
+    again = reduced(*words, "--engine", "beam", "--policy", "fixed", "--no-rules", "--beam-width", "1")
+    assert again["statistics"]["searches"] >= again["statistics"]["integrals"] and again["final_expr"] == beam["final_expr"]
+    assert rules_in(known(place / "s")) and snapshot(place)[Path("s")] == before
+
+
+@pytest.mark.parametrize("more", [[], ["--batch", "2", "--work-dir", "w"]], ids=["sectors", "one-step tasks"])
+def test_too_few_steps_leave_integrals_that_are_listed(more, place, capsys):
+    target = (1, 0, 1, 0, 2, 1, -1)
+    words = ["--integral=1,0,1,0,2,1,-1", "--paper-masters-only", "--engine", "beam", "--policy", "fixed", "--beam-width", "1", "--cold"]
+    line = said(capsys, [*words, "--max-steps", "1", "--output", "r.pkl", "--quiet", "--paths", "p", *more], 1)
+    assert line.count("\n") == 1 and "not reduced" in line and "r.pkl" in line and "--max-steps" in line
+    result = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
+    assert not result["success"] and result["unreduced"]
+    assert set(result["final_expr"]) - set(TRIANGLEBOX.paper_masters) == set(result["unreduced"])
+    through = {term: reduced(f"--integral={','.join(map(str, term))}", *words[1:])["final_expr"] for term in result["unreduced"]}
+    whole = reduced(*words)["final_expr"]
+    parts = ((value, through.get(term, {term: 1})) for term, value in result["final_expr"].items())
+    assert combine(*parts, p=1009) == whole and target not in whole
+    assert said(capsys, ["--replay", "p"], 0).endswith(")\n")
+
+
+def test_beam_search_that_cannot_end_gives_up():
+    """A master: no combination of identities expresses it through lighter integrals."""
+    master = (1, 0, 1, 0, 1, 0, 0)
+    finder = ibp_reduce.RuleFinder(sector_for("trianglebox", master), equations_of("trianglebox"))
+    rule, steps = ibp_reduce.search_path(finder, np.array(master), finder.structure, beam_of("fixed", width=2, max_steps=25))
+    assert rule is None and 0 < steps <= 25
+
+
+@pytest.mark.parametrize("order", ["policy", "weight", "size"])
+def test_beam_keeps_the_best_of_each_content_and_stops_at_the_first_end(order):
+    """Against a graph that is known: positions are numbers, their content is the number."""
+    position = ibp_reduce.Position
+    asked = []
+
+    def node(number, score, *actions):
+        return position(tuple(actions), {number: 1} if number else {}, {}, score)
+
+    graph = {
+        0: [node(5, -3.0, 1), node(5, -1.0, 2), node(7, -2.0, 3), node(9, -9.0, 4)],
+        5: [node(7, -1.5, 2, 1), node(4, -4.0, 2, 2)],
+        7: [node(5, -2.5, 3, 1), node(3, -2.2, 3, 2)],
+        3: [node(0, -6.0, 3, 2, 1), node(0, -5.0, 3, 2, 2)],
+        4: [],
+    }
+
+    def children(positions):
+        asked.append([(p.heaviest, p.score) for p in positions])
+        return [child for p in positions for child in graph[p.heaviest]]
+
+    beam = ibp_reduce.Beam(2, 10, order)
+    finished, steps = ibp_reduce.beam_search(beam, children)
+    first = {"policy": [(5, -1.0), (7, -2.0)], "weight": [(5, -1.0), (7, -2.0)], "size": [(5, -1.0), (7, -2.0)]}[order]
+    second = {"policy": [(3, -2.2), (4, -4.0)], "weight": [(3, -2.2), (4, -4.0)], "size": [(3, -2.2), (4, -4.0)]}[order]
+    assert asked == [[(0, 0.0)], first, second] and steps == 3  # 5 and 7 are not visited twice
+    assert [(child.actions, child.score) for child in finished] == [((3, 2, 2), -5.0), ((3, 2, 1), -6.0)]
+    assert ibp_reduce.beam_search(dataclasses.replace(beam, max_steps=2), children) == ([], 2)
+
+
+def test_benchmark_of_searches_runs(capsys, monkeypatch):
+    """In words that a person reads: one line for each policy, all integrals found by the fixed order in a small family."""
+    printed = said(capsys, ["--benchmark-search", "3", "--family", "bubble", "--policy", "fixed", "--beam-width", "2", "--quiet"], 0)
+    lines = printed.splitlines()
+    assert "3 integrals of bubble, width 2" in lines[0] and [line.split()[0] for line in lines[2:]] == ["trained", "random", "fixed"]
+    assert all("100.0%" in line for line in lines[2:])
+
+
+# paths --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def paths_file(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("paths")
+    words = [
+        "--integral=1,0,1,0,2,1,-1",
+        "--paper-masters-only",
+        "--engine",
+        "beam",
+        "--policy",
+        "fixed",
+        "--no-rules",
+        "--beam-width",
+        "1",
+    ]
+    more = ["--quiet", "--output", str(directory / "r.pkl"), "--work-dir", str(directory / "w"), "--paths", str(directory / "p")]
+    assert exit_code([*words, *more]) == 0
+    return directory / "p"
+
+
+def replay(capsys, lines, code):
+    Path("p").write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
+    line = said(capsys, ["--replay", "p"], code)
+    assert line.count("\n") == 1 and len(line) < 1000, line
+    return line
+
+
+def test_paths_are_replayed_and_whatever_is_changed_is_noticed(paths_file, place, capsys):
+    """Every number of every path once."""
+    header, *lines = map(json.loads, paths_file.read_text().splitlines())
+    identities = sum(len(line["path"]) for line in lines)
+    assert f"{len(lines)} paths of {identities} identities" in replay(capsys, [header, *lines], 0)
+    assert len(lines) > 15 and len({len(line["path"]) for line in lines}) > 2
+
+    replayed = functools.partial(ibp_reduce.replay_paths, Path("p"), TRIANGLEBOX)
+
+    def caught(changed):
+        Path("p").write_text(json.dumps(header) + "\n" + json.dumps(changed) + "\n")
+        with pytest.raises(ReductionError) as error:
+            replayed()
+        return ibp_reduce.show(changed["integral"]) in str(error.value) or "damaged" in str(error.value)
+
+    operators = derive_identities(TRIANGLEBOX)
+    nonzero = find_nonzero_sectors(equations_of("trianglebox"), TRIANGLEBOX.lines)
+    with pytest.MonkeyPatch.context() as patch:  # what is the same for all of them
+        patch.setattr(ibp_reduce, "derive_identities", lambda _: operators)
+        patch.setattr(ibp_reduce, "find_nonzero_sectors", lambda *_: nonzero)
+        changes = 0
+        for line in sorted(lines, key=lambda line: len(line["path"]))[::4]:
+            for number, (operator, seed) in enumerate(line["path"]):
+                rest = [action for place, action in enumerate(line["path"]) if place != number]
+                assert caught(line | {"path": rest})
+                for other in {(operator + 1) % 9, (operator + 5) % 9}:
+                    if [other, seed] not in line["path"]:
+                        assert caught(line | {"path": [*rest, [other, seed]]})
+                further = [a + (i == 0) for i, a in enumerate(seed)]
+                if [operator, further] not in line["path"]:
+                    assert caught(line | {"path": [*rest, [operator, further]]})
+                changes += 1
+            for number, (term, value) in enumerate(line["expression"]):
+                rest = [pair for place, pair in enumerate(line["expression"]) if place != number]
+                assert caught(line | {"expression": rest}) and caught(line | {"expression": [*rest, [term, value + 1]]})
+                assert caught(line | {"expression": [*rest, [term, value + 1009]]})
+            assert caught(line | {"integral": [a + (i == 0) for i, a in enumerate(line["integral"])]})
+        assert changes > 8
+
+
+HEADERS = [
+    ("kind", "other"), ("format", 2), ("family", "box"), ("identifier", "0"), *(("prime", value) for value in (
+        0, 4, 1001, -7, 10**30, "1009", None, True)),
+    *(("d", value) for value in ("1/0", "nan", 41.0, math.inf, "1e999999999")),
+    *(("kinematics", value) for value in ({}, [], {"m1": "1/1009", "m2": "31", "m3": "47"})),
+]  # fmt: skip
+LINES = {
+    "no object": lambda line: [1],
+    "a number": lambda line: 7,
+    "no path": lambda line: {key: value for key, value in line.items() if key != "path"},
+    "a path that is none": lambda line: line | {"path": 3},
+    "an operator that is none": lambda line: line | {"path": [[9, seed] for _, seed in line["path"]]},
+    "a negative operator": lambda line: line | {"path": [[-1, seed] for _, seed in line["path"]]},
+    "operators with fractions": lambda line: line | {"path": [[operator + 0.5, seed] for operator, seed in line["path"]]},
+    "operators in words": lambda line: line | {"path": [[str(operator), seed] for operator, seed in line["path"]]},
+    "infinite operators": lambda line: line | {"path": [[math.inf, seed] for _, seed in line["path"]]},
+    "a short seed": lambda line: line | {"path": [[0, [1, 1]]]},
+    "a vast seed": lambda line: line | {"path": [[0, [10**30] * 7]]},
+    "fractions in a seed": lambda line: line | {"path": [[0, [1.5] * 7]]},
+    "a short integral": lambda line: line | {"integral": [1, 2]},
+    "an integral in words": lambda line: line | {"integral": "1111111"},
+    "a coefficient with a fraction": lambda line: line | {"expression": [[term, value + 0.5] for term, value in line["expression"]]},
+    "a coefficient in words": lambda line: line | {"expression": [[term, str(value)] for term, value in line["expression"]]},
+    "an infinite coefficient": lambda line: line | {"expression": [[term, math.inf] for term, _ in line["expression"]]},
+    "a term twice": lambda line: line | {"expression": [*line["expression"], line["expression"][0]]},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), HEADERS)
+def test_paths_with_another_header_are_refused(name, value, paths_file, place, capsys):
+    header, first, *_ = map(json.loads, paths_file.read_text().splitlines())
+    assert "--replay p" in replay(capsys, [header | {name: value}, first], 2) or "m1 = 1/1009" in said(capsys, ["--replay", "p"], 2)
+
+
+@pytest.mark.parametrize("what", LINES)
+def test_paths_that_are_none_are_refused(what, paths_file, place, capsys):
+    header, first, *_ = map(json.loads, paths_file.read_text().splitlines())
+    assert "--replay p: damaged" in replay(capsys, [header, LINES[what](first)], 2)
+
+
+def test_file_that_holds_no_paths_is_refused(paths_file, place, capsys):
+    text = paths_file.read_text()
+    for content in "", "[]\n", "null\n", "\0", "[" * 100_000, text[: len(text) - 40], text[40:], "\n" + text:
+        assert "--replay p: damaged" in replay(capsys, [content], 2)
+    Path("p").write_bytes(bytes(range(256)))
+    assert "damaged" in said(capsys, ["--replay", "p"], 2)
+    assert "give --family" in said(capsys, ["--replay", str(paths_file), "--family", "box"], 2)
+
+
+def test_family_of_the_same_name_with_another_definition_is_refused(trained, place, capsys):
+    """Weights know which families they were trained on, paths which family they are of."""
+    changed = BUBBLE_JSON | {"propagators": [[text, "m" if mass == "0" else mass] for text, mass in BUBBLE_JSON["propagators"]]}
+    if changed == BUBBLE_JSON:
+        changed = BUBBLE_JSON | {"propagators": BUBBLE_JSON["propagators"][::-1]}
+        changed["propagators"][0] = [changed["propagators"][0][0], "0"]
+    Path("other.json").write_text(json.dumps(changed))
+    Path("renamed.json").write_text(json.dumps(changed | {"name": "another"}))
+    search = ["--integral", "3,2", "--engine", "beam", "--policy", str(trained / "policy.pt"), "--quiet", "--paths", "p", "--no-rules"]
+    assert exit_code([*search, "--family", "bubble"]) == exit_code([*search, "--family", "renamed.json", "--paths", "q"]) == 0
+    line = said(capsys, [*search, "--family", "other.json"], 2)
+    assert line.count("\n") == 1 and "another family that is called bubble" in line
+    line = said(capsys, ["--replay", "p", "--family", "other.json"], 2)
+    assert line.count("\n") == 1 and "as it is defined here" in line
+    assert "paths of" in said(capsys, ["--replay", "p", "--family", "bubble"], 0)
+
+
+# killed -------------------------------------------------------------------------------------------------------------
+
+BEAM_STEPS = [
+    "--integral=1,0,1,0,2,1,-1", "--paper-masters-only", "--engine", "beam", "--policy", "fixed", "--beam-width", "1", "--no-rules",
+    "--batch", "2", "--quiet", "--output", "r.pkl", "--paths", "p", "--work-dir", "it's work",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("local", ["1", "2"])
+def test_killed_beam_run_goes_on_and_its_paths_are_complete(local, bare, place, paths_file, capsys):
+    environment = os.environ | {"PYTHONPATH": str(bare)}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    command = [sys.executable, "-c", HELD, str(bare / "ibp_reduce.py"), "6", *BEAM_STEPS, "--local", local]
+    with ended(subprocess.Popen(command, cwd=place, env=environment, text=True, **pipes)) as run:
+        assert run.stdout.readline() == "held\n", run.communicate()
+        run.kill()
+    done = done_in("it's work/run.journal")
+    assert done and not Path("p").exists() and not Path("r.pkl").exists()
+    refusal = said(capsys, [*BEAM_STEPS, "--beam-width", "2"], 2)  # another search is another run
+    assert refusal.count("\n") == 1 and "--fresh" in refusal
+    assert f"going on: {len(done):,} integrals" in run_and_hear(capsys, BEAM_STEPS)
+    result = ibp_reduce.load_builtins(Path("r.pkl").read_bytes())
+    assert result["final_expr"] == ibp_reduce.load_builtins((paths_file.parent / "r.pkl").read_bytes())["final_expr"]
+    assert Path("p").read_bytes() == paths_file.read_bytes()
+    assert result["statistics"]["integrals"] == len(paths_file.read_text().splitlines()) - 1
+    assert not Path("it's work/run.journal").exists()
 
 
 # =====================================================================================================================
