@@ -6875,9 +6875,8 @@ def run_search_benchmark(options: Options) -> int:
     beam = make_beam(replace(options, engine="beam"), family)
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
-    print(
-        f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {min(beam.max_steps, BEAM_STEPS)} steps"
-    )
+    most = min(beam.max_steps, BEAM_STEPS)
+    print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {most} steps")
     print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
     progress = Progress(options.quiet)
     for name, policy in (("trained", beam.policy), ("random", "random"), ("fixed", "fixed")):
