@@ -73,7 +73,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -6990,6 +6990,7 @@ EXPORT_FILES = {  # beside the output, of whose name {} is the stem
     "sympy": "{}.py",
 }
 COMMENTS = {"mathematica": ("(* ", " *)"), "kira": ("(* ", " *)"), "form": ("* ", ""), "sympy": ("# ", "")}
+FORM_OWN = ("num", "den", "D")  # functions in exports to FORM, the last one in differential equations
 MATHEMATICA_OWN = {"C", "D", "E", "I", "K", "N", "O"}  # names of one letter that mean something there
 
 
@@ -7044,7 +7045,7 @@ def export_text(record: dict[str, Any], name: str) -> str:
         header["variables"] = list(matrices)
     if name == "json":
         return _json_text(header, record["reductions"], matrices)
-    check_export_names(name, record["family"], names_in_coefficients(record) | ({"D", "DG"} if matrices else set()))
+    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), FORM_OWN if matrices else FORM_OWN[:2])
     before, after = integral_brackets(name, record["family"])
     rules = []
     sides = [("", *rule) for rule in record["reductions"].items()]
@@ -7103,14 +7104,16 @@ def derivative_text(name: str, variable: str, integral: str) -> str:
     return f"D({variable})*{integral}" if name == "form" else f"D{integral[:2]}{variable},{integral[2:]}"
 
 
-def check_export_names(name: str, family: str, symbols: Iterable[str]) -> None:
-    """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them."""
-    symbols = set(symbols)
+def check_export_names(name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2]) -> None:
+    """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them.
+
+    own: functions that the export to FORM uses.
+    """
     bad = [] if name in ("sympy", "json") else sorted(s for s in symbols if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
     if name in ("mathematica", "kira"):
         bad += sorted(MATHEMATICA_OWN.intersection(symbols))
     if name == "form":
-        bad += sorted({"num", "den"}.intersection((*symbols, family)) | {family}.intersection(symbols))
+        bad += sorted(set(own).intersection((*symbols, family)) | {family}.intersection(symbols))
     if bad:
         raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to json or sympy")
 
@@ -7166,6 +7169,8 @@ def _without_parentheses(text: str) -> str:
 def read_export(path: str | Path) -> dict[str, Any]:
     """The header of an exported file, with 'reductions' as in a result: integers modulo the prime, Fractions, or texts for sympy.
 
+    One of differential equations has 'differential_equation' with the 'matrices' of a result, too.
+
     Raises InputError for a file that is none.
     """
     where = f"export {path}"
@@ -7174,28 +7179,36 @@ def read_export(path: str | Path) -> dict[str, Any]:
         first, _, body = text.partition("\n")
         if first.startswith('{"header": '):
             data = json.loads(text)
-            header, pairs = (
+            header, rules = (
                 data["header"],
                 [
-                    (tuple(rule["integral"]), [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]])
+                    (
+                        rule.get("variable", ""),
+                        tuple(rule["integral"]),
+                        [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]],
+                    )
                     for rule in data["reductions"]
                 ],
             )
         else:
             header = json.loads(first.lstrip("(*# ").removesuffix(" *)"))
-            pairs = _read_rules(header["export"], header["family"], body)
+            rules = _read_rules(header["export"], header["family"], body)
         if header["program"] != "ibp_reduce" or header["format"] != EXPORT_FORMAT:
             raise ValueError("another program or format")
         modular = header["prime"] is not None
-        return header | {"reductions": {target: {term: _read_coefficient(c, modular) for term, c in terms} for target, terms in pairs}}
+        matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in ("", *header.get("variables", ()))}
+        for variable, target, terms in rules:
+            matrices[variable][target] = {term: _read_coefficient(c, modular) for term, c in terms}
+        result = header | {"reductions": matrices.pop("")}
+        return result | ({"differential_equation": {"matrices": matrices}} if matrices else {})
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}") from None
     except (*UNREADABLE, SyntaxError, RecursionError) as error:
         raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _read_rules(name: str, family: str, body: str) -> list[tuple[Index, list[tuple[Index, str]]]]:
-    """Targets, and their terms as (integral, coefficient). Raises ValueError."""
+def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, list[tuple[Index, str]]]]:
+    """Variable ('' in a reduction), target, and its terms as (integral, coefficient). Raises ValueError."""
     before, after = integral_brackets(name, family)
     if name == "sympy":
         (assignment,) = ast.parse(body).body
@@ -7215,10 +7228,12 @@ def _read_rules(name: str, family: str, body: str) -> list[tuple[Index, list[tup
 
     rules = []
     for left, right in sides:
-        target, rest = read_term(left)
+        derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left)
+        variable = derivative[1] or derivative[3] if derivative else ""
+        target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
         if rest != "1":
             raise ValueError(f"{left.strip()[:40]!r} is not one integral")
-        rules.append((target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
+        rules.append((variable, target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
     return rules
 
 
@@ -7611,18 +7626,17 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
     is checked as a certificate is, so neither the solver nor the choice of masters is trusted. Raises CertificateError.
     """
-    integrals = tuple(dict.fromkeys(i for target, expression in record["reductions"].items() for i in (target, *expression)))
-    _check_range(integrals, family)
+    combinations = _claimed_combinations(record, family)
     points: list[Point] = []
     identities = 0
     for _ in range(RESULT_CHECKS if record["prime"] is None else 1):
-        point, expressions = _draw_check(record, family)
+        point, claims = _draw_check(record, family, combinations)
+        integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
         outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters)))
         verifier, p = Verifier(family, point), point.prime
         first = np.searchsorted(outcome.proof.column, np.arange(len(integrals) + 1)).tolist()
         place = {integral: slice(first[k], first[k + 1]) for k, integral in enumerate(integrals)}
-        for target, expression in expressions.items():
-            claim = difference(target, expression, p)
+        for name, claim in claims.items():
             parts = [(value, outcome.proof.lines(place[integral])) for integral, value in claim.items()]
             lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in parts]
             proof = Multipliers.join(lines, family.n).merged(p)
@@ -7633,10 +7647,25 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
                 at = show_point(point)
                 if outcome.unreduced:
                     left = show(outcome.unreduced[0])
-                    raise CertificateError(f"{show(target)} cannot be checked at {at}, where {left} is not reduced; try again") from None
-                raise CertificateError(f"{show(target)} is wrong at {at}: {error}") from None
+                    raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
+                raise CertificateError(f"{name} is wrong at {at}: {error}") from None
         points.append(point)
     return identities, points
+
+
+def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
+    """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
+    _check_range({integral for row, expression in expressions_of(record) for integral in (row, *expression)}, family)
+    own = record.get("differential_equation")
+    if own is None:
+        return {}
+    try:
+        combinations = equations_for(family, tuple(own["matrices"]), own["masters"])
+    except KeyError as error:
+        raise CertificateError(f"{family.name} has no invariant {error.args[0]!r}") from None
+    except InputError as error:
+        raise CertificateError(str(error).removeprefix("--")) from None
+    return {(variable, tuple(master)): combination for (variable, *master), combination in combinations.items()}
 
 
 def _check_range(integrals: Iterable[Index], family: Family) -> None:
@@ -7645,8 +7674,8 @@ def _check_range(integrals: Iterable[Index], family: Family) -> None:
             raise CertificateError(f"{show(integral)} is no integral of {family.name}")
 
 
-def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Index, Expression]]:
-    """A point, random where the result leaves it open, and the reductions there. Raises CertificateError."""
+def _draw_check(record: dict[str, Any], family: Family, combinations: dict) -> tuple[Point, dict[str, Expression]]:
+    """A point, random where the result leaves it open, and what must vanish there, by name. Raises CertificateError."""
     draw, symbols = random.SystemRandom(), symbols_of(record)
     given = {"d": record["d"], **record["kinematics"]}
     if set(given) != set(family.symbols) or not symbols <= set(given):
@@ -7661,14 +7690,27 @@ def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Ind
         point = Point(values["d"], tuple((name, values[name]) for name, _ in family.point), p)
         try:
             point.residues()
-            reductions = {
-                target: {term: _residue(value, values, p) for term, value in expression.items()}
-                for target, expression in record["reductions"].items()
-            }
+            return point, _claims_at(record, combinations, point, values)
         except ZeroDivisionError:
             continue
-        return point, reductions
     raise CertificateError(f"its coefficients have vanishing denominators at {POINT_ATTEMPTS} random points")
+
+
+def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values: dict[str, Fraction]) -> dict[str, Expression]:
+    """What a result says to vanish at a point. Raises ZeroDivisionError where a coefficient has no value."""
+    p = point.prime
+
+    def at(expression: dict[Index, Any]) -> Expression:
+        return {term: _residue(value, values, p) for term, value in expression.items()}
+
+    claims = {show(target): difference(target, at(expression), p) for target, expression in record["reductions"].items()}
+    for (variable, master), combination in combinations.items():
+        row = at(record["differential_equation"]["matrices"][variable][master])
+        claim = combination_at(combination, point)
+        for term, value in row.items():
+            claim[term] = (claim.get(term, 0) - value) % p
+        claims[f"the equation in {variable} of {show(master)}"] = claim
+    return claims
 
 
 def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) -> int:
@@ -7718,7 +7760,9 @@ def _check_record(record: Any) -> None:
         _prime(record["prime"])
     kinds = (Fraction, str, int) if record["prime"] is None else (int,)
     lengths = set()
-    for target, expression in record["reductions"].items():
+    if "differential_equation" in record:
+        _check_matrices(record["differential_equation"], record["kinematics"])
+    for target, expression in expressions_of(record):
         for integral in (target, *expression):
             if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
                 raise ValueError(f"{integral!r} is no integral")
@@ -7727,9 +7771,23 @@ def _check_record(record: Any) -> None:
             raise ValueError(f"a coefficient of {show(target)} is of another type")
     if len(lengths) != 1 or type(record["kinematics"]) is not dict:
         raise ValueError("integrals of several families, or none")
-    for value in {value for expression in record["reductions"].values() for value in expression.values() if isinstance(value, str)}:
+    for value in {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}:
         with suppress(ZeroDivisionError):  # at this point alone
             calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
+
+
+def _check_matrices(own: Any, kinematics: Any) -> None:
+    """Raises ValueError, or one of UNREADABLE."""
+    masters = own["masters"]
+    if type(masters) is not list or len(set(masters)) != len(masters) or not own["matrices"]:
+        raise ValueError("no masters, or no equations of theirs")
+    for variable, matrix in own["matrices"].items():
+        if (
+            variable not in ("d", *kinematics)
+            or list(matrix) != masters
+            or any(not set(masters).issuperset(row) for row in matrix.values())
+        ):
+            raise ValueError(f"the matrix of {variable} is not one of these masters")
 
 
 # =====================================================================================================================
@@ -8352,7 +8410,13 @@ def verify_result_file(path: Path, options: Options) -> str:
     where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
     symbols = sorted(symbols_of(record))
     values = f" and values of {', '.join(symbols)}" if symbols else ""
-    return f"{show_targets(record['reductions'])} of {name} {where}{values}, by {identities:,} identities"
+    own = record.get("differential_equation")
+    what = (
+        show_targets(record["reductions"])
+        if own is None
+        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
+    )
+    return f"{what} of {name} {where}{values}, by {identities:,} identities"
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -8500,6 +8564,8 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     family = load_family(options.family)
     variables, symbols = parse_variables(options, family)
+    for name in parse_formats(options.export):
+        check_export_names(name, family.name, symbols, FORM_OWN)
     everything = ",".join(["1"] * family.lines + ["0"] * family.isps)
     integral = everything if options.integral is None and options.integrals is None else options.integral
     exact = make_exact_problem(replace(options, integral=integral, symbols=",".join(symbols)))
