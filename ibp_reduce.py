@@ -5668,10 +5668,11 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
 Row = tuple[Any, ...]  # (variable, *indices of a master)
 
 
-def differentiate(family: Family, variable: str) -> Operator:
+def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -> Operator:
     """d/d variable of an integral with indices a: the sum over the operator's terms of (sum_i c_i a_i) I[a + shift].
 
-    Raises InputError where the derivative is none: nothing depends on the variable, or the momenta cannot express it.
+    numbers: invariants that have them; they are put in first, since at singular points not every operator exists, but one always does.
+    Raises InputError where nothing depends on the variable.
     """
     from sympy import QQ
     from sympy.polys.fields import field as rational_functions
@@ -5681,6 +5682,7 @@ def differentiate(family: Family, variable: str) -> Operator:
     functions, *symbols = rational_functions(list(family.symbols), QQ)
     momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
     invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
+    invariants |= {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
     vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
     propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
     masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
@@ -5693,7 +5695,7 @@ def differentiate(family: Family, variable: str) -> Operator:
         raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
     gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
     uses = [sum(map(bool, column)) for column in zip(*gradients)]
-    c = _momentum_changes(externals, uses, x, functions, f"--differential-equation {variable}")
+    c = _momentum_changes(externals, uses, x, functions)
     terms: dict[Index, dict[int, Any]] = {}
     for b, form in enumerate(changes):
         form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), momenta_ring.zero)
@@ -5705,10 +5707,12 @@ def differentiate(family: Family, variable: str) -> Operator:
     return _freeze_operator(terms)
 
 
-def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: Any, where: str) -> dict[tuple[int, int], Any]:
-    """c_ij with sum_ij c_ij p_i . d/dp_j = d/dx on all products of external momenta; zeros left out. Raises InputError.
+def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: Any) -> dict[tuple[int, int], Any]:
+    """c_ij with sum_ij c_ij p_i . d/dp_j = d/dx on all products of external momenta; zeros left out.
 
-    Of the many solutions (they differ by Lorentz transformations) one with derivatives for momenta that few propagators have (uses).
+    With the matrix G of the products that is G c + (G c)^T = dG/dx. It has solutions even where det G = 0 for all x: for null vectors v and w
+    of G the derivative of v.Gw = 0 is v.(dG/dx)w = 0. Of the many (they differ by Lorentz transformations) one with derivatives for momenta
+    that few propagators have (uses).
     """
     from sympy.polys.matrices import DomainMatrix
 
@@ -5721,11 +5725,6 @@ def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: A
     if not rows:
         return {}
     reduced, pivots = DomainMatrix(rows, (len(rows), len(unknowns) + 1), functions.to_domain()).rref()
-    if len(unknowns) in pivots:
-        raise InputError(
-            f"{where}: it changes products of the external momenta in a way that no change of the momenta gives (their Gram "
-            "determinant is zero everywhere); choose independent external momenta"
-        )
     return {unknowns[k]: row[-1] for k, row in zip(pivots, reduced.to_list()) if row[-1]}
 
 
@@ -5777,12 +5776,12 @@ def lowered_dimension(polynomial: Sequence[tuple[Index, Any]], integral: Index) 
     return _freeze_operator(terms)
 
 
-def equations_for(family: Family, variables: Sequence[str], masters: Sequence[Index]) -> dict[Row, Operator]:
+def equations_for(family: Family, variables: Sequence[str], masters: Sequence[Index], numbers: dict[str, Fraction]) -> dict[Row, Operator]:
     """The left sides of the equations for these masters as combinations of integrals, by (variable, *master). Raises InputError."""
     combinations = {}
     for variable in variables:
         polynomial = graph_polynomial(family) if variable == "d" else []
-        operator = () if variable == "d" else differentiate(family, variable)
+        operator = () if variable == "d" else differentiate(family, variable, numbers)
         for master in masters:
             combination = lowered_dimension(polynomial, master) if variable == "d" else derivative_of(operator, master)
             combinations[variable, *master] = combination
@@ -5820,28 +5819,13 @@ class DifferentialSampler(Sampler):
         """Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
         problem = self._problem_at(p, self._random(rng, p))
-        self._check_given(problem.point)
         self.masters = self._find_basis(problem)
-        self.combinations = equations_for(problem.family, self.exact.variables, self.masters)
+        numbers = {name: value for name, value in problem.point.invariants if name not in self.exact.symbols}
+        self.combinations = equations_for(problem.family, self.exact.variables, self.masters, numbers)
         self.columns: dict[Any, Operator] = dict(self.combinations)
         one = (((0,) * len(problem.family.symbols), 1),)
         self.columns |= {integral: ((integral, ((0, one, one),)),) for integral in problem.preferred_masters}
         return super().prepare(rng)
-
-    def _check_given(self, point: Point) -> None:
-        """Raises InputError where the given numbers are a singular point of an operator."""
-        numbers = [f"{name}={value}" for name, value in point.invariants if name not in self.exact.symbols]
-        for variable in self.exact.variables:
-            try:
-                operator = () if variable == "d" else differentiate(self.exact.problem.family, variable)
-                combination_at(operator, point)
-            except InputError as error:
-                if not numbers or str(error).startswith("--"):
-                    raise
-                raise InputError(
-                    f"--differential-equation {variable}: the external momenta are degenerate at {', '.join(numbers)}, where there is no "
-                    "such derivative; take other numbers, or none"
-                ) from None
 
     def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
         """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
@@ -5849,7 +5833,10 @@ class DifferentialSampler(Sampler):
         plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
         outcome = Controller(plain, InlineExecutor(), self.shelves, self.progress).run()
         if outcome.unreduced:
-            raise ReductionError(f"{show(outcome.unreduced[0])} is not reduced at a random point; name masters that are of lower rank")
+            raise ReductionError(
+                f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "
+                "point, such as d = 4, leave them symbols; masters are best of low rank"
+            )
         reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
         basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
         if not basis:
@@ -7660,7 +7647,8 @@ def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[
     if own is None:
         return {}
     try:
-        combinations = equations_for(family, tuple(own["matrices"]), own["masters"])
+        numbers = {name: parse_number(str(value), name) for name, value in record["kinematics"].items() if is_number(value)}
+        combinations = equations_for(family, tuple(own["matrices"]), own["masters"], numbers)
     except KeyError as error:
         raise CertificateError(f"{family.name} has no invariant {error.args[0]!r}") from None
     except InputError as error:
