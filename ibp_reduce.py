@@ -5710,9 +5710,9 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
 def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: Any) -> dict[tuple[int, int], Any]:
     """c_ij with sum_ij c_ij p_i . d/dp_j = d/dx on all products of external momenta; zeros left out.
 
-    With the matrix G of the products that is G c + (G c)^T = dG/dx. It has solutions even where det G = 0 for all x: for null vectors v and w
-    of G the derivative of v.Gw = 0 is v.(dG/dx)w = 0. Of the many (they differ by Lorentz transformations) one with derivatives for momenta
-    that few propagators have (uses).
+    With the matrix G of the products that is G c + (G c)^T = dG/dx. It has solutions even where det G = 0 for all x: for null vectors v
+    and w of G the derivative of v.Gw = 0 is v.(dG/dx)w = 0. Of the many (they differ by Lorentz transformations) one with derivatives for
+    momenta that few propagators have (uses).
     """
     from sympy.polys.matrices import DomainMatrix
 
@@ -5820,7 +5820,7 @@ class DifferentialSampler(Sampler):
         p = next(probe_primes(rng))
         problem = self._problem_at(p, self._random(rng, p))
         self.masters = self._find_basis(problem)
-        numbers = {name: value for name, value in problem.point.invariants if name not in self.exact.symbols}
+        numbers = {name: value for name, value in self.exact.problem.point.invariants if name not in self.exact.symbols}
         self.combinations = equations_for(problem.family, self.exact.variables, self.masters, numbers)
         self.columns: dict[Any, Operator] = dict(self.combinations)
         one = (((0,) * len(problem.family.symbols), 1),)
