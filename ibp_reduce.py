@@ -31,6 +31,7 @@ How a reduction goes (the sections below, in this order):
     Asynchronous controller one-step tasks without barriers, resumable; what --status shows
     Many points             a reduction recorded once, replayed at many primes and points in the same array operations
     Reconstruction          rational numbers and functions from values modulo primes
+    Differential equations  derivatives of the masters through the masters, and their values in other dimensions
     Results                 pickle, summary
     Paths                   what beam searches found, as a file that can be checked by itself
     Training                examples for the policy out of eliminations and scrambles; how it learns and how it is measured
@@ -72,7 +73,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -4342,8 +4343,8 @@ class SectorTrace:
 class Trace:
     """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
 
-    starts: (node, column) of the targets; ends: nodes of masters; dead: nodes that received zero at the first point; functions: (column,
-    position in ends) of the coefficients that are not zero.
+    starts: (node, column) of the targets, or of the integrals in combinations, which have `weights`; ends: nodes of masters; dead: nodes
+    that received zero at the first point; functions: (column, position in ends) of the coefficients that are not zero.
     """
 
     operators: tuple[Operator, ...]
@@ -4355,10 +4356,11 @@ class Trace:
     end_integrals: tuple[Index, ...]
     dead: np.ndarray
     functions: tuple[tuple[int, int], ...]
+    weights: Operator = ()
 
     @property
     def names(self) -> tuple[tuple[Index, Index], ...]:
-        """(target, master) of each coefficient."""
+        """(target, or name of a combination, master) of each coefficient."""
         return tuple((self.targets[column], self.end_integrals[end]) for column, end in self.functions)
 
     @property
@@ -4396,12 +4398,19 @@ class _RecordedReduction(_SectorReduction):
             self.recorded.append((rule, wave.keys[done]))
 
 
-def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
-    """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced."""
+def record_trace(
+    problem: Problem, shelves: Sequence[Store], progress: Progress, combinations: dict[Any, Operator] | None = None
+) -> tuple[Trace, Outcome]:
+    """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
+
+    combinations: what to reduce instead of the targets, by name: sums over (integral, coefficients that are added up).
+    """
     recorder = Recorder()
     controller = Controller(replace(problem, preferred_masters=()), recorder, shelves, progress)
     controller.here = recorder
     wanted = tuple(dict.fromkeys(problem.targets + problem.preferred_masters))
+    if combinations is not None:
+        wanted = tuple(dict.fromkeys(integral for combination in combinations.values() for integral, _ in combination))
     controller.problem = replace(controller.problem, targets=wanted)
     outcome = controller.run()
     if outcome.unreduced:
@@ -4410,7 +4419,10 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
             f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
             f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
         )
-    return _TraceBuilder(controller, recorder.recorded).build(wanted), outcome
+    one = (((0,) * len(problem.family.symbols), 1),)
+    columns = {target: ((target, ((0, one, one),)),) for target in wanted} if combinations is None else combinations
+    trace = _TraceBuilder(controller, recorder.recorded).build(columns)
+    return (trace if combinations is not None else replace(trace, weights=())), outcome
 
 
 class _TraceBuilder:
@@ -4418,7 +4430,7 @@ class _TraceBuilder:
 
     def __init__(self, controller: Controller, recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]]):
         self.operators, self.equations, self.layout = controller.knowledge.operators, controller.equations, controller.layout
-        self.p, self.recorded = controller.point.prime, recorded
+        self.point, self.p, self.recorded = controller.point, controller.point.prime, recorded
         self.nonzero = np.array(sorted(controller.knowledge.nonzero), np.int64)
         self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in controller.masters.items() if some}
         self.sectors = {bits: Sector(self.layout, bits) for bits in controller.knowledge.nonzero}
@@ -4428,17 +4440,20 @@ class _TraceBuilder:
         self.ends: list[tuple[int, Index]] = []
         self.dead: list[int] = []
 
-    def build(self, targets: tuple[Index, ...]) -> Trace:
+    def build(self, columns: dict[Any, Operator]) -> Trace:
         pending: dict[int, list] = {}
+        terms = [(column, *term) for column, combination in enumerate(columns.values()) for term in combination]
+        terms = [term for term in terms if sector_of(term[1]) in self.sectors]
+        weights = tuple(term[1:] for term in terms)
+        values = evaluate_identities([weights], self.point).coefficient.sum(1) % self.p if weights else ()
         starts = []
-        for column, target in enumerate(targets):
+        for (column, target, _), value in zip(terms, values):
             bits = sector_of(target)
-            if bits in self.sectors:
-                unit = np.zeros((1, len(targets)), np.int64)
-                unit[0, column] = 1
-                key = self.sectors[bits].encode(np.array([target]))
-                pending.setdefault(bits, []).append((key, unit))
-                starts.append((bits, key[0], column))
+            line = np.zeros((1, len(columns)), np.int64)
+            line[0, column] = value
+            key = self.sectors[bits].encode(np.array([target]))
+            pending.setdefault(bits, []).append((key, line))
+            starts.append((bits, key[0], column))
         parts, functions = [], []
         while pending:
             bits = max(pending, key=sector_order)
@@ -4449,7 +4464,7 @@ class _TraceBuilder:
         sectors = tuple(self._finish(part) for part in parts if len(part.live))
         return Trace(
             self.operators,
-            targets,
+            tuple(columns),
             sectors,
             len(self.numbers),
             tuple((self.numbers[bits, key], column) for bits, key, column in starts),
@@ -4457,6 +4472,7 @@ class _TraceBuilder:
             tuple(integral for _, integral in self.ends),
             np.array(self.dead, np.int64),
             tuple(sorted(functions)),
+            weights,
         )
 
     def _sector(self, bits: int, keys: np.ndarray, coefficients: np.ndarray, pending: dict[int, list]) -> _SectorPart:
@@ -4773,13 +4789,17 @@ class _Probe:
         self.trace, self.ring, self.points = trace, ring, values.shape[1]
         self.elements = GPU_ELEMENTS if ring.device == "cuda" else PROBE_ELEMENTS
         coefficients, good = identity_coefficients(trace.operators, values, ring)
+        self.weights: Any = [1] * len(trace.starts)
+        if trace.weights:
+            weights, sound = identity_coefficients([trace.weights], values, ring)
+            self.weights, good = ring.place(weights.sum(1) % ring.primes), good & sound
         self.identities, self.good = ring.place(coefficients.reshape(-1, self.points)), ring.place(good)
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         trace, ring = self.trace, self.ring
         block = ring.zeros(trace.nodes, len(trace.targets), self.points)
-        for node, column in trace.starts:
-            block[node, column] = 1
+        for (node, column), value in zip(trace.starts, self.weights):
+            block[node, column] = value
         for sector in trace.sectors:
             self._carry(sector, block, *self._one_step(sector))
         self._must_vanish(block[ring.place(trace.dead)])
@@ -5744,7 +5764,8 @@ class Sampler:
         """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
         for _ in range(ATTEMPTS):
             primes = list(itertools.islice(probe_primes(rng), 9))
-            trace, outcome = record_trace(self._problem_at(primes[0], self._random(rng, primes[0])), self.shelves, self.progress)
+            problem = self._problem_at(primes[0], self._random(rng, primes[0]))
+            trace, outcome = self._record(problem)
             others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
             places = [self._place(p, values) for p, values in others]
             began = time.perf_counter()
@@ -5754,18 +5775,35 @@ class Sampler:
                 break
         else:
             raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
-        self._set_up(trace, outcome, primes[0])
+        self._set_up(trace, outcome, problem)
         self.trace = Shared.write(trace, self.directory.shared)
         self.live = sum(sector.count for sector in trace.sectors)
         return outcome
 
-    def _set_up(self, trace: Trace, outcome: Outcome, p: int) -> None:
-        """Which functions there are, of which variables."""
-        problem = self.exact.problem
+    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
+        return record_trace(problem, self.shelves, self.progress)
+
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """What is expressed through masters."""
+        return self.exact.problem.targets
+
+    def basis(self, outcome: Outcome) -> Iterable[Index]:
+        return self.exact.problem.preferred_masters or outcome.masters
+
+    def degree(self, row: Any, master: Index) -> int:
+        """Mass dimension of a coefficient, in units of a squared mass."""
+        return sum(master) - sum(row)
+
+    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
         self.raw_names = self.names = trace.names
         if problem.preferred_masters:
-            reductions = change_basis(outcome.reductions, problem.preferred_masters, p)
+            reductions = change_basis(outcome.reductions, problem.preferred_masters, problem.point.prime)
             self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
+
+    def _set_up(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
+        """Which functions there are, of which variables."""
+        self._name_functions(trace, outcome, problem)
         invariants = [name for name, _ in problem.family.point]
         variables = list(self.exact.symbols)
         if invariants and set(invariants) <= set(variables) and has_scaling(trace.operators):
@@ -5938,9 +5976,9 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
-    reductions: dict[Index, dict[Index, Fraction | str]] = {target: {} for target in exact.problem.targets}
+    reductions: dict[Any, dict[Index, Fraction | str]] = {row: {} for row in sampler.rows}
     for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
-        scale = (sampler.scale, sum(master) - sum(target)) if sampler.scale else None
+        scale = (sampler.scale, sampler.degree(target, master)) if sampler.scale else None
         reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
     statistics = {
         "integrals": sampler.live,
@@ -5951,9 +5989,294 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
         "seconds_per_point": sampler.seconds_per_point,
     }
     memory = max(sampler.memory, peak_memory_kb())
-    masters = exact.problem.preferred_masters or outcome.masters
-    basis = sorted({*masters, *(master for _, master in sampler.names)}, key=weight)
+    basis = sorted({*sampler.basis(outcome), *(master for _, master in sampler.names)}, key=weight)
     return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, memory)
+
+
+# =====================================================================================================================
+# Differential equations
+# =====================================================================================================================
+
+# Integrals are functions of the invariants through the products p_a.p_b and the masses. The operator sum_ij c_ij p_i . d/dp_j, with c such
+# that it acts as d/dx on all p_a.p_b, turns the derivative of an integral into a combination of integrals (Remiddi, hep-th/9711188;
+# Gehrmann, Remiddi, hep-ph/9912329). In d there is a difference equation: I at d - 2 is the polynomial U of the Feynman parameters with
+# x_b -> a_b * (raise index b), applied to I at d (Tarasov, hep-th/9606018), with the Euclidean measure d^dk/pi^(d/2) for every loop.
+
+Row = tuple[Any, ...]  # (variable, *indices of a master)
+
+
+def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -> Operator:
+    """d/d variable of an integral with indices a: the sum over the operator's terms of (sum_i c_i a_i) I[a + shift].
+
+    numbers: invariants that have them; they are put in first, since at singular points not every operator exists, but one always does.
+    Raises InputError where nothing depends on the variable.
+    """
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+    from sympy.polys.rings import ring
+
+    where = f"family {family.name}"
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
+    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
+    invariants |= {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
+    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
+    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
+    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
+    externals = _external_products(family, invariants, functions, where)
+    convert = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
+    x, loops = invariants[variable], len(family.loop_momenta)
+    changes = [momenta_ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
+    slopes = [mass.diff(x) for mass in masses]
+    if not any((*changes, *slopes, *(value.diff(x) for value in externals.values()))):
+        raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
+    gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
+    uses = [sum(map(bool, column)) for column in zip(*gradients)]
+    c = _momentum_changes(externals, uses, x, functions)
+    terms: dict[Index, dict[int, Any]] = {}
+    for b, form in enumerate(changes):
+        form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), momenta_ring.zero)
+        *linear, constant = convert(form)
+        for k, value in enumerate([*linear, constant - slopes[b]]):
+            if value:
+                shift = tuple((i == b) - (i == k) for i in range(family.n))
+                terms.setdefault(shift, {})[b + 1] = -value + terms.get(shift, {}).get(b + 1, functions.zero)
+    return _freeze_operator(terms)
+
+
+def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: Any) -> dict[tuple[int, int], Any]:
+    """c_ij with sum_ij c_ij p_i . d/dp_j = d/dx on all products of external momenta; zeros left out.
+
+    With the matrix G of the products that is G c + (G c)^T = dG/dx. It has solutions even where det G = 0 for all x: for null vectors v
+    and w of G the derivative of v.Gw = 0 is v.(dG/dx)w = 0. Of the many (they differ by Lorentz transformations) one with derivatives for
+    momenta that few propagators have (uses).
+    """
+    from sympy.polys.matrices import DomainMatrix
+
+    count, zero = len(uses), functions.zero
+    unknowns = sorted(itertools.product(range(count), repeat=2), key=lambda pair: (uses[pair[1]], -pair[1], pair[0]))
+    rows = []
+    for a, b in itertools.combinations_with_replacement(range(count), 2):
+        acts = [(externals[i, b] if j == a else zero) + (externals[a, i] if j == b else zero) for i, j in unknowns]
+        rows.append([*acts, externals[a, b].diff(x)])
+    if not rows:
+        return {}
+    reduced, pivots = DomainMatrix(rows, (len(rows), len(unknowns) + 1), functions.to_domain()).rref()
+    return {unknowns[k]: row[-1] for k, row in zip(pivots, reduced.to_list()) if row[-1]}
+
+
+def graph_polynomial(family: Family) -> list[tuple[Index, Any]]:
+    """U = det of the quadratic form of sum_b x_b D_b in the loop momenta, as [(exponents of x_1 … x_n, coefficient)]."""
+    from sympy import QQ, Dummy
+    from sympy.polys.fields import field as rational_functions
+    from sympy.polys.matrices import DomainMatrix
+    from sympy.polys.rings import ring
+
+    where, loops = f"family {family.name}", len(family.loop_momenta)
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
+    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
+    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
+    parameters, *x = ring([Dummy() for _ in range(family.n)], functions.to_domain())
+    matrix = [[parameters.zero] * loops for _ in range(loops)]
+    for b, (text, _) in enumerate(family.propagators):
+        form = _propagator(text, vectors, invariants, momenta_ring, where)
+        for i, j in itertools.product(range(loops), repeat=2):
+            second = form.diff(momenta[i]).diff(momenta[j])
+            if second:
+                matrix[i][j] += x[b] * (second.coeff(1) / 2)
+    determinant = DomainMatrix(matrix, (loops, loops), parameters.to_domain()).charpoly()[-1]
+    return [(tuple(map(int, exponents)), value * (-1) ** loops) for exponents, value in parameters(determinant).terms()]
+
+
+def derivative_of(operator: Operator, integral: Index) -> Operator:
+    """The operator of `differentiate` at an integral: (integral, coefficients to be added up), those that are zero left out."""
+    terms = []
+    for shift, coefficients in operator:
+        parts = tuple(
+            (i, tuple((exponents, value * integral[i - 1]) for exponents, value in above), below)
+            for i, above, below in coefficients
+            if integral[i - 1]
+        )
+        if parts:
+            terms.append((tuple(a + b for a, b in zip(integral, shift)), parts))
+    return tuple(terms)
+
+
+def lowered_dimension(polynomial: Sequence[tuple[Index, Any]], integral: Index) -> Operator:
+    """The integral in d - 2 dimensions through integrals in d: each x_b**e becomes a_b (a_b + 1) … (a_b + e - 1) and raises a_b by e."""
+    terms: dict[Index, dict[int, Any]] = {}
+    for exponents, value in polynomial:
+        factor = math.prod(a + k for a, e in zip(integral, exponents) for k in range(e))
+        if factor:
+            terms[tuple(a + e for a, e in zip(integral, exponents))] = {0: value * factor}
+    return _freeze_operator(terms)
+
+
+def equations_for(family: Family, variables: Sequence[str], masters: Sequence[Index], numbers: dict[str, Fraction]) -> dict[Row, Operator]:
+    """The left sides of the equations for these masters as combinations of integrals, by (variable, *master). Raises InputError."""
+    combinations = {}
+    for variable in variables:
+        polynomial = graph_polynomial(family) if variable == "d" else []
+        operator = () if variable == "d" else differentiate(family, variable, numbers)
+        for master in masters:
+            combination = lowered_dimension(polynomial, master) if variable == "d" else derivative_of(operator, master)
+            combinations[variable, *master] = combination
+    return combinations
+
+
+def combination_at(combination: Operator, point: Point) -> Expression:
+    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
+    if not combination:
+        return {}
+    at = evaluate_identities([combination], point)
+    values = at.coefficient.sum(1) % point.prime
+    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
+
+
+@dataclass(frozen=True)
+class DifferentialProblem(ExactProblem):
+    """Equations in these variables for the masters of all sectors below those of the problem's targets and of the preferred masters."""
+
+    variables: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        digest = hashlib.sha256(repr((super().name, self.variables)).encode()).hexdigest()[:8]
+        of = f"the masters of {self.problem.family.name} below {show(self.problem.targets[0])}"
+        return f"differential equations in {', '.join(self.variables)} for {of} ({digest})"
+
+
+class DifferentialSampler(Sampler):
+    """Entries of the matrices at sample points: the integrals are put together before anything is reconstructed."""
+
+    exact: DifferentialProblem
+
+    def prepare(self, rng: np.random.Generator) -> Outcome:
+        """Raises ReductionError, InputError."""
+        p = next(probe_primes(rng))
+        problem = self._problem_at(p, self._random(rng, p))
+        self.masters = self._find_basis(problem)
+        numbers = {name: value for name, value in self.exact.problem.point.invariants if name not in self.exact.symbols}
+        self.combinations = equations_for(problem.family, self.exact.variables, self.masters, numbers)
+        self.columns: dict[Any, Operator] = dict(self.combinations)
+        one = (((0,) * len(problem.family.symbols), 1),)
+        self.columns |= {integral: ((integral, ((0, one, one),)),) for integral in problem.preferred_masters}
+        return super().prepare(rng)
+
+    def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
+        """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
+        preferred, p = problem.preferred_masters, problem.point.prime
+        plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
+        outcome = Controller(plain, InlineExecutor(), self.shelves, self.progress).run()
+        if outcome.unreduced:
+            raise ReductionError(
+                f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "
+                "point, such as d = 4, leave them symbols; masters are best of low rank"
+            )
+        reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
+        basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
+        if not basis:
+            raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
+        return tuple(sorted(basis, key=weight))
+
+    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
+        return record_trace(problem, self.shelves, self.progress, self.columns)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        return tuple(self.combinations)
+
+    def basis(self, outcome: Outcome) -> tuple[Index, ...]:
+        return self.masters
+
+    def degree(self, row: Row, master: Index) -> int:
+        """Mass dimension of an entry: a derivative takes one unit away, two dimensions less one for each loop."""
+        variable, *indices = row
+        return sum(master) - sum(indices) - (len(self.exact.problem.family.loop_momenta) if variable == "d" else 1)
+
+    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
+        self.raw_names = self.names = trace.names
+        if problem.preferred_masters:
+            matrix = self._in_basis(self._columns_at(outcome.reductions, problem.point), problem)
+            self.names = tuple((row, master) for row in self.rows for master in matrix[row])
+
+    def _columns_at(self, reductions: dict[Index, Expression], point: Point) -> dict[Any, Expression]:
+        """All columns through standard masters at a point, from the reductions there. Raises InputError at a singular point."""
+        columns: dict[Any, Expression] = {name: {} for name in self.columns}
+        for name, combination in self.columns.items():
+            total = columns[name]
+            for integral, factor in combination_at(combination, point).items():
+                for master, value in reductions[integral].items():
+                    total[master] = (total.get(master, 0) + factor * value) % point.prime
+        return {name: {master: value for master, value in total.items() if value} for name, total in columns.items()}
+
+    def _alone(self, problem: Problem) -> dict[Any, Expression] | None:
+        """All columns at a point by a run of its own; None where something is not reduced there. Raises InputError at a singular point."""
+        wanted = tuple(dict.fromkeys(integral for combination in self.columns.values() for integral, _ in combination))
+        plain = replace(problem, targets=wanted, preferred_masters=())
+        outcome = Controller(plain, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+        return None if outcome.unreduced else self._columns_at(outcome.reductions, problem.point)
+
+    def _in_basis(self, found: dict[Any, Expression], problem: Problem) -> dict[Any, Expression]:
+        """Rows through the preferred masters. Raises InputError where these are dependent."""
+        return change_basis(found, problem.preferred_masters, problem.point.prime) if problem.preferred_masters else found
+
+    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
+        p, values = sample
+        problem = self._problem_at(p, self._named(values))
+        if raw is not None and not problem.preferred_masters:
+            return raw
+        found: dict[Any, Expression] | None = {name: {} for name in self.columns}
+        for (name, master), value in zip(self.raw_names, () if raw is None else raw.tolist()):
+            if value:
+                found[name][master] = value
+        self.counts["unlucky"] += raw is None
+        try:
+            found = self._alone(problem) if raw is None else found
+            matrix = None if found is None else self._in_basis(found, problem)
+        except InputError:  # singular, or dependent, modulo this prime only
+            return None
+        entries = {(row, master): value for row in self.rows for master, value in (matrix or {}).get(row, {}).items()}
+        if matrix is None or not entries.keys() <= self._positions.keys():
+            return None
+        return np.array([entries.get(name, 0) for name in self.names], np.int64)
+
+
+def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> dict[str, Any]:
+    """What the pickle holds: as for other exact results, but the matrices in place of reductions, by variable, row and column."""
+    matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in exact.variables}
+    for (variable, *master), entries in outcome.reductions.items():
+        matrices[variable][tuple(master)] = entries
+    record = exact_record(replace(exact, problem=replace(exact.problem, targets=())), replace(outcome, reductions={}))
+    return record | {"differential_equation": {"masters": outcome.masters, "matrices": matrices}}
+
+
+MOST_ROWS_SHOWN = 60
+
+
+def differential_summary(exact: DifferentialProblem, outcome: ExactOutcome, output: Path) -> str:
+    """The matrices as a table: a line for each entry that is not zero."""
+    problem = exact.problem
+    given = [f"{name}={plain_number(x)}" for name, x in (("d", problem.point.d), *problem.point.invariants) if name not in exact.symbols]
+    at = f"at {', '.join(given)}, " if given else ""
+    width = max(map(len, map(show, outcome.masters)))
+    lines, entries = [], 0
+    for (variable, *master), row in outcome.reductions.items():
+        left = f"{show(master)} at d-2" if variable == "d" else f"d/d{variable} {show(master)}"
+        lines += [f"{left} ="] + [f"  {show(term):{width}}  {shortened(str(value))}" for term, value in row.items()] + ["  0"] * (not row)
+        entries += len(row)
+    if len(lines) > MOST_ROWS_SHOWN:
+        lines = [*lines[:MOST_ROWS_SHOWN], f"  ... and {len(lines) - MOST_ROWS_SHOWN:,} more lines in the result"]
+    return "\n".join(
+        [
+            f"{problem.family.name} {at}exact: {len(outcome.masters)} masters, equations in {', '.join(exact.variables)}, "
+            f"{entries:,} entries that are not zero",
+            *lines,
+            exact_costs(outcome),
+            f"written to {output}",
+        ]
+    )
 
 
 # =====================================================================================================================
@@ -6005,7 +6328,7 @@ LONGEST_SHOWN = 160  # characters of a coefficient in a summary
 
 def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> str:
     """What a person wants to see at the end."""
-    problem, counts = exact.problem, outcome.statistics
+    problem = exact.problem
     given = ", ".join(
         f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants) if name not in exact.symbols
     )
@@ -6014,18 +6337,24 @@ def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> s
         lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
         width = max((len(show(term)) for term in expression), default=0)
         for term, value in expression.items():
-            text = str(value)
-            lines.append(
-                f"  {show(term):{width}}  {text if len(text) <= LONGEST_SHOWN else f'{text[:LONGEST_SHOWN]}... ({len(text):,} characters)'}"
-            )
+            lines.append(f"  {show(term):{width}}  {shortened(str(value))}")
     if len(outcome.reductions) > 1:
         lines.append(f"and {len(outcome.reductions) - 1} more integrals")
-    lines.append(
+    lines.append(exact_costs(outcome))
+    lines.append(f"written to {output}")
+    return "\n".join(lines)
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
+
+
+def exact_costs(outcome: ExactOutcome) -> str:
+    counts = outcome.statistics
+    return (
         f"{counts['integrals']:,} integrals a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
         f"{counts['primes']} primes, degrees {counts['degrees']}; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
-    lines.append(f"written to {output}")
-    return "\n".join(lines)
 
 
 def write_pickle(record: dict[str, Any], path: Path) -> None:
@@ -7135,6 +7464,8 @@ def expand_result(record: dict[str, Any], expansion: Expansion) -> dict[str, Any
     symbols = symbols_of(record)
     if record["prime"] is not None or "d" not in symbols:
         raise InputError("--epsilon: the coefficients of this result are not functions of d; reduce with d as a symbol")
+    if "differential_equation" in record:
+        raise InputError("--epsilon: a differential equation is not expanded; its entries are functions of d, put in there what d is")
     others = sorted(symbols - {"d"})
     cached = cache(lambda text, term: expand_coefficient(text, expansion, others, f"coefficient of {show(term)}"))
     reductions = {
@@ -7151,8 +7482,15 @@ def symbols_of(record: dict[str, Any]) -> set[str]:
     }
 
 
+def expressions_of(record: dict[str, Any]) -> Iterator[tuple[Index, dict[Index, Any]]]:
+    """Reductions of a result, and the rows of its matrices."""
+    yield from record["reductions"].items()
+    for matrix in record.get("differential_equation", {"matrices": {}})["matrices"].values():
+        yield from matrix.items()
+
+
 def names_in_coefficients(record: dict[str, Any]) -> set[str]:
-    values = (value for expression in record["reductions"].values() for value in expression.values())
+    values = (value for _, expression in expressions_of(record) for value in expression.values())
     return {name for value in values if isinstance(value, str) for name in names_in(value)}
 
 
@@ -7192,6 +7530,7 @@ EXPORT_FILES = {  # beside the output, of whose name {} is the stem
     "sympy": "{}.py",
 }
 COMMENTS = {"mathematica": ("(* ", " *)"), "kira": ("(* ", " *)"), "form": ("* ", ""), "sympy": ("# ", "")}
+FORM_OWN = ("num", "den", "D")  # functions in exports to FORM, the last one in differential equations
 MATHEMATICA_OWN = {"C", "D", "E", "I", "K", "N", "O"}  # names of one letter that mean something there
 
 
@@ -7241,13 +7580,19 @@ def export_text(record: dict[str, Any], name: str) -> str:
     """A result in one of the formats; coefficients modulo a prime are integers, and the prime stands in the header. Raises InputError."""
     header = {"program": "ibp_reduce", "format": EXPORT_FORMAT, "export": name, "version": __version__}
     header |= {key: record[key] for key in ("family", "prime", "d", "kinematics", "truncated", "unreduced") if key in record}
+    matrices = record["differential_equation"]["matrices"] if "differential_equation" in record else {}
+    if matrices:
+        header["variables"] = list(matrices)
     if name == "json":
-        return _json_text(header, record["reductions"])
-    check_export_names(name, record["family"], names_in_coefficients(record))
+        return _json_text(header, record["reductions"], matrices)
+    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), FORM_OWN if matrices else FORM_OWN[:2])
     before, after = integral_brackets(name, record["family"])
     rules = []
-    for target, expression in record["reductions"].items():
+    sides = [("", *rule) for rule in record["reductions"].items()]
+    sides += [(variable, *row) for variable, matrix in matrices.items() for row in matrix.items()]
+    for variable, target, expression in sides:
         integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in (target, *expression)]
+        integrals[0] = derivative_text(name, variable, integrals[0])
         factors = [_factor(value, name) for value in expression.values()]
         terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals[1:], factors)]
         rules.append((integrals[0], terms or ["0"]))
@@ -7273,10 +7618,12 @@ def _sympy_text(rules: list[tuple[str, list[str]]]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _json_text(header: dict[str, Any], reductions: dict[Index, dict]) -> str:
+def _json_text(header: dict[str, Any], reductions: dict[Index, dict], matrices: dict[str, dict[Index, dict]]) -> str:
+    sides = [({}, *rule) for rule in reductions.items()]
+    sides += [({"variable": variable}, *row) for variable, matrix in matrices.items() for row in matrix.items()]
     rules = [
-        {"integral": target, "terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
-        for target, expression in reductions.items()
+        more | {"integral": target, "terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
+        for more, target, expression in sides
     ]
     return f'{{"header": {json.dumps(header)},\n"reductions": [\n' + ",\n".join(map(json.dumps, rules)) + "\n]}\n"
 
@@ -7288,13 +7635,25 @@ def integral_brackets(name: str, family: str) -> tuple[str, str]:
     return {"mathematica": (f"G[{head},{{", "}]"), "kira": (f"{head}[", "]"), "form": (f"{head}(", ")"), "sympy": ("G(", ")")}[name]
 
 
-def check_export_names(name: str, family: str, symbols: Iterable[str]) -> None:
-    """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them."""
+def derivative_text(name: str, variable: str, integral: str) -> str:
+    """The left side of an equation in this variable: DG[t,…] and DG(t,…) where the integral is G[…] or G(…), in FORM D(t)*integral."""
+    if not variable:
+        return integral
+    if name == "kira":
+        raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
+    return f"D({variable})*{integral}" if name == "form" else f"D{integral[:2]}{variable},{integral[2:]}"
+
+
+def check_export_names(name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2]) -> None:
+    """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them.
+
+    own: functions that the export to FORM uses.
+    """
     bad = [] if name in ("sympy", "json") else sorted(s for s in symbols if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
     if name in ("mathematica", "kira"):
         bad += sorted(MATHEMATICA_OWN.intersection(symbols))
     if name == "form":
-        bad += sorted({"num", "den"}.intersection((*symbols, family)) | {family}.intersection(symbols))
+        bad += sorted(set(own).intersection((*symbols, family)) | {family}.intersection(symbols))
     if bad:
         raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to json or sympy")
 
@@ -7350,6 +7709,8 @@ def _without_parentheses(text: str) -> str:
 def read_export(path: str | Path) -> dict[str, Any]:
     """The header of an exported file, with 'reductions' as in a result: integers modulo the prime, Fractions, or texts for sympy.
 
+    One of differential equations has 'differential_equation' with the 'matrices' of a result, too.
+
     Raises InputError for a file that is none.
     """
     where = f"export {path}"
@@ -7358,28 +7719,36 @@ def read_export(path: str | Path) -> dict[str, Any]:
         first, _, body = text.partition("\n")
         if first.startswith('{"header": '):
             data = json.loads(text)
-            header, pairs = (
+            header, rules = (
                 data["header"],
                 [
-                    (tuple(rule["integral"]), [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]])
+                    (
+                        rule.get("variable", ""),
+                        tuple(rule["integral"]),
+                        [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]],
+                    )
                     for rule in data["reductions"]
                 ],
             )
         else:
             header = json.loads(first.lstrip("(*# ").removesuffix(" *)"))
-            pairs = _read_rules(header["export"], header["family"], body)
+            rules = _read_rules(header["export"], header["family"], body)
         if header["program"] != "ibp_reduce" or header["format"] != EXPORT_FORMAT:
             raise ValueError("another program or format")
         modular = header["prime"] is not None
-        return header | {"reductions": {target: {term: _read_coefficient(c, modular) for term, c in terms} for target, terms in pairs}}
+        matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in ("", *header.get("variables", ()))}
+        for variable, target, terms in rules:
+            matrices[variable][target] = {term: _read_coefficient(c, modular) for term, c in terms}
+        result = header | {"reductions": matrices.pop("")}
+        return result | ({"differential_equation": {"matrices": matrices}} if matrices else {})
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}") from None
     except (*UNREADABLE, SyntaxError, RecursionError) as error:
         raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _read_rules(name: str, family: str, body: str) -> list[tuple[Index, list[tuple[Index, str]]]]:
-    """Targets, and their terms as (integral, coefficient). Raises ValueError."""
+def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, list[tuple[Index, str]]]]:
+    """Variable ('' in a reduction), target, and its terms as (integral, coefficient). Raises ValueError."""
     before, after = integral_brackets(name, family)
     if name == "sympy":
         (assignment,) = ast.parse(body).body
@@ -7399,10 +7768,12 @@ def _read_rules(name: str, family: str, body: str) -> list[tuple[Index, list[tup
 
     rules = []
     for left, right in sides:
-        target, rest = read_term(left)
+        derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left)
+        variable = derivative[1] or derivative[3] if derivative else ""
+        target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
         if rest != "1":
             raise ValueError(f"{left.strip()[:40]!r} is not one integral")
-        rules.append((target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
+        rules.append((variable, target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
     return rules
 
 
@@ -7795,18 +8166,17 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
     is checked as a certificate is, so neither the solver nor the choice of masters is trusted. Raises CertificateError.
     """
-    integrals = tuple(dict.fromkeys(i for target, expression in record["reductions"].items() for i in (target, *expression)))
-    _check_range(integrals, family)
+    combinations = _claimed_combinations(record, family)
     points: list[Point] = []
     identities = 0
     for _ in range(RESULT_CHECKS if record["prime"] is None else 1):
-        point, expressions = _draw_check(record, family)
+        point, claims = _draw_check(record, family, combinations)
+        integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
         outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters)))
         verifier, p = Verifier(family, point), point.prime
         first = np.searchsorted(outcome.proof.column, np.arange(len(integrals) + 1)).tolist()
         place = {integral: slice(first[k], first[k + 1]) for k, integral in enumerate(integrals)}
-        for target, expression in expressions.items():
-            claim = difference(target, expression, p)
+        for name, claim in claims.items():
             parts = [(value, outcome.proof.lines(place[integral])) for integral, value in claim.items()]
             lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in parts]
             proof = Multipliers.join(lines, family.n).merged(p)
@@ -7817,10 +8187,26 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
                 at = show_point(point)
                 if outcome.unreduced:
                     left = show(outcome.unreduced[0])
-                    raise CertificateError(f"{show(target)} cannot be checked at {at}, where {left} is not reduced; try again") from None
-                raise CertificateError(f"{show(target)} is wrong at {at}: {error}") from None
+                    raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
+                raise CertificateError(f"{name} is wrong at {at}: {error}") from None
         points.append(point)
     return identities, points
+
+
+def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
+    """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
+    _check_range({integral for row, expression in expressions_of(record) for integral in (row, *expression)}, family)
+    own = record.get("differential_equation")
+    if own is None:
+        return {}
+    try:
+        numbers = {name: parse_number(str(value), name) for name, value in record["kinematics"].items() if is_number(value)}
+        combinations = equations_for(family, tuple(own["matrices"]), own["masters"], numbers)
+    except KeyError as error:
+        raise CertificateError(f"{family.name} has no invariant {error.args[0]!r}") from None
+    except InputError as error:
+        raise CertificateError(str(error).removeprefix("--")) from None
+    return {(variable, tuple(master)): combination for (variable, *master), combination in combinations.items()}
 
 
 def _check_range(integrals: Iterable[Index], family: Family) -> None:
@@ -7829,8 +8215,8 @@ def _check_range(integrals: Iterable[Index], family: Family) -> None:
             raise CertificateError(f"{show(integral)} is no integral of {family.name}")
 
 
-def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Index, Expression]]:
-    """A point, random where the result leaves it open, and the reductions there. Raises CertificateError."""
+def _draw_check(record: dict[str, Any], family: Family, combinations: dict) -> tuple[Point, dict[str, Expression]]:
+    """A point, random where the result leaves it open, and what must vanish there, by name. Raises CertificateError."""
     draw, symbols = random.SystemRandom(), symbols_of(record)
     given = {"d": record["d"], **record["kinematics"]}
     if set(given) != set(family.symbols) or not symbols <= set(given):
@@ -7845,14 +8231,27 @@ def _draw_check(record: dict[str, Any], family: Family) -> tuple[Point, dict[Ind
         point = Point(values["d"], tuple((name, values[name]) for name, _ in family.point), p)
         try:
             point.residues()
-            reductions = {
-                target: {term: _residue(value, values, p) for term, value in expression.items()}
-                for target, expression in record["reductions"].items()
-            }
+            return point, _claims_at(record, combinations, point, values)
         except ZeroDivisionError:
             continue
-        return point, reductions
     raise CertificateError(f"its coefficients have vanishing denominators at {POINT_ATTEMPTS} random points")
+
+
+def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values: dict[str, Fraction]) -> dict[str, Expression]:
+    """What a result says to vanish at a point. Raises ZeroDivisionError where a coefficient has no value."""
+    p = point.prime
+
+    def at(expression: dict[Index, Any]) -> Expression:
+        return {term: _residue(value, values, p) for term, value in expression.items()}
+
+    claims = {show(target): difference(target, at(expression), p) for target, expression in record["reductions"].items()}
+    for (variable, master), combination in combinations.items():
+        row = at(record["differential_equation"]["matrices"][variable][master])
+        claim = combination_at(combination, point)
+        for term, value in row.items():
+            claim[term] = (claim.get(term, 0) - value) % p
+        claims[f"the equation in {variable} of {show(master)}"] = claim
+    return claims
 
 
 def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) -> int:
@@ -7902,7 +8301,9 @@ def _check_record(record: Any) -> None:
         _prime(record["prime"])
     kinds = (Fraction, str, int) if record["prime"] is None else (int,)
     lengths = set()
-    for target, expression in record["reductions"].items():
+    if "differential_equation" in record:
+        _check_matrices(record["differential_equation"], record["kinematics"])
+    for target, expression in expressions_of(record):
         for integral in (target, *expression):
             if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
                 raise ValueError(f"{integral!r} is no integral")
@@ -7911,9 +8312,23 @@ def _check_record(record: Any) -> None:
             raise ValueError(f"a coefficient of {show(target)} is of another type")
     if len(lengths) != 1 or type(record["kinematics"]) is not dict:
         raise ValueError("integrals of several families, or none")
-    for value in {value for expression in record["reductions"].values() for value in expression.values() if isinstance(value, str)}:
+    for value in {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}:
         with suppress(ZeroDivisionError):  # at this point alone
             calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
+
+
+def _check_matrices(own: Any, kinematics: Any) -> None:
+    """Raises ValueError, or one of UNREADABLE."""
+    masters = own["masters"]
+    if type(masters) is not list or len(set(masters)) != len(masters) or not own["matrices"]:
+        raise ValueError("no masters, or no equations of theirs")
+    for variable, matrix in own["matrices"].items():
+        if (
+            variable not in ("d", *kinematics)
+            or list(matrix) != masters
+            or any(not set(masters).issuperset(row) for row in matrix.values())
+        ):
+            raise ValueError(f"the matrix of {variable} is not one of these masters")
 
 
 # =====================================================================================================================
@@ -8128,6 +8543,12 @@ class Options:
     exact: bool = _option(False, "coefficients as rational numbers at the point; primes are chosen by the program")
     symbols: str | None = _option(None, "coefficients as rational functions of these, 'd' and invariants", metavar="d,NAME,...")
     benchmark_points: int | None = _option(None, "time the evaluation of up to N points of the integral, and stop", metavar="N")
+    differential_equation: str | None = _option(
+        None,
+        "the matrix A of dM/dx = A M for the masters of the family, or of the sectors below given integrals: invariants x, or 'all' of "
+        "them; 'd': M at d - 2 through M at d",
+        metavar="NAME,...",
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -8548,7 +8969,13 @@ def verify_result_file(path: Path, options: Options) -> str:
     where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
     symbols = sorted(symbols_of(record))
     values = f" and values of {', '.join(symbols)}" if symbols else ""
-    return f"{show_targets(record['reductions'])} of {name} {where}{values}, by {identities:,} identities"
+    own = record.get("differential_equation")
+    what = (
+        show_targets(record["reductions"])
+        if own is None
+        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
+    )
+    return f"{what} of {name} {where}{values}, by {identities:,} identities"
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -8667,9 +9094,49 @@ def make_exact_problem(options: Options) -> ExactProblem:
     return exact
 
 
+def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The variables of differential equations, and what stays a symbol. Raises InputError."""
+    text = options.differential_equation
+    numbers = {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")}
+    numbers |= {"d"} if options.d is not None else set()
+    symbols = tuple(name for name in family.symbols if name not in numbers)
+    names: tuple[str, ...] = ()
+    for name in (name.strip() for name in text.split(",")):
+        everything = tuple(other for other in symbols if other != "d") if name == "all" and "all" not in family.symbols else (name,)
+        if not everything:
+            raise InputError(f"--differential-equation all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
+        names += everything
+    for name in names:
+        if name not in family.symbols or names.count(name) > 1:
+            raise InputError(f"--differential-equation {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
+        if name in numbers:
+            raise InputError(f"--differential-equation {name}: {name} is given as a number, too; leave one of them out")
+    return names, symbols
+
+
+def make_differential_problem(options: Options) -> DifferentialProblem:
+    """Raises InputError."""
+    for name, taken in (("exact", options.exact), ("symbols", options.symbols), ("epsilon", options.epsilon)):
+        if taken:
+            raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
+    if "kira" in parse_formats(options.export):
+        raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
+    family = load_family(options.family)
+    variables, symbols = parse_variables(options, family)
+    for name in parse_formats(options.export):
+        check_export_names(name, family.name, symbols, FORM_OWN)
+    everything = ",".join(["1"] * family.lines + ["0"] * family.isps)
+    integral = everything if options.integral is None and options.integrals is None else options.integral
+    exact = make_exact_problem(replace(options, integral=integral, symbols=",".join(symbols)))
+    targets = tuple(dict.fromkeys(corner(sector_of(target), family.n) for target in exact.problem.targets))
+    problem = replace(exact.problem, targets=targets, paper_masters_only=bool(family.paper_masters))
+    return DifferentialProblem(problem, exact.symbols, variables)
+
+
 def run_exact(options: Options) -> int:
     """Rational numbers or functions, by points that a later run need not compute again."""
-    exact = make_exact_problem(options)
+    differential = options.differential_equation is not None
+    exact = make_differential_problem(options) if differential else make_exact_problem(options)
     output, work = Path(options.output), Path(options.work_dir)
     path = Path(options.store) if options.store is not None else work / "store.shelf"
     check_paths(options, output, work, path)
@@ -8694,21 +9161,22 @@ def run_exact(options: Options) -> int:
             done: dict[Sample, np.ndarray | None] = {}
             try:
                 with make_executor(options, directory.jobs, progress.say) as executor:
-                    sampler = Sampler(exact, executor, shelves, progress, journal, directory, options)
+                    kind = DifferentialSampler if differential else Sampler
+                    sampler = kind(exact, executor, shelves, progress, journal, directory, options)
                     done = sampler.known
                     outcome = reconstruct_problem(exact, sampler)
             finally:
                 progress.close()
                 if journal.is_new and not done:  # nothing to go on with
                     directory.clear()
-        record = exact_record(exact, outcome)
+        record = (differential_record if differential else exact_record)(exact, outcome)
         if options.epsilon is not None:
             record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, exact.problem.family.symbols))
         write_pickle(record, output)
         write_exports(record, output, parse_formats(options.export))
         directory.clear()  # only now that the result is safe
     if not options.quiet:
-        print(exact_summary(exact, outcome, output))
+        print((differential_summary if differential else exact_summary)(exact, outcome, output))
         if options.epsilon is not None:
             print(epsilon_summary(record))
         for what, place in further_outputs(options, output).items():
@@ -8887,7 +9355,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_benchmark_options(options)
             check_writable(Path(options.output), "--output", is_directory=False)
             code = run_benchmark(options)
-        elif options.exact or options.symbols is not None:
+        elif options.exact or options.symbols is not None or options.differential_equation is not None:
             code = run_exact(options)
         else:
             code = run_reduction(options)

@@ -10027,6 +10027,535 @@ def test_killed_beam_run_goes_on_and_its_paths_are_complete(local, bare, place, 
 
 
 # =====================================================================================================================
+# Differential equations
+# =====================================================================================================================
+
+DIFFERENTIAL = {"box": "s,t,d", "bubble": "all,d", "sunrise": "all,d", "doublebox": "s,t", "trianglebox": "m1,m2,m3"}
+
+
+@pytest.fixture(scope="session")
+def equations(tmp_path_factory):
+    """equations(family, variables, …) -> the result of a run, each made once in a session."""
+    directory = tmp_path_factory.mktemp("equations")
+
+    @functools.cache
+    def run(family, variables=None, *more):
+        variables = variables or DIFFERENTIAL[family]
+        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
+        assert exit_code([*words, "--output", str(output)]) == 0
+        return pickle.loads(output.read_bytes()) | {"path": output}
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def exact_equations(equations):
+    """exact_equations(family) -> the same as matrices of rational functions."""
+    return functools.cache(lambda name: FunctionField(equations(name)))
+
+
+class FunctionField:
+    """Rational functions of the symbols of a result, and its matrices as lists of lists of them."""
+
+    def __init__(self, record):
+        import sympy
+
+        self.names = ("d", *record["kinematics"])
+        self.field, *symbols = sympy.field(self.names, sympy.QQ)
+        self.symbols = dict(zip(self.names, symbols))
+        own = record["differential_equation"]
+        self.masters, self.loops = own["masters"], len(BUILT_IN_FAMILIES[record["family"]].loop_momenta)
+        self.matrices = {
+            x: [[self.read(matrix[row].get(column, "0")) for column in self.masters] for row in self.masters]
+            for x, matrix in own["matrices"].items()
+        }
+
+    def read(self, text, **instead):
+        names = self.symbols | instead | {"F": self.field}
+        return self.field(eval(compiled_expression(str(text)), {"__builtins__": {}}, names))
+
+    def lowered(self, function):
+        """At d - 2."""
+        return self.read(str(function.as_expr()), d=self.symbols["d"] - 2)
+
+    def product(self, a, b):
+        rows = [[(k, x) for k, x in enumerate(row) if x] for row in a]
+        return [[sum((x * b[k][j] for k, x in row), self.field.zero) for j in range(len(b))] for row in rows]
+
+    def derivative(self, matrix, name):
+        return [[entry.diff(self.symbols[name]) if entry else entry for entry in row] for row in matrix]
+
+    def total(self, *matrices):
+        return [[sum(entries, self.field.zero) for entries in zip(*rows)] for rows in zip(*matrices)]
+
+    def times(self, factor, matrix):
+        return [[factor * entry for entry in row] for row in matrix]
+
+
+def vanishes(matrix):
+    return not any(map(any, matrix))
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_derivatives_scale_with_the_mass_dimension(name, exact_equations):
+    """sum_x x A_x is diagonal: L d/2 - sum of indices, in units of a squared mass."""
+    functions = exact_equations(name)
+    invariants = [x for x in functions.names if x != "d"]
+    total = functions.total(*(functions.times(functions.symbols[x], functions.matrices[x]) for x in invariants))
+    d = functions.symbols["d"]
+    for i, (row, master) in enumerate(zip(total, functions.masters)):
+        assert row == [functions.field.zero if i != j else functions.loops * d / 2 - sum(master) for j in range(len(row))]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_derivatives_commute(name, exact_equations):
+    """dA_x/dy - dA_y/dx + [A_x, A_y] = 0 for all pairs."""
+    functions = exact_equations(name)
+    pairs = list(itertools.combinations([x for x in functions.matrices if x != "d"], 2))
+    assert pairs
+    for x, y in pairs:
+        a, b = functions.matrices[x], functions.matrices[y]
+        commutator = functions.total(functions.product(a, b), functions.times(-1, functions.product(b, a)))
+        curl = functions.total(functions.derivative(a, y), functions.times(-1, functions.derivative(b, x)))
+        assert not vanishes(a) and not vanishes(b) and vanishes(functions.total(curl, commutator))
+
+
+@pytest.mark.parametrize("name", ["box", "bubble", "sunrise"])
+def test_derivatives_commute_with_a_change_of_dimension(name, exact_equations):
+    """With M(d-2) = S(d) M(d): A(d-2) S = dS/dx + S A."""
+    functions = exact_equations(name)
+    shift = functions.matrices["d"]
+    for x in [x for x in functions.matrices if x != "d"]:
+        lowered = [[functions.lowered(entry) for entry in row] for row in functions.matrices[x]]
+        left = functions.product(lowered, shift)
+        right = functions.total(functions.derivative(shift, x), functions.product(shift, functions.matrices[x]))
+        assert not vanishes(left) and left == right
+
+
+SINGULARITIES = {
+    "box": ["s", "t", "s+t"],
+    "bubble": ["s", "m", "s-4*m"],
+    "sunrise": ["s", "m", "s-m", "s-9*m"],
+    "doublebox": ["s", "t", "s+t"],
+    "trianglebox": ["m1", "m2", "m3", "m1**2+m2**2+m3**2-2*m1*m2-2*m1*m3-2*m2*m3"],
+}
+
+
+@pytest.mark.parametrize("name", SINGULARITIES)
+def test_singularities_are_the_known_ones(name, exact_equations):
+    """Of every denominator the factors that depend on an invariant: thresholds and the zeros of Gram determinants."""
+    import sympy
+
+    functions, met = exact_equations(name), set()
+    allowed = {sympy.Poly(text, *sympy.symbols(functions.names)).primitive()[1] for text in SINGULARITIES[name]}
+    allowed |= {-poly for poly in allowed}
+    for entry in itertools.chain(*itertools.chain(*functions.matrices.values())):
+        for factor, _ in sympy.factor_list(entry.denom.as_expr())[1] if entry else []:
+            if factor.free_symbols - {sympy.Symbol("d")}:
+                poly = sympy.Poly(factor, *sympy.symbols(functions.names)).primitive()[1]
+                assert poly in allowed, factor
+                met.add(poly)
+    assert len(met) == len(SINGULARITIES[name])
+
+
+def test_equations_of_one_loop(exact_equations):
+    """Bubble: s (s - 4 m) dB/ds = ((d-4)/2 s + 2 m) B - (d-2)/2 (T + T'). Box: the massless one (Gehrmann, Remiddi 2000)."""
+    bubble, box = exact_equations("bubble"), exact_equations("box")
+    tadpoles, own = [(1, 0), (0, 1)], (1, 1)
+    cases = {("s", own, own): "((d-4)*s/2 + 2*m)/(s*(s-4*m))", ("m", own, own): "-2*(d-3)/(s-4*m)", ("d", own, own): "-2*(d-3)/(s-4*m)"}
+    cases |= {("s", own, tadpole): "-(d-2)/(2*s*(s-4*m))" for tadpole in tadpoles}
+    cases |= {("m", own, tadpole): "(d-2)/(2*m*(s-4*m))" for tadpole in tadpoles}
+    cases |= {(x, tadpole, tadpole): "(d-2)/(2*m)" for tadpole in tadpoles for x in "md"} | {
+        ("d", own, t): "(d-2)/(2*m*(s-4*m))" for t in tadpoles
+    }
+    check_entries(bubble, cases)
+    own, in_s, in_t = (1, 1, 1, 1), (1, 0, 1, 0), (0, 1, 0, 1)
+    cases = {("s", own, own): "((d-6)*t-2*s)/(2*s*(s+t))", ("t", own, own): "((d-6)*s-2*t)/(2*t*(s+t))"}
+    cases |= {("s", own, in_s): "2*(d-3)/(s**2*(s+t))", ("t", own, in_t): "2*(d-3)/(t**2*(s+t))"}
+    cases |= {(x, own, bubble): "-2*(d-3)/(s*t*(s+t))" for x, bubble in (("s", in_t), ("t", in_s))}
+    cases |= {("s", in_s, in_s): "(d-4)/(2*s)", ("t", in_t, in_t): "(d-4)/(2*t)"}
+    cases |= {("d", in_s, in_s): "-2*(d-3)/s", ("d", in_t, in_t): "-2*(d-3)/t"}
+    check_entries(box, cases, but=("d", own))
+    place = box.masters.index(own)
+    assert box.matrices["d"][place][place] == box.read(
+        "-2*(d-5)*(s+t)/(s*t)"
+    )  # in d = 6 the box has 2 (s+t)/(s t), Bern, Dixon, Kosower 1994
+
+
+def check_entries(functions, cases, but=None):
+    """All entries but those of one row."""
+    for x, matrix in functions.matrices.items():
+        for row, entries in zip(functions.masters, matrix):
+            for column, entry in zip(functions.masters, entries):
+                assert (x, row) == but or entry == functions.read(cases.get((x, row, column), "0")), (x, row, column)
+
+
+@pytest.mark.parametrize(("family", "corner_of", "x"), [("doublebox", (0, 0, 1, 1, 1, 0, 0, 0, 0), "s"), ("box", (1, 0, 1, 0), "s")])
+def test_dimension_of_massless_bananas(family, corner_of, x, equations):
+    """L loops: I = square**(L d/2 - L - 1) Gamma(L + 1 - L d/2) Gamma(d/2 - 1)**(L+1) / Gamma((L+1)(d/2 - 1)), Euclidean."""
+    loops = len(BUILT_IN_FAMILIES[family].loop_momenta)
+    record = equations(family, "d", "--integral", ",".join(map(str, corner_of)))
+    row = record["differential_equation"]["matrices"]["d"][corner_of]
+    assert list(row) == [corner_of]
+    for k in range(12):
+        h, square = Fraction(2 * k + 1, 7) + 3, Fraction(k + 2, 3)
+        ratio = rising(loops + 1 - loops * h, loops) * rising((loops + 1) * (h - 2), loops + 1) / (h - 2) ** (loops + 1) / square**loops
+        values = {name: square if name == x else Fraction(1) for name in record["kinematics"]}
+        assert exact_value(row[corner_of], d=2 * h, **values) == ratio
+
+
+def derivative_by_hand(family, x, master, values):
+    """d/dx of an integral at rational invariants as {integral: number}, with C = G^-1 dG/dx / 2 acting on the external momenta."""
+    here, there = Kinematics(family, **values), Kinematics(family, **values | {x: values[x] + 1})  # all are linear in x
+    legs = here.legs
+    gram = [[here.products[a, b] for b in legs] for a in legs]
+    change = [[(there.products[a, b] - here.products[a, b]) / 2 for b in legs] for a in legs]
+    c = solve_columns(gram, change)
+    table, total = here.in_propagators(), {}
+    for b, form in enumerate(here.forms):
+        moved = {}
+        for (y, z), value in form.items():
+            for i, leg in enumerate(legs):
+                for pair, moving in (((leg, z), y), ((y, leg), z)):
+                    if moving in legs:
+                        moved[pair] = moved.get(pair, 0) + value * c[i][legs.index(moving)]
+        loop, constant = here.split(moved)
+        parts = [sum(value * table[pair][k] for pair, value in loop.items()) for k in range(family.n + 1)]
+        parts[-1] += constant - (there.masses[b] - here.masses[b])
+        for k, value in enumerate(parts):
+            term = tuple(a + (i == b) - (i == k) for i, a in enumerate(master))
+            total[term] = total.get(term, 0) - master[b] * value
+    return {term: value for term, value in total.items() if value}
+
+
+def solve_columns(matrix, columns):
+    """X with matrix @ X = columns, in Fractions."""
+    size, rows = len(matrix), [[*map(Fraction, a), *b] for a, b in zip(matrix, columns)]
+    for k in range(size):
+        pivot = next(r for r in range(k, size) if rows[r][k])
+        rows[k], rows[pivot] = rows[pivot], rows[k]
+        rows[k] = [value / rows[k][k] for value in rows[k]]
+        for r in range(size):
+            if r != k and rows[r][k]:
+                rows[r] = [value - rows[r][k] * other for value, other in zip(rows[r], rows[k])]
+    return [row[size:] for row in rows]
+
+
+@pytest.mark.parametrize("name", DIFFERENTIAL)
+def test_equations_equal_direct_runs(name, equations, reduce_at):
+    """At 20 random points the derivative, worked out by hand in other external momenta's changes, is reduced by a run of its own."""
+    record, family = equations(name), BUILT_IN_FAMILIES[name]
+    draw, masters = random.Random(11), record["differential_equation"]["masters"]
+    for number in range(20):
+        p = BIG_PRIMES[number % 3]
+        values = {x: Fraction(draw.randrange(10**3, 10**5), draw.randrange(1, 50)) for x in family.symbols}
+        invariants = {x: value for x, value in values.items() if x != "d"}
+        x = draw.choice([x for x in record["differential_equation"]["matrices"] if x != "d"])
+        master = draw.choice(masters)
+        combination = derivative_by_hand(family, x, master, invariants)
+        live = {term: value for term, value in combination.items() if max(term[family.lines :], default=0) <= 0}
+        assert live == combination
+        direct = reduce_at(name, list(live) or [master], point=point_of(family, p, **values), paper_masters_only=bool(family.paper_masters))
+        expected = combine(*((residue(value, p), direct.reductions[term]) for term, value in live.items()), p=p)
+        row = record["differential_equation"]["matrices"][x][master]
+        assert {m: residue(exact_value(c, **values), p) for m, c in row.items()} == expected
+
+
+def test_dimension_shift_of_single_integrals():
+    """U of two massive tadpoles and the product of their momenta is x1 x2 - x3**2 / 4; x_b**2 stands for a (a + 1), raising twice."""
+    family = small_family("pair", "k1 k2", "", [("k1", "m"), ("k2", "m"), ("k1*k2", "0")], 1, [], [("m", "2")])
+    polynomial = ibp_reduce.graph_polynomial(family)
+    assert {exponents: Fraction(str(value.as_expr())) for exponents, value in polynomial} == {(1, 1, 0): 1, (0, 0, 2): Fraction(-1, 4)}
+    point = point_of(family, P31)
+    for integral, expected in (
+        ((2, 3, 0), {(3, 4, 0): 6}),
+        ((2, 3, -1), {(3, 4, -1): 6}),
+        ((2, 3, -3), {(3, 4, -3): 6, (2, 3, -1): residue(Fraction(-6, 4))}),
+        ((0, 3, -1), {}),
+    ):
+        assert ibp_reduce.combination_at(ibp_reduce.lowered_dimension(polynomial, integral), point) == expected
+
+
+def test_point_where_a_combination_has_a_pole_is_told(shelves):
+    family = BUILT_IN_FAMILIES["bubble"]
+    one, s = (((0, 0, 0), 1),), (((0, 1, 0), 1),)
+    assert family.symbols == ("d", "s", "m")
+    combination = {"name": (((1, 1), ((0, one, s), (1, s, one))),)}
+    problem = Problem(family, point_of(family, BIG_PRIMES[0]), ((1, 1),))
+    trace, _ = ibp_reduce.record_trace(problem, shelves, Progress(quiet=True), combination)
+    rows, good = ibp_reduce.probe(trace, [BIG_PRIMES[1]] * 2, np.array([[11, 11], [0, 5], [3, 3]]))
+    assert good.tolist() == [False, True] and trace.names == (("name", (1, 1)),)
+    assert rows[1].tolist() == [residue(Fraction(1, 5) + 5, BIG_PRIMES[1])]
+
+
+# bases, numbers, parts ----------------------------------------------------------------------------------------------
+
+
+def test_equations_in_another_basis(equations, exact_equations, tmp_path, monkeypatch):
+    """With M' = T M: A' = (T A + dT/dx) T^-1, and T from reductions of the new masters."""
+    monkeypatch.chdir(tmp_path)
+    new = [(2, 1, 1, 0, 0), (1, 2, 1, 0, 0), (1, 1, 2, 0, 0)]
+    Path("masters").write_text("\n".join(",".join(map(str, master)) for master in new))
+    record = equations("sunrise", "s,m", "--masters", str(Path("masters").resolve()))
+    old, other = exact_equations("sunrise"), FunctionField(record)
+    assert set(new) < set(other.masters) and len(other.masters) == len(old.masters) == 7
+    reductions = exact_result("--family", "sunrise", "--integrals", "masters", "--symbols", "d,m,s")["reductions"]
+    reductions |= {master: {master: "1"} for master in other.masters if master not in new}
+    change = [[old.read(reductions[row].get(column, "0")) for column in old.masters] for row in other.masters]
+    for x in "sm":
+        left = old.product(other.matrices[x], change)
+        assert left == old.total(old.product(change, old.matrices[x]), old.derivative(change, x))
+
+
+def test_equations_below_given_integrals_are_a_part_of_all(equations, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = equations("doublebox")["differential_equation"]["matrices"]
+    part = equations("doublebox", "t,s", "--integral", "0,3,1,1,1,0,1,-2,0")["differential_equation"]
+    assert {tuple(a > 0 for a in master) for master in part["masters"]} == {
+        tuple(a > 0 for a in master) for master in whole["t"] if all(a <= 0 or b > 0 for a, b in zip(master, (0, 1, 1, 1, 1, 0, 1, 0, 0)))
+    }
+    for x, matrix in part["matrices"].items():
+        assert matrix == {master: whole[x][master] for master in part["masters"]} and list(matrix) == part["masters"]
+
+
+def test_given_numbers_stay_numbers(equations):
+    whole = equations("box")["differential_equation"]["matrices"]
+    record = equations("box", "all", "--kinematics", "s=-7/3", "--d", "11/2")
+    (matrix,) = record["differential_equation"]["matrices"].values()
+    assert (record["d"], record["kinematics"]) == ("11/2", {"s": "-7/3", "t": "t"})
+    for k in range(20):
+        t = Fraction(2 * k + 1, 11)
+        for row, entries in matrix.items():
+            expected = {c: exact_value(text, d="11/2", s="-7/3", t=t) for c, text in whole["t"][row].items()}
+            assert {c: exact_value(text, t=t) for c, text in entries.items()} == expected
+    assert "s" not in ibp_reduce.names_in_coefficients(record) and not ibp_reduce.names_in_coefficients(record) & {"d"}
+
+
+@pytest.mark.parametrize("command", ["box t s=0", "trianglebox m1 m2=0,m3=0"])
+def test_equations_where_momenta_are_degenerate(command, equations, capsys):
+    """Some operators have poles there; what is found is still proven."""
+    family, x, numbers = command.split()
+    more = ["--integral", "1,1,0,1,1,0,0"] if family == "trianglebox" else []
+    record = equations(family, x, "--kinematics", numbers, *more)
+    assert "the equations in" in said(capsys, ["--verify", str(record["path"]), "--work-dir", str(record["path"].parent / "work")], 0)
+
+
+def test_momenta_change_products_as_the_invariant_does():
+    """G c + (G c)^T = dG/dx, for random products in two variables, of any rank."""
+    import sympy
+
+    field, _, s, t = sympy.field("d, s, t", sympy.QQ)
+    draw = random.Random(3)
+    for count, rank in ((1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (3, 3)):
+        vectors = [[draw.randrange(-3, 4) * s + draw.randrange(-3, 4) * t for _ in range(rank)] for _ in range(count)]
+        gram = {(i, j): sum((a * b for a, b in zip(vectors[i], vectors[j])), field.zero) for i in range(count) for j in range(count)}
+        for x in (s, t):
+            c = ibp_reduce._momentum_changes(gram, [1] * count, x, field)
+            for i, j in gram:
+                change = sum((gram[i, k] * c.get((k, j), 0) + gram[j, k] * c.get((k, i), 0) for k in range(count)), field.zero)
+                assert change == gram[i, j].diff(x)
+
+
+def test_masses_and_factors_inside_propagators_are_differentiated(reduce_at):
+    """A linear propagator with an invariant in front: x d/dx scales it, so that x d/dx I = - a I for its index a."""
+    propagators = [("k1", "0"), ("2*x*k1*p", "0")]
+    family = small_family("heavy", "k1", "p", propagators, 0, [("p*p", "s")], [("s", "2"), ("x", "3")])
+    operator = ibp_reduce.differentiate(family, "x", {})
+    assert [shift for shift, _ in operator] == [(0, 0)]
+    point = point_of(family, P31, x=5)
+    assert ibp_reduce.combination_at(ibp_reduce.derivative_of(operator, (3, 2)), point) == {(3, 2): residue(Fraction(-2, 5))}
+    massive = ibp_reduce.differentiate(BUILT_IN_FAMILIES["bubble"], "m", {})
+    point = point_of(BUILT_IN_FAMILIES["bubble"], P31)
+    assert ibp_reduce.combination_at(ibp_reduce.derivative_of(massive, (3, 2)), point) == {(4, 2): 3, (3, 3): 2}
+
+
+# the program --------------------------------------------------------------------------------------------------------
+
+
+def test_result_of_differential_equations(equations):
+    record = equations("box")
+    assert record["success"] and record["prime"] is None and record["reductions"] == {} and "final_expr" not in record
+    assert (record["d"], record["kinematics"]) == ("d", {"s": "s", "t": "t"})
+    own = record["differential_equation"]
+    assert own["masters"] == record["masters"] == sorted(own["masters"], key=ibp_reduce.weight) and list(own["matrices"]) == ["s", "t", "d"]
+    kinds = {type(value) for matrix in own["matrices"].values() for row in matrix.values() for value in row.values()}
+    assert kinds == {str} and ibp_reduce.read_result(record["path"]) == {k: v for k, v in record.items() if k != "path"}
+
+
+def test_table_of_differential_equations(ready, capsys):
+    lines = said(capsys, ["--family", "bubble", "--differential-equation", "s,d", "--store", "s"], 0).splitlines()
+    assert lines[0] == "bubble exact: 3 masters, equations in s, d, 8 entries that are not zero"
+    assert lines[lines.index("d/ds I[1,0] =") + 1] == "  0" and "I[1,0] at d-2 =" in lines
+    assert "  I[1,1]  (d*s - 4*s + 4*m)/(2*s*(s - 4*m))" in lines and lines[-1] == "written to results/reduction.pkl"
+
+
+@pytest.mark.parametrize("name", ["mathematica", "form", "json", "sympy"])
+def test_exports_of_differential_equations_are_read_back(name, equations, tmp_path):
+    record = equations("sunrise") | {"family": "sun-rise"}
+    (path,) = ibp_reduce.write_exports(record, tmp_path / "r.pkl", [name])
+    read = ibp_reduce.read_export(path)
+    matrices = record["differential_equation"]["matrices"]
+    assert read["reductions"] == {} and list(read["differential_equation"]["matrices"]) == ["s", "m", "d"]
+    for x, matrix in read["differential_equation"]["matrices"].items():
+        assert {row: list(entries) for row, entries in matrix.items()} == {row: list(entries) for row, entries in matrices[x].items()}
+        for row, entries in matrix.items():
+            assert all(are_equal(str(text), matrices[x][row][column], ["d", "s", "m"], 3) for column, text in entries.items())
+
+
+def test_exports_of_differential_equations_as_they_stand(ready):
+    words = ["--family", "bubble", "--differential-equation", "m", "--store", "s", "--quiet", "--output", "r.pkl"]
+    assert exit_code([*words, "--export", "mathematica,form,sympy"]) == 0
+    assert "DG[m,bubble,{1,0}] -> \n + ((d - 2)/(2*m))*G[bubble,{1,0}]\n" in Path("r.m").read_text()
+    assert "id D(m)*bubble(1,0) =\n + num(d - 2)*den(2*m)*bubble(1,0);\n" in Path("r.inc").read_text()
+    assert '"DG(m,1,0)": (\n        " + ((d - 2)/(2*m))*G(1,0)"' in Path("r.py").read_text()
+    converted = ["--convert", "r.pkl", "--output", "c.pkl", "--quiet", "--export", "json"]
+    assert exit_code(converted) == 0 and Path("c.json").exists() and Path("c.pkl").exists()
+
+
+@pytest.mark.parametrize("name", ["box", "sunrise"])
+def test_differential_equations_are_verified(name, equations, capsys):
+    path = equations(name)["path"]
+    line = said(capsys, ["--verify", str(path), "--work-dir", str(path.parent / "work")], 0)
+    assert line.startswith("verified: the equations in") and "3 random primes" in line
+
+
+@pytest.mark.parametrize("damage", ["sign", "missing", "extra", "dimension"])
+def test_wrong_differential_equations_are_found(damage, equations, ready, capsys):
+    record = {key: value for key, value in equations("box").items() if key != "path"}
+    record["differential_equation"] = json_free_copy(record["differential_equation"])
+    matrices, row, bubble = record["differential_equation"]["matrices"], (1, 1, 1, 1), (1, 0, 1, 0)
+    x = "d" if damage == "dimension" else "t"
+    if damage == "sign":
+        matrices[x][row][bubble] = f"-({matrices[x][row][bubble]})"
+    elif damage == "missing":
+        del matrices[x][row][bubble]
+    elif damage == "extra":
+        matrices[x][bubble][bubble] = "1/t"
+    else:
+        matrices[x][row][row] += "+1"
+    Path("r.pkl").write_bytes(pickle.dumps(record))
+    line = said(capsys, ["--verify", "r.pkl", "--store", "s", "--quiet"], 1)
+    where = ibp_reduce.show(bubble if damage == "extra" else row)
+    assert line.count("\n") == 1 and f"the equation in {x} of {where} is wrong at" in line
+
+
+def json_free_copy(value):
+    return {key: json_free_copy(part) for key, part in value.items()} if isinstance(value, dict) else value
+
+
+ONE_MASTER = {"masters": [(1, 1)], "matrices": {"m1": {(1, 1): {(1, 1): "1"}}}}
+
+
+@pytest.mark.parametrize("own", [
+    None, [], {}, {"masters": []}, {"masters": [(1, 1)], "matrices": {}}, {"masters": [(1, 1)], "matrices": []},
+    ONE_MASTER | {"masters": [(1, 1), (1, 1)]}, ONE_MASTER | {"masters": [(1, 0)]}, ONE_MASTER | {"masters": [[1, 1]]},
+    ONE_MASTER | {"matrices": {"u": {(1, 1): {}}}}, ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 0): "1"}}}},
+    ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 1): 0.5}}}}, ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 1): "__import__('os')"}}}},
+    ONE_MASTER | {"matrices": {"m1": [(1, 1)]}}, ONE_MASTER | {"matrices": {7: {(1, 1): {}}}},
+])  # fmt: skip
+def test_bad_differential_equations_are_refused(own, place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(record_of({}) | {"differential_equation": own}))
+    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+        line = said(capsys, words, 2)
+        assert line.count("\n") == 1 and "r.pkl: not a result of this program" in line and len(line) < 400
+
+
+def test_interrupted_differential_equations_go_on(ready, monkeypatch, capsys):
+    words = ["--family", "box", "--differential-equation", "s,t", "--store", "s", "--quiet", "--output", "r.pkl"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ibp_reduce.Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        assert exit_code(words) == 130
+    line = said(capsys, [*words[:3], "t", *words[4:]], 2)
+    assert line.count("\n") == 1 and "differential equations in s, t for the masters of box" in line and "--fresh" in line
+    assert exit_code([*words, "--resume"]) == 0
+    resumed = pickle.loads(Path("r.pkl").read_bytes())
+    assert exit_code(words) == 0
+    undisturbed = pickle.loads(Path("r.pkl").read_bytes())
+    assert resumed["differential_equation"] == undisturbed["differential_equation"]
+    assert resumed["statistics"]["resumed"] > 30 and undisturbed["statistics"]["resumed"] == 0
+
+
+@pytest.mark.parametrize("more", [["--local", "2"], ["--masters", "masters"]])
+def test_points_where_the_trace_fails_are_done_by_themselves(more, ready, monkeypatch, equations):
+    """Every third point is said to have failed."""
+    Path("masters").write_text("2,1,1,0,0\n1,2,1,0,0\n")
+    words = ["--family", "sunrise", "--differential-equation", "s,m", "--store", "s", "--quiet", "--output", "r.pkl", *more]
+    assert exit_code(words) == 0
+    undisturbed = pickle.loads(Path("r.pkl").read_bytes())
+    unpack, count = ibp_reduce.unpack_points, itertools.count()
+    monkeypatch.setattr(
+        ibp_reduce, "unpack_points", lambda *given: (unpack(*given)[0], unpack(*given)[1] & [next(count) % 12 > 0 for _ in given[2]])
+    )
+    assert exit_code(words) == 0
+    result = pickle.loads(Path("r.pkl").read_bytes())
+    assert result["differential_equation"] == undisturbed["differential_equation"] and result["statistics"]["unlucky"] > 3
+
+
+DIFFERENTIAL_USAGE_ERRORS = {
+    "u": ("'u'", "d, s, t"),
+    "s,s": ("'s,s'", "at most once"),
+    "all,s": ("'all,s'", "at most once"),
+    "s,": ("'s,'",),
+    "t --kinematics t=3": ("t is given as a number",),
+    "d --d 5": ("d is given as a number",),
+    "all --kinematics s=1,t=2": ("no invariant of box",),
+    "t --symbols d": ("--symbols", "contradict"),
+    "t --exact": ("--exact", "contradict"),
+    "t --epsilon 4-2*eps": ("--epsilon", "contradict"),
+    "t --export kira": ("--export kira", "mathematica, form, json or sympy"),
+    "t --prime 7": ("--prime 7", "of its own"),
+    "t --batch auto": ("--batch", "points"),
+    "t --certificate c": ("--certificate", "--verify"),
+    "t --integral 1,1": ("--integral", "2 indices"),
+    "t --masters nothing": ("nothing", "not readable"),
+    "t --kinematics u=3": ("--kinematics", "u=3"),
+}
+
+
+@pytest.mark.parametrize("command", DIFFERENTIAL_USAGE_ERRORS)
+def test_wrong_usage_of_differential_equations(command, place, capsys):
+    check_refused(["--family", "box", "--differential-equation", *shlex.split(command)], place, capsys, DIFFERENTIAL_USAGE_ERRORS[command])
+
+
+DIFFERENTIAL_TROUBLE = {
+    "--family idle.json --differential-equation u": (2, "neither the kinematics nor the propagators of idle depend on it"),
+    "--family box --differential-equation s --integral 1,1,0,0": (2, "there are no masters"),
+    "--family box --differential-equation s --d 4 --integral 1,1,1,0": (1, "I[1,1,1,0] is not reducible"),
+    "--family bubble --differential-equation s --masters dependent": (2, "depends linearly"),
+    "--family D.json --differential-equation s --export form": (2, "the name D is not free there"),
+}
+
+
+@pytest.mark.parametrize("command", DIFFERENTIAL_TROUBLE)
+def test_differential_equations_that_there_are_not(command, ready, capsys):
+    definition = ibp_reduce.family_definition(BUILT_IN_FAMILIES["bubble"])
+    Path("idle.json").write_text(json.dumps(definition | {"name": "idle", "invariants": {"s": "7", "m": "3", "u": "1"}}))
+    Path("D.json").write_text(json.dumps(definition | {"name": "D"}))
+    Path("dependent").write_text("1,0\n2,0\n")
+    code, says = DIFFERENTIAL_TROUBLE[command]
+    line = said(capsys, [*command.split(), "--store", "s", "--quiet"], code)
+    assert line.count("\n") == 1 and says in line and len(line) < 400 and not Path("results").exists()
+
+
+@pytest.mark.slow
+def test_equations_of_the_doublebox_in_another_dimension(equations):
+    functions = FunctionField(equations("doublebox", "s,t,d"))
+    shift = functions.matrices["d"]
+    for x in "st":
+        lowered = [[functions.lowered(entry) for entry in row] for row in functions.matrices[x]]
+        right = functions.total(functions.derivative(shift, x), functions.product(shift, functions.matrices[x]))
+        assert functions.product(lowered, shift) == right
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["doublebox", "trianglebox"])
+def test_larger_differential_equations_are_verified(name, equations, capsys):
+    path = equations(name)["path"]
+    assert said(capsys, ["--verify", str(path), "--work-dir", str(path.parent / "work")], 0).startswith("verified")
+
+
+# =====================================================================================================================
 # Spin model and annealer: oracles (brute force, closed forms) and laws
 # =====================================================================================================================
 
