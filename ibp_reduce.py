@@ -4538,7 +4538,6 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 # Kira input
 # =====================================================================================================================
 
-KIRA_POINT = (7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47)  # kinematics.yaml has no numbers: its invariants' defaults, in their order
 KIRA_LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
 # what is read, what is only named (how Kira goes about it, not what is wanted), what would change the result and is refused
 KIRA_FAMILY_KEYS = ("name", "loop_momenta", "top_level_sectors", "propagators", "cut_propagators", "zero_sectors")
@@ -4561,6 +4560,7 @@ KIRA_JOB_REFUSED = (
     *("extra_relations", "select_masters_reduction", "set_zero_sectors", "amplitude_translate", "insert_prefactors", "input_system"),
     *("weight_notation", "numerical_points"),
 )
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 KIRA_EXPORT_JOBS = ("kira2math", "kira2form", "kira2file", "kira2formfill")
 
 
@@ -4597,7 +4597,7 @@ class KiraKinematics:
 
     def expand(self, text: str) -> str:
         """An expression in Kira's notation in ours."""
-        return re.sub(r"[A-Za-z_]\w*", lambda match: self.replaced.get(match[0], match[0]), text.replace("^", "**"))
+        return _NAME.sub(lambda match: self.replaced.get(match[0], match[0]), text.replace("^", "**"))
 
 
 def read_yaml(path: Path, key: str) -> Any:
@@ -4683,7 +4683,7 @@ def _kira_invariants(data: dict, path: Path) -> dict[str, int]:
         if not isinstance(entry, list) or len(entry) != 2:
             raise InputError(f"{where}: expected [name, mass dimension], not {reprlib.repr(entry)}")
         name = expect(entry[0], str, where)
-        if not name.isidentifier() or name in invariants or name == "d":
+        if not _NAME.fullmatch(name) or name in invariants or name == "d":
             raise InputError(f"{where}: {name!r} is not a name, is there twice, or is 'd', the dimension")
         invariants[name] = expect_number(entry[1], f"{where}: mass dimension of {name}", least=-99)
     return invariants
@@ -4693,7 +4693,7 @@ def _kira_momenta(data: dict, path: Path) -> tuple[tuple[str, ...], dict[str, st
     """The independent external momenta, and what the other one is by momentum conservation."""
     incoming, outgoing = (expect_texts(data.get(key, ""), f"{path}: {key}") for key in ("incoming_momenta", "outgoing_momenta"))
     for key, names in (("incoming_momenta", incoming), ("outgoing_momenta", outgoing)):
-        bad = [name for name in names if not name.isidentifier() or names.count(name) > 1]
+        bad = [name for name in names if not _NAME.fullmatch(name) or names.count(name) > 1]
         if bad:
             raise InputError(f"{path}: {key}: {bad[0]!r} is not a name, or is there twice")
     entry = expect(data.get("momentum_conservation", ""), list, f"{path}: momentum_conservation")
@@ -4849,8 +4849,9 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
 
 
 def kira_point(count: int) -> list[int]:
-    """Distinct primes."""
-    return [*KIRA_POINT, *(n for n in range(KIRA_POINT[-1] + 2, 100 * count + 100) if all(n % q for q in range(2, n)))][:count]
+    """Default values of so many invariants, as kinematics.yaml has none: the primes 7, 11, 13, …"""
+    primes = (n for n in itertools.count(7) if all(n % q for q in range(2, math.isqrt(n) + 1)))
+    return list(itertools.islice(primes, count))
 
 
 def read_sector(text: str, n: int, where: str) -> int:
@@ -5350,6 +5351,9 @@ def read_kira_requests(options: Options) -> list[Request]:
     if options.family not in (EVERY_FAMILY, *known):
         raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
     families = [entry.family for name, entry in known.items() if options.family in (EVERY_FAMILY, name)]
+    listed = options.integral is None and options.integrals is None
+    if listed and not jobs.exists():
+        raise InputError(f"{jobs}: no such file; give --integral or --integrals")
     selection = read_jobs(jobs, known) if jobs.exists() else KiraSelection()
     files = [config, directory / "config" / "kinematics.yaml", jobs, *(path for _, path in selection.lists), *selection.preferred]
     for path in (options.output, options.store):
@@ -5386,6 +5390,11 @@ def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[
         if name in targets:
             targets[name][integral] = None
     combinations = {family.name: [c for part in parts if part.family is family for c in part.combinations] for family in families}
+    taken = {c.name for some in combinations.values() for c in some}
+    if left := next(
+        (part.family.name for part in parts if part.family.name not in targets and taken & {c.name for c in part.combinations}), ""
+    ):
+        raise InputError(f"{jobs}: a combination in its lists has integrals of {left}, too; leave out --family")
     for some in combinations.values():
         names = [combination.name for combination in some]
         if len(set(names)) < len(names):
@@ -5900,12 +5909,22 @@ def check_benchmark_options(options: Options) -> None:
             )
 
 
+def check_kira_mode(options: Options) -> None:
+    """Raises InputError where the families of a Kira project would be ignored."""
+    modes = [
+        name for name in ("make_training_data", "train_policy", "benchmark_search", "replay") if getattr(options, name) not in (None, False)
+    ]
+    if options.kira_config is not None and modes:
+        raise InputError(f"--kira-config and --{modes[0].replace('_', '-')} contradict each other: a Kira project is for reductions")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     ensure_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_options(arguments)
     try:
+        check_kira_mode(options)
         if options.list_families:
             print(list_families())
             code = 0
