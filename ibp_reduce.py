@@ -2472,7 +2472,7 @@ def _dependency(preferred: Sequence[Index], number: int, row: dict, p: int) -> s
     factor = -pow(row[("preferred", number)], -1, p)
     parts = [f"{value * factor % p}*{show(preferred[i])}" for (_, i), value in row.items() if i != number]
     if not parts:
-        return f"preferred master {show(preferred[number])} is zero, so it is linearly dependent; leave it out"
+        return f"preferred master {show(preferred[number])} depends linearly on any others: it is zero modulo {p}; leave it out"
     shown = " + ".join(parts[:8]) + (f" + {len(parts) - 8} more" if len(parts) > 8 else "")
     return f"preferred master {show(preferred[number])} depends linearly on the ones before it: it is {shown} modulo {p}; leave one out"
 
@@ -4539,6 +4539,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 # =====================================================================================================================
 
 KIRA_LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
+KIRA_LARGEST_SECTOR = 18  # lines of a sector whose subsectors are listed for it
 # what is read, what is only named (how Kira goes about it, not what is wanted), what would change the result and is refused
 KIRA_FAMILY_KEYS = ("name", "loop_momenta", "top_level_sectors", "propagators", "cut_propagators", "zero_sectors")
 KIRA_FAMILY_NAMED = ("magic_relations", "permutation", "permutation_option", "symbolic_ibp")
@@ -4919,6 +4920,8 @@ def _kira_range(entry: Any, families: dict[str, KiraFamily], where: str) -> list
         n = families[name].family.n
         texts = expect_texts(entry["sectors"], f"{where}: sectors") if "sectors" in entry else tuple(map(str, families[name].tops))
         tops = [read_sector(text, n, f"{where}: sectors") for text in texts]
+        if any(top.bit_count() > KIRA_LARGEST_SECTOR for top in tops):
+            raise InputError(f"{where}: a sector of more than {KIRA_LARGEST_SECTOR} lines; list the integrals that are wanted in a file")
         below = sorted({bits for top in tops for bits in subsectors(top)}, key=sector_order)
         sizes = []
         for bits in below:
@@ -5682,29 +5685,23 @@ def run_system(options: Options) -> int:
             raise InputError(f"--system and --{option.name.replace('_', '-')} contradict each other: the system is all that is solved")
     p, output = check_prime(options.prime), Path(options.output)
     check_paths(options, output, Path(options.work_dir), Path(options.work_dir) / "store.shelf")
-    values = [item.partition("=") for item in options.kinematics.split(",")] if options.kinematics is not None else []
-    symbols = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
-    if len(symbols) < len(values) or not all(name.isidentifier() and name != "d" for name in symbols):
-        raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
-    d = {} if options.d is None else {"d": parse_number(options.d, "d")}
-    system = read_system(options.system, symbols | d)
-    other = GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME
+    symbols = system_symbols(options)
+    system = read_system(options.system, symbols)
     if options.masters is not None:
         labels = [line.partition("#")[0] for line in read_lines(options.masters, "--masters")]
         system = prefer(system, tuple(dict.fromkeys(re.sub(r"[\s+]", "", label) for label in labels if label.strip())), p)
     solved = solve_system(system, p)
-    if solved.keys() != solve_system(system, other).keys():
-        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo {other}, by accident; take a larger prime")
-    reductions = {label: solved.get(label, {label: 1}) for label in reversed(system.unknowns)}
+    if solved.keys() != solve_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME).keys():
+        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
     masters = [label for label in system.unknowns if label not in solved]
     record = {
         "format": 1,
         "success": True,
         "family": Path(options.system).name,
         "prime": p,
-        "d": plain_number(d["d"]) if d else None,
-        "kinematics": {name: plain_number(value) for name, value in symbols.items()},
-        "reductions": reductions,
+        "d": plain_number(symbols["d"]) if "d" in symbols else None,
+        "kinematics": {name: plain_number(value) for name, value in symbols.items() if name != "d"},
+        "reductions": {label: solved.get(label, {label: 1}) for label in reversed(system.unknowns)},
         "masters": masters,
         "unreduced": [],
         "steps": len(solved),
@@ -5715,11 +5712,19 @@ def run_system(options: Options) -> int:
     }
     write_pickle(record, output)
     if not options.quiet:
-        print(
-            f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {len(masters)} of them independent: "
-            f"{' '.join(masters[:20])}{' ...' if len(masters) > 20 else ''}\nwritten to {output}"
-        )
+        shown = f"{' '.join(masters[:20])}{' ...' if len(masters) > 20 else ''}"
+        print(f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {len(masters)} of them independent: {shown}")
+        print(f"written to {output}")
     return 0
+
+
+def system_symbols(options: Options) -> dict[str, Fraction]:
+    """Values of --kinematics and --d, which coefficients of a system may contain. Raises InputError."""
+    values = [item.partition("=") for item in options.kinematics.split(",")] if options.kinematics is not None else []
+    symbols = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
+    if len(symbols) < len(values) or not all(name.isidentifier() and name != "d" for name in symbols):
+        raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
+    return symbols | ({} if options.d is None else {"d": parse_number(options.d, "d")})
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -5911,11 +5916,10 @@ def check_benchmark_options(options: Options) -> None:
 
 def check_kira_mode(options: Options) -> None:
     """Raises InputError where the families of a Kira project would be ignored."""
-    modes = [
-        name for name in ("make_training_data", "train_policy", "benchmark_search", "replay") if getattr(options, name) not in (None, False)
-    ]
+    names = ("make_training_data", "train_policy", "benchmark_search", "replay", "benchmark", "system")
+    modes = [name.replace("_", "-") for name in names if getattr(options, name) is not None and getattr(options, name) is not False]
     if options.kira_config is not None and modes:
-        raise InputError(f"--kira-config and --{modes[0].replace('_', '-')} contradict each other: a Kira project is for reductions")
+        raise InputError(f"--kira-config and --{modes[0]} contradict each other: a Kira project is for reductions")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
