@@ -4567,11 +4567,12 @@ KIRA_EXPORT_JOBS = ("kira2math", "kira2form", "kira2file", "kira2formfill")
 
 @dataclass(frozen=True)
 class KiraFamily:
-    """tops: the top-level sectors; cuts: numbers of the cut propagators, from 1."""
+    """tops: the top-level sectors; cuts: numbers of the cut propagators, from 1; named: options that are there and not followed."""
 
     family: Family
     tops: tuple[int, ...]
     cuts: tuple[int, ...]
+    named: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -4846,7 +4847,8 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
     _check_family(family, where)
     if clash := sorted(set(family.loop_momenta) & set(kinematics.replaced)):
         raise InputError(f"{where}: loop_momenta: {clash[0]!r} stands for something else in kinematics.yaml")
-    return KiraFamily(family, sectors, tuple(cuts))
+    named = tuple(key for key in KIRA_FAMILY_NAMED if data.get(key, "false") != "false")
+    return KiraFamily(family, sectors, tuple(cuts), named)
 
 
 def kira_point(count: int) -> list[int]:
@@ -4913,6 +4915,8 @@ def _kira_range(entry: Any, families: dict[str, KiraFamily], where: str) -> list
     check_keys(entry, ("topologies", "sectors", "r", "s", "d"), where)
     names = expect_texts(entry.get("topologies", list(families)), f"{where}: topologies")
     r, s = (expect_number(entry.get(key), f"{where}: {key}") for key in ("r", "s"))
+    if max(r, s) > LARGEST_TARGET_INDEX:
+        raise InputError(f"{where}: r = {r}, s = {s}; at most {LARGEST_TARGET_INDEX} is taken")
     found: list[tuple[str, Index]] = []
     for name in names:
         if name not in families:
@@ -4959,6 +4963,7 @@ def check_tops(known: KiraFamily, integrals: Iterable[Index], where: str) -> Non
 # =====================================================================================================================
 
 _LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d+)\s*[:*]\s*(\S.*)", re.ASCII)
+_PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:/0*[1-9][0-9]{0,300})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -4987,7 +4992,9 @@ def read_system(path: str, symbols: dict[str, Fraction]) -> LinearSystem:
         label, coefficient = re.sub(r"[\s+]", "", match[1]), match[2].replace("^", "**")
         if label in equations[-1]:
             raise InputError(f"{where}: {label} is in this equation twice; an empty line ends an equation")
-        equations[-1][label] = evaluate(coefficient, symbols, where)
+        inner = coefficient[1:-1] if coefficient[0] == "(" and coefficient[-1] == ")" else coefficient
+        # most are plain numbers, and reading an expression takes ten times as long
+        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else evaluate(coefficient, symbols, where)
     if not equations[0]:
         raise InputError(f"--system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation))
@@ -5008,11 +5015,8 @@ def system_order(equations: Sequence[dict[str, Fraction]]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: weight(indices[label])))
 
 
-def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
-    """Every unknown that the equations determine, through those that they do not, modulo p: heaviest first is eliminated.
-
-    Raises InputError where a denominator vanishes modulo p.
-    """
+def eliminate_system(system: LinearSystem, p: int) -> dict[int, dict[int, int]]:
+    """{number of an unknown: what it equals, in lighter ones}, modulo p. Raises InputError where a denominator vanishes modulo p."""
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
     for equation in system.equations:
@@ -5021,20 +5025,23 @@ def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
                 raise InputError(f"--system: coefficient {value} of {label} is a division by zero modulo {p}; take another --prime")
         values = {number[label]: value.numerator * pow(value.denominator, -1, p) % p for label, value in equation.items()}
         rows.append({place: value for place, value in values.items() if value})
-    pivots: dict[int, dict[int, int]] = {}  # unknown: what it equals
+    pivots: dict[int, dict[int, int]] = {}
     for row in sorted(rows, key=lambda row: (max(row, default=-1), len(row))):
-        while row and max(row) in pivots:
-            lead = max(row)
-            _subtract(row, {lead: p - 1} | pivots[lead], p - row[lead], p)
+        while row and (lead := max(row)) in pivots:
+            _subtract(row, pivots[lead], -row.pop(lead), p)
         if row:
-            lead = max(row)
-            inverse = -pow(row.pop(lead), -1, p)
-            pivots[lead] = {place: value * inverse % p for place, value in row.items()}
+            factor = -pow(row.pop(lead), -1, p)
+            pivots[lead] = {place: value * factor % p for place, value in row.items()}
+    return pivots
+
+
+def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
+    """Every unknown that the equations determine, heaviest first, through those that they do not, modulo p. Raises InputError."""
+    pivots, labels = eliminate_system(system, p), system.unknowns
     for lead in sorted(pivots):
-        for place in [place for place in pivots[lead] if place in pivots]:
-            row = pivots[lead]
-            _subtract(row, {place: p - 1} | pivots[place], p - row[place], p)
-    labels = system.unknowns
+        row = pivots[lead]
+        for place in [place for place in row if place in pivots]:
+            _subtract(row, pivots[place], -row.pop(place), p)
     return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
 
 
@@ -5357,7 +5364,7 @@ def read_kira_requests(options: Options) -> list[Request]:
     listed = options.integral is None and options.integrals is None
     if listed and not jobs.exists():
         raise InputError(f"{jobs}: no such file; give --integral or --integrals")
-    selection = read_jobs(jobs, known) if jobs.exists() else KiraSelection()
+    selection = read_jobs(jobs, known) if listed else KiraSelection()
     files = [config, directory / "config" / "kinematics.yaml", jobs, *(path for _, path in selection.lists), *selection.preferred]
     for path in (options.output, options.store):
         if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
@@ -5369,8 +5376,6 @@ def read_kira_requests(options: Options) -> list[Request]:
         requests = read_targets(options.integrals, families, "--integrals")
     else:
         requests = _selected(selection, families, known, jobs)
-        if selection.named:
-            say(f"{jobs}: not followed, as this program has its own ways: {', '.join(selection.named)}")
     requests = _with_masters(requests, options, selection, [entry.family for entry in known.values()])
     for request in requests:
         entry = known[request.family.name]
@@ -5378,6 +5383,10 @@ def read_kira_requests(options: Options) -> list[Request]:
         if entry.cuts:
             raise InputError(f"{config}: family {request.family.name}: cut_propagators is not supported; remove it to reduce without cuts")
         propagator_algebra(request.family, f"{config}: family {request.family.name}: propagators")
+    named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
+    for path, keys in ((config, named), (jobs, selection.named)):
+        if keys:
+            say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
     return requests
 
 
@@ -5392,16 +5401,15 @@ def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[
     for name, integral in selection.ranges:
         if name in targets:
             targets[name][integral] = None
-    combinations = {family.name: [c for part in parts if part.family is family for c in part.combinations] for family in families}
-    taken = {c.name for some in combinations.values() for c in some}
-    if left := next(
-        (part.family.name for part in parts if part.family.name not in targets and taken & {c.name for c in part.combinations}), ""
-    ):
-        raise InputError(f"{jobs}: a combination in its lists has integrals of {left}, too; leave out --family")
-    for some in combinations.values():
-        names = [combination.name for combination in some]
-        if len(set(names)) < len(names):
-            raise InputError(f"{jobs}: two lists have a combination of the same name, {max(names, key=names.count)}")
+    combinations = {
+        family.name: dict.fromkeys(c for part in parts if part.family is family for c in part.combinations) for family in families
+    }
+    origin: dict[str, str] = {}
+    for family, combination in ((part.family, c) for part in parts for c in part.combinations):
+        if origin.setdefault(combination.name, combination.where) != combination.where:
+            raise InputError(f"{jobs}: two lists have a combination {combination.name!r}: {origin[combination.name]}; {combination.where}")
+        if family not in families and any(combination.name == c.name for some in combinations.values() for c in some):
+            raise InputError(f"{combination.where}: {combination.name} has integrals of {family.name}, too; leave out --family")
     requests = [Request(family, tuple(targets[family.name]), tuple(combinations[family.name])) for family in families]
     requests = [request for request in requests if request.integrals]
     if not requests:
@@ -5691,7 +5699,8 @@ def run_system(options: Options) -> int:
         labels = [line.partition("#")[0] for line in read_lines(options.masters, "--masters")]
         system = prefer(system, tuple(dict.fromkeys(re.sub(r"[\s+]", "", label) for label in labels if label.strip())), p)
     solved = solve_system(system, p)
-    if solved.keys() != solve_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME).keys():
+    other = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
+    if solved.keys() != {system.unknowns[lead] for lead in other}:
         raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
     masters = [label for label in system.unknowns if label not in solved]
     record = {

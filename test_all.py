@@ -6008,6 +6008,20 @@ def test_symbol_to_replace_by_one(place, capsys):
     assert exit_code(["--kira-config", project, "--family", "box", "--integral=1,1,1,1", "--kinematics", "t=2"]) == 2
 
 
+@needs_yaml
+def test_options_that_are_not_followed_are_named(place, capsys):
+    edit = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            magic_relations: true\n            permutation: [1,2,3,4]")
+    project = write_project(
+        place / "two", KIRA_TWO, edit_families=edit, edit_jobs=("select_integrals", "run_symmetries: true\n              select_integrals")
+    )
+    reduced("--kira-config", project)
+    families, jobs = capsys.readouterr().err.splitlines()
+    assert families.endswith("integralfamilies.yaml: not followed, as this program has its own ways: magic_relations, permutation")
+    assert jobs.endswith("jobs.yaml: not followed, as this program has its own ways: run_symmetries")
+    reduced("--kira-config", project, "--integral=boxx[1,1,0,1]")
+    assert capsys.readouterr().err == ""
+
+
 def test_default_point_of_kira_input():
     assert ibp_reduce.kira_point(5) == [7, 11, 13, 17, 19]
     assert len(set(ibp_reduce.kira_point(40))) == 40
@@ -6102,7 +6116,6 @@ def test_one_of_several_families(place, capsys):
 RANGE = """
     jobs:
       - reduce_sectors:
-          reduce: [{r: 9, s: 9}]
           select_integrals:
             select_mandatory_recursively:
               - {topologies: [box], sectors: [b1110], r: 4, s: 1, d: 1}
@@ -6118,6 +6131,30 @@ def test_ranges_and_preferred_masters_of_jobs(place):
     assert set(found["reductions"]) == wanted
     assert (2, 0, 1, 0) in found["masters"] and (1, 0, 1, 0) not in found["masters"]
     assert set().union(*found["reductions"].values()) == {(2, 0, 1, 0)}  # of this sector only the s channel bubble is not scaleless
+
+
+@needs_yaml
+@pytest.mark.parametrize(
+    ("old", "new", "fragments"),
+    [
+        ("{topologies: [box], sectors: [b1110], r: 4, s: 1, d: 1}", "[box, 7, 1, 1]", ("expected {topologies",)),
+        ("r: 4", "r: 101", ("at most 100",)),
+        ("r: 4, s: 1, d: 1", "r: 40, s: 40", ("more than 20,000 integrals",)),
+        ("r: 4, s: 1", "r: 4", ("s: expected an integer",)),
+        ("r: 4", "r: t", ("r: expected an integer",)),
+        ("r: 4", "R: 4", ("'R'",)),
+        ("topologies: [box]", "topologies: [bax]", ("'bax'", "box, boxx")),
+        ("sectors: [b1110]", "sectors: [b11101]", ("'b11101'",)),
+        ("preferred_masters: preferred", "preferred_masters: [preferred]", ("preferred_masters", "a word")),
+        ("preferred_masters: preferred", "preferred_masters: none", ("none", "No such file")),
+        ("preferred_masters: preferred", "preferred_masters: dependent", ("I[2,0,1,0]", "depends linearly", "I[1,0,1,0]")),
+    ],
+)
+def test_bad_ranges_and_masters_of_jobs(old, new, fragments, place, capsys):
+    write_project(
+        place / "two", KIRA_TWO | {"jobs.yaml": RANGE, "preferred": "", "dependent": "box[1,0,1,0]\nbox[2,0,1,0]\n"}, edit_jobs=(old, new)
+    )
+    check_refused(["--kira-config=two", "--quiet"], place, capsys, fragments)
 
 
 def test_kira_input_without_pyyaml(place, capsys, monkeypatch):
@@ -6199,6 +6236,7 @@ BAD_PROJECTS = {
     ("mixed", "boxx[1,1,0,2]", "[1,1,0,2]"): ("mixed", "line 1", "box, boxx"),
     ("mixed", "boxx[1,1,0,2]", "boxx[1,1,2,0]"): ("boxx[1,1,2,0]", "sector 7", "top_level_sectors"),
     ("mixed", "boxx[1,1,0,2]", "amplitude: box[1,1,1,1]"): ("mixed", "line 2", "'amplitude'"),
+    ("list", "box[2,1,1,1]", "amplitude: box[1,1,1,1]"): ("jobs.yaml", "two lists", "'amplitude'", "list, line 1", "mixed, line 2"),
 }  # fmt: skip
 
 
@@ -6221,7 +6259,7 @@ def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
         ("--kira-config=two --family=trianglebox", ("--family trianglebox", "box, boxx")),
         ("--kira-config=two --integral=1,1,1,1", ("--integral", "box, boxx")),
         ("--kira-config=two --integral=bax[1,1,1,1]", ("--integral", "bax")),
-        ("--kira-config=two --family=box", ("combination", "boxx", "--family")),
+        ("--kira-config=two --family=box", ("amplitude", "boxx", "--family")),
         ("--kira-config=two --batch=auto", ("one family at a time", "box, boxx")),
         ("--kira-config=two --output=two/list", ("two/list", "Kira project")),
         ("--kira-config=two --store=two/jobs.yaml", ("two/jobs.yaml", "Kira project")),
@@ -6552,6 +6590,10 @@ BAD_SYSTEMS = {
     "x: __import__('os').getpid()\n": ("line 1", "arithmetic"),
     "x: " + "9" * 6000 + "\n": ("line 1", "6000"),
     "x: 1\0\n": ("line 1",),
+    "x: (3\n": ("line 1", "'(3'"),
+    "x: 3)\n": ("line 1", "'3)'"),
+    "x: ()\n": ("line 1", "'()'"),
+    "x: (1)(2)\n": ("line 1", "arithmetic"),
 }
 
 
