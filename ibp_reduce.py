@@ -4539,6 +4539,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 # =====================================================================================================================
 
 KIRA_LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
+KIRA_LARGEST_COUNT = 60  # propagators, momenta or invariants
 KIRA_LARGEST_SECTOR = 18  # lines of a sector whose subsectors are listed for it
 # what is read, what is only named (how Kira goes about it, not what is wanted), what would change the result and is refused
 KIRA_FAMILY_KEYS = ("name", "loop_momenta", "top_level_sectors", "propagators", "cut_propagators", "zero_sectors")
@@ -4688,6 +4689,8 @@ def _kira_invariants(data: dict, path: Path) -> dict[str, int]:
         if not _NAME.fullmatch(name) or name in invariants or name == "d":
             raise InputError(f"{where}: {name!r} is not a name, is there twice, or is 'd', the dimension")
         invariants[name] = expect_number(entry[1], f"{where}: mass dimension of {name}", least=-99)
+    if len(invariants) > KIRA_LARGEST_COUNT:
+        raise InputError(f"{where}: {len(invariants)} of them; at most {KIRA_LARGEST_COUNT} are taken")
     return invariants
 
 
@@ -4704,6 +4707,8 @@ def _kira_momenta(data: dict, path: Path) -> tuple[tuple[str, ...], dict[str, st
     if both and (len(incoming) > 1 or len(outgoing) > 1 or entry):  # one momentum that flows in and out again is no contradiction
         raise InputError(f"{path}: {both[0]!r} is in incoming_momenta and in outgoing_momenta; a momentum has one direction")
     names = tuple(dict.fromkeys(incoming + outgoing))
+    if len(names) > KIRA_LARGEST_COUNT:
+        raise InputError(f"{path}: {len(names)} external momenta; at most {KIRA_LARGEST_COUNT} are taken")
     if not entry:
         return names, {}
     if len(entry) != 2 or entry[0] not in names or not isinstance(entry[1], str):
@@ -4821,6 +4826,8 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
     entries = expect(data.get("propagators", ""), list, f"{where}: propagators")
     propagators = [read_propagator(entry, f"{where}: propagator {number}") for number, entry in enumerate(entries, 1)]
     n = len(propagators)
+    if not 0 < n <= KIRA_LARGEST_COUNT:
+        raise InputError(f"{where}: {n} propagators; expected 1 to {KIRA_LARGEST_COUNT}")
     tops = expect_texts(data.get("top_level_sectors", [str(2**n - 1)]), f"{where}: top_level_sectors")
     sectors = tuple(dict.fromkeys(read_sector(text, n, f"{where}: top_level_sectors") for text in tops))
     cuts = [
@@ -5092,7 +5099,7 @@ class Options:
     local: int = _option(
         1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N"
     )
-    family: str = _option("trianglebox", "a built-in family or a JSON file", metavar="NAME|FILE")
+    family: str = _option("trianglebox", "a built-in family or a JSON file; with --kira-config one of its families", metavar="NAME|FILE")
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
     kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
@@ -5376,7 +5383,12 @@ def read_kira_requests(options: Options) -> list[Request]:
         requests = read_targets(options.integrals, families, "--integrals")
     else:
         requests = _selected(selection, families, known, jobs)
-    requests = _with_masters(requests, options, selection, [entry.family for entry in known.values()])
+    if options.masters is not None:
+        preferred = read_targets(options.masters, families, "--masters", combinations=False)
+    else:
+        everyone = [entry.family for entry in known.values()]
+        preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
+    requests = [_with_masters(request, preferred) for request in requests]
     for request in requests:
         entry = known[request.family.name]
         check_tops(entry, request.integrals, str(config))
@@ -5388,6 +5400,11 @@ def read_kira_requests(options: Options) -> list[Request]:
         if keys:
             say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
     return requests
+
+
+def _with_masters(request: Request, preferred: Sequence[Request]) -> Request:
+    masters = dict.fromkeys(master for other in preferred if other.family is request.family for master in other.targets)
+    return replace(request, preferred=tuple(masters))
 
 
 def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[str, KiraFamily], jobs: Path) -> list[Request]:
@@ -5415,14 +5432,6 @@ def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[
     if not requests:
         raise InputError(f"{jobs}: selects no integrals of {', '.join(f.name for f in families)}; give --integral or --integrals")
     return requests
-
-
-def _with_masters(requests: list[Request], options: Options, selection: KiraSelection, everyone: Sequence[Family]) -> list[Request]:
-    """With the preferred masters of --masters, else of jobs.yaml."""
-    paths = [Path(options.masters)] if options.masters is not None else list(selection.preferred)
-    parts = [part for path in paths for part in read_targets(path, everyone, "preferred masters", combinations=False)]
-    found = [tuple(m for part in parts if part.family is request.family for m in part.targets) for request in requests]
-    return [replace(request, preferred=tuple(dict.fromkeys(masters))) for request, masters in zip(requests, found)]
 
 
 def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> Point:

@@ -6109,6 +6109,8 @@ def test_one_of_several_families(place, capsys):
     found = reduced("--kira-config", project, "--family=box")
     assert list(found["reductions"]) == [(2, 1, 1, 1), (1, 2, 0, 1)]
     assert reduced("--kira-config", project, "--integral=boxx[1,1,0,2]")["family"] == "boxx"
+    (place / "masters").write_text("2,0,1,0\n")
+    assert (2, 0, 1, 0) in reduced("--kira-config", project, "--family=box", "--masters=masters")["masters"]
     (place / "mine").write_text("boxx[1,1,0,2]\nbox[1,1,1,1]\n")
     assert reduced("--kira-config", project, "--integrals=mine")["family"] == "box, boxx"
 
@@ -6288,6 +6290,40 @@ def test_words_of_yaml_that_mean_something_else(place):
     (family,) = kira_families(project).values()
     assert family.name == "yes" and family.loop_momenta == ("on",) and family.symbols == ("d", "no", "null")
     assert identities_at(family, no=3, null=5) == identities_at(BUILT_IN_FAMILIES["bubble"], s=5, m=9)
+
+
+@needs_yaml
+@pytest.mark.parametrize(
+    ("what", "old", "new", "fragments"),
+    [
+        (
+            "families",
+            "top_level_sectors: [15]\n            propagators:\n",
+            "propagators:\n" + 3000 * "              - [k1, 0]\n",
+            ("3004 propagators",),
+        ),
+        (
+            "kinematics",
+            "- [s, 2]\n",
+            "- [s, 2]\n" + "".join(f"            - [x{i}, 2]\n" for i in range(5000)),
+            ("kinematic_invariants", "5002"),
+        ),
+        (
+            "kinematics",
+            "outgoing_momenta: []",
+            f"outgoing_momenta: [{', '.join(f'q{i}' for i in range(2000))}]",
+            ("2004 external momenta",),
+        ),
+        ("kinematics", "[p4, -p1-p2-p3]", "[p4, " + "-" * 4000 + "p1-p2-p3]", ("momentum_conservation",)),
+        ("kinematics", "[[p4, p4], 0]", f"[[p4, p4], {'9' * 6000}]", ("scalarproduct_rules",)),
+    ],
+    ids=["propagators", "invariants", "momenta", "minus", "digits"],
+)
+def test_kira_project_of_absurd_size(what, old, new, fragments, place, capsys):
+    write_project(place / "two", KIRA_TWO, **{f"edit_{what}": (old, new)})
+    started = time.monotonic()
+    check_refused(["--kira-config=two"], place, capsys, fragments)
+    assert time.monotonic() < started + DEADLINE_S
 
 
 @needs_yaml
