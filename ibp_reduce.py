@@ -360,13 +360,14 @@ def read_propagator(entry: Any, where: str) -> tuple[str, str]:
     match entry:
         case {"bilinear": [[str(first), str(second)], str() | int() as mass], **rest} if not rest:
             return f"({first})*({second})", str(mass)
-        case str(momentum):
-            return momentum, "0"
-        case [str(momentum), str() | int() as mass]:
-            return momentum, str(mass)
-    raise InputError(
-        f"{where}: expected 'momentum', ['momentum', 'squared mass'] or {{'bilinear': [['momentum', 'momentum'], 'squared mass']}}"
-    )
+        case [momentum, mass] if not isinstance(momentum, (list, dict)) and not isinstance(mass, (list, dict)):
+            return str(momentum), str(mass)
+        case list() | dict():
+            raise InputError(
+                f"{where}: expected 'momentum', ['momentum', 'squared mass'] or {{'bilinear': [['momentum', 'momentum'], 'squared mass']}}, "
+                f"not {reprlib.repr(entry)}"
+            )
+    return str(entry), "0"
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4807,7 +4807,7 @@ BAD_FAMILIES = {
     "inverse momentum": ({"propagators": ["k1", "1/k1"]}, ["'1/k1'"]),
     "propagator a number": ({"propagators": ["k1", 2]}, ["'2'"]),
     "propagator null": ({"propagators": ["k1", None]}, ["'None'"]),
-    "propagator an object": ({"propagators": ["k1", {"p": "m"}]}, ["arithmetic"]),
+    "propagator an object": ({"propagators": ["k1", {"p": "m"}]}, ["propagator 2", "bilinear", "{'p': 'm'}"]),
     "propagator of three parts": ({"propagators": ["k1", ["k1", "p", "m"]]}, ["propagator"]),
     "propagator of no part": ({"propagators": ["k1", []]}, ["propagator"]),
     "empty propagator": ({"propagators": ["k1", ""]}, ["arithmetic"]),
@@ -6059,7 +6059,7 @@ def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
 
 @pytest.mark.parametrize(
     "entry",
-    [{"bilinear": [["k1"], "w"]}, {"bilinear": [["k1", "v"]]}, {"bilinear": [["k1", "v"], "w"], "x": 1}, ["k1", "m", "n"], 5, [1, 2]],
+    [{"bilinear": [["k1"], "w"]}, {"bilinear": [["k1", "v"]]}, {"bilinear": [["k1", "v"], "w"], "x": 1}, ["k1", "m", "n"], [["k1"], "m"]],
 )
 def test_propagators_that_are_none(entry, place, capsys):
     (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"propagators": ["k1", entry]}))
