@@ -8,6 +8,8 @@
     python ibp_reduce.py --certificate proof.cert --export mathematica,form
     python ibp_reduce.py --verify proof.cert
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --symbols d  # coefficients as functions of d; --exact: rational numbers
+    python ibp_reduce.py --kira-config my_kira_project         # families, kinematics and lists of a Kira project
+    python ibp_reduce.py --system equations.txt                # any homogeneous linear system
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 
@@ -27,6 +29,7 @@ How a reduction goes (the sections below, in this order):
     One-step tasks          batches of integrals for any executor, and what a closure under one-step reduction has met
     Masters                 which integrals nothing reduces; corners; a preferred basis
     Store                   rules, identities and one-step results on disk, shared by programs; the journal of a run
+    Targets                 linear combinations of integrals that are reduced as one; what a run is asked for
     Controller              sectors from the top down, over an executor
     Asynchronous controller one-step tasks without barriers, resumable; what --status shows
     Many points             a reduction recorded once, replayed at many primes and points in the same array operations
@@ -39,6 +42,8 @@ How a reduction goes (the sections below, in this order):
     Formats                 results for Mathematica, FORM, Kira, JSON and sympy, and back
     Certificates            results with the identities that prove them; an independent verification
     Benchmark               the published integrals against the published figures
+    Kira input              integralfamilies.yaml, kinematics.yaml and jobs.yaml of a Kira project
+    Linear systems          equations of a file, solved by the same elimination
     Command line
 
 Glossary: L loop momenta k, E independent external momenta p, n propagators; an integral is its tuple of n indices; sector = bit mask of
@@ -63,6 +68,7 @@ import pickle
 import queue
 import random
 import re
+import reprlib
 import shelve
 import shlex
 import shutil
@@ -136,6 +142,7 @@ class InputError(ReductionError):
 MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
 GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
 LARGEST_TARGET_INDEX = 100
+OTHER_PRIME = 2**31 - 19  # a second large prime, where one alone could mislead
 MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
@@ -332,9 +339,9 @@ _FAMILY_KEYS = {
 def load_family(text: str) -> Family:
     """The built-in family of this name, or the one defined in this JSON file.
 
-    The file holds one object: name, loop_momenta ["k1"], external_momenta ["p1", "p2"], propagators ["k1", ["k1+p1", "m"], …] (momentum or
-    [momentum, squared mass], ISPs last), isps (how many), kinematics {"p1*p1": "0", "p1*p2": "s/2"}, invariants {"s": 3} with their
-    default values, and optionally d. Raises InputError.
+    The file holds one object: name, loop_momenta ["k1"], external_momenta ["p1", "p2"], propagators ["k1", ["k1+p1", "m"], …] (momentum,
+    [momentum, squared mass], or linear: {"bilinear": [["k1", "p1"], "w"]}, which is ["k1*p1", "w"]; ISPs last), isps (how many), kinematics
+    {"p1*p1": "0", "p1*p2": "s/2"}, invariants {"s": 3} with their default values, and optionally d. Raises InputError.
     """
     if text in BUILT_IN_FAMILIES:
         return BUILT_IN_FAMILIES[text]
@@ -358,14 +365,12 @@ def define_family(data: Any, where: str) -> Family:
     unknown = set(data) - set(_FAMILY_KEYS) - {"d"}
     if unknown:
         raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d")
-    propagators = [entry if isinstance(entry, list) else [entry, "0"] for entry in data["propagators"]]
-    if any(len(entry) != 2 for entry in propagators):
-        raise InputError(f"{where}: a propagator is 'momentum' or ['momentum', 'squared mass']")
+    propagators = [read_propagator(entry, f"{where}: propagator {n}") for n, entry in enumerate(data["propagators"], 1)]
     family = Family(
         data["name"],
         tuple(map(str, data["loop_momenta"])),
         tuple(map(str, data["external_momenta"])),
-        tuple((str(momentum), str(mass)) for momentum, mass in propagators),
+        tuple(propagators),
         data["isps"],
         tuple((str(pair), str(value)) for pair, value in data["kinematics"].items()),
         tuple((str(name), str(value)) for name, value in data["invariants"].items()),
@@ -387,6 +392,21 @@ def family_definition(family: Family) -> dict[str, Any]:
         "invariants": dict(family.point),
         "d": family.d,
     }
+
+
+def read_propagator(entry: Any, where: str) -> tuple[str, str]:
+    """(momentum or product of two, squared mass) from 'k1', ['k1', 'm'] or {'bilinear': [['k1', 'p'], 'm']}. Raises InputError."""
+    match entry:
+        case {"bilinear": [[str(first), str(second)], str() | int() as mass], **rest} if not rest:
+            return f"({first})*({second})", str(mass)
+        case [momentum, mass] if not isinstance(momentum, (list, dict)) and not isinstance(mass, (list, dict)):
+            return str(momentum), str(mass)
+        case list() | dict():
+            raise InputError(
+                f"{where}: expected 'momentum', ['momentum', 'squared mass'] or {{'bilinear': [['momentum', 'momentum'], 'mass']}}, "
+                f"not {reprlib.repr(entry)}"
+            )
+    return str(entry), "0"
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -481,19 +501,7 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
     Applied to a seed a, an operator is the equation 0 = sum over its terms of (sum_i c_i a_i + c_0) I[a + shift]. Exact in d and the
     invariants. Raises InputError for propagators that are not a basis of the scalar products, or undefined symbols.
     """
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-    from sympy.polys.rings import ring
-
-    where = f"family {family.name}"
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-    externals = _external_products(family, invariants, functions, where)
-    in_propagators = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
+    functions, invariants, momenta, propagators, externals, in_propagators = propagator_algebra(family, f"family {family.name}")
     loops, n = len(family.loop_momenta), family.n
 
     def add_derivative(terms: dict, factor: Any, momentum: int, vector: Any) -> None:
@@ -524,6 +532,27 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
                 add_derivative(terms, -externals[e, i], loops + e, momenta[loops + j])
             operators.append(terms)
     return tuple(_freeze_operator(terms) for terms in operators)
+
+
+def propagator_algebra(family: Family, where: str) -> tuple[Any, dict[str, Any], list, list, dict, Callable[[Any], list]]:
+    """What identities are derived from. Raises InputError.
+
+    Returns the field of functions, the invariants in it, the momenta, the propagators without masses, the products of external momenta,
+    and the map from a product of momenta to its n + 1 coefficients of D_1 … D_n and 1.
+    """
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+    from sympy.polys.rings import ring
+
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
+    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
+    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
+    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
+    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
+    externals = _external_products(family, invariants, functions, where)
+    in_propagators = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
+    return functions, invariants, momenta, propagators, externals, in_propagators
 
 
 def _propagator(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
@@ -2884,9 +2913,7 @@ def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index]
                 _subtract(row, {master: p - 1} | replacement, p - row[master], p)
         left = [key for key in row if key[0] != "preferred"]
         if not left:
-            raise InputError(
-                f"preferred master {show(preferred[number])} depends linearly on the ones before it (or is zero); leave one of them out"
-            )
+            raise InputError(_dependency(preferred, number, row, p))
         pivot = max(left, key=weight)
         inverse = -pow(row.pop(pivot), -1, p)
         replacement = {key: value * inverse % p for key, value in row.items()}
@@ -2895,6 +2922,16 @@ def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index]
                 _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
         solved[pivot] = replacement
     return {target: _in_new_basis(expression, solved, preferred, p) for target, expression in reductions.items()}
+
+
+def _dependency(preferred: Sequence[Index], number: int, row: dict, p: int) -> str:
+    """Why a preferred master cannot be one: row = {("preferred", i): factor} is a relation between it and the ones before it."""
+    factor = -pow(row[("preferred", number)], -1, p)
+    parts = [f"{value * factor % p}*{show(preferred[i])}" for (_, i), value in row.items() if i != number]
+    if not parts:
+        return f"preferred master {show(preferred[number])} depends linearly on any others: it is zero modulo {p}; leave it out"
+    shown = " + ".join(parts[:8]) + (f" + {len(parts) - 8} more" if len(parts) > 8 else "")
+    return f"preferred master {show(preferred[number])} depends linearly on the ones before it: it is {shown} modulo {p}; leave one out"
 
 
 def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: Sequence[Index], p: int) -> Expression:
@@ -3316,6 +3353,58 @@ class Journal:
 
 
 # =====================================================================================================================
+# Targets
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A linear combination of integrals of a family, reduced as one; in a result it stands under its name.
+
+    terms: (integral, coefficient) pairs, a coefficient being arithmetic of numbers, d and the invariants; where: for errors.
+    """
+
+    name: str
+    terms: tuple[tuple[Index, str], ...]
+    where: str = field(default="", compare=False)
+
+    def at(self, point: Point) -> Expression:
+        """The integrals with their coefficients modulo the prime. Raises InputError for undefined symbols and divisions by zero."""
+        p, names = point.prime, {"d": point.d, **dict(point.invariants)}
+        total: Expression = {}
+        for integral, text in self.terms:
+            value = evaluate(text, names, self.where)
+            if value.denominator % p == 0:
+                raise InputError(f"{self.where}: {text} is a division by zero modulo {p}; take another prime or point")
+            total[integral] = (total.get(integral, 0) + value.numerator * pow(value.denominator, -1, p)) % p
+        return {integral: value for integral, value in total.items() if value}
+
+
+def integrals_in(targets: Iterable[Index | Combination]) -> tuple[Index, ...]:
+    """Every integral of these targets once."""
+    parts = ([target] if isinstance(target, tuple) else [integral for integral, _ in target.terms] for target in targets)
+    return tuple(dict.fromkeys(integral for part in parts for integral in part))
+
+
+def show_target(target: Index | str) -> str:
+    return target if isinstance(target, str) else show(target)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted of one family. preferred: masters to express it through."""
+
+    family: Family
+    targets: tuple[Index, ...] = ()
+    combinations: tuple[Combination, ...] = ()
+    preferred: tuple[Index, ...] = ()
+
+    @property
+    def integrals(self) -> tuple[Index, ...]:
+        return integrals_in((*self.targets, *self.combinations, *self.preferred))
+
+
+# =====================================================================================================================
 # Controller
 # =====================================================================================================================
 
@@ -3326,7 +3415,7 @@ SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is red
 
 @dataclass(frozen=True)
 class Problem:
-    """What to reduce: integrals of a family at a point, to which masters.
+    """What to reduce: integrals of a family, and combinations of them, at a point, to which masters.
 
     guide: changes the time that a search takes, never a result. why_no_guide: what to say where one would be of use, but is missing.
     """
@@ -3339,6 +3428,17 @@ class Problem:
     beam: Beam | None = None
     guide: bytes | None = field(default=None, repr=False)
     why_no_guide: str = ""
+    combinations: tuple[Combination, ...] = ()
+
+    @property
+    def keys(self) -> tuple[Index | str, ...]:
+        """What the result has reductions of: integrals, and names of combinations."""
+        return (*self.targets, *(combination.name for combination in self.combinations))
+
+    @property
+    def integrals(self) -> tuple[Index, ...]:
+        """All that take part in the targets."""
+        return integrals_in(self.targets + self.combinations)
 
     @property
     def name(self) -> str:
@@ -3353,22 +3453,23 @@ class Problem:
             self.preferred_masters,
             self.family.paper_masters,
             self.beam,
+            *((combination.name, combination.terms) for combination in self.combinations),
         )
-        more = f" and {len(self.targets) - 1} more" if len(self.targets) > 1 else ""
+        more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-        return f"{show(self.targets[0])}{more} of {self.family.name} modulo {self.point.prime} ({digest})"
+        return f"{show_target(self.keys[0])}{more} of {self.family.name} modulo {self.point.prime} ({digest})"
 
 
 @dataclass
 class Outcome:
-    """reductions: every target through masters (and through unreduced integrals, where some are left).
+    """reductions: every target, combinations by name, through masters (and through unreduced integrals, where some are left).
 
     store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam. proof: where the run was
     to be certified, target - reduction as a combination of identities, the number of the target as column; identities: digest of all
     identities at the point.
     """
 
-    reductions: dict[Index, Expression]
+    reductions: dict[Index | str, Expression]
     masters: list[Index]
     unreduced: list[Index]
     statistics: dict[str, int]
@@ -3402,9 +3503,9 @@ class Controller:
         started = time.perf_counter()
         try:
             self._prepare()
-            wanted = tuple(dict.fromkeys(self.problem.targets + self.problem.preferred_masters))
-            self.masters = self._find_masters(wanted)
-            self.layout = layout_for(wanted, self.family.n)
+            wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
+            self.masters = self._find_masters(integrals_in(wanted))
+            self.layout = layout_for(integrals_in(wanted), self.family.n)
             reductions = self._reduce_all(wanted)
             known = {master for masters in self.masters.values() for master in masters}
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
@@ -3430,7 +3531,7 @@ class Controller:
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
-            {target: reductions[target] for target in self.problem.targets},
+            {key: reductions[target] for key, target in zip(self.problem.keys, self.problem.targets + self.problem.combinations)},
             basis,
             unreduced,
             self.statistics,
@@ -3471,8 +3572,8 @@ class Controller:
         """Identities and non-zero sectors, from a store or derived."""
         for shelf in self.shelves:
             self.knowledge.update(shelf.load(self.family, self.point))
-        known = all(self._sector(sector_of(target)).rules for target in self.problem.targets)
-        self.long = not known or max(map(integrals_up_to, self.problem.targets)) > LARGE_TARGET
+        known = all(self._sector(sector_of(target)).rules for target in self.problem.integrals)
+        self.long = not known or max(map(integrals_up_to, self.problem.integrals)) > LARGE_TARGET
         if not known and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
             self.progress.say(self.problem.why_no_guide)
         if self.long:
@@ -3544,19 +3645,19 @@ class Controller:
             self.shelves[-1].merge(self.family, self.point, self.new)
         self.new = Knowledge()
 
-    def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
-        reductions: dict[Index, Expression] = {}
+    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+        reductions: dict[Index | Combination, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             self.first_target = begin
             reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
         return reductions
 
-    def _reduce(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
-        """Carry the coefficients of up to TARGETS_PER_PASS integrals, one column each, from the top sectors to the masters."""
+    def _reduce(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+        """Carry the coefficients of up to TARGETS_PER_PASS targets, one column each, from the top sectors to the masters."""
         pending = self._start(targets)
         expressions: list[Expression] = [{} for _ in targets]
         running: dict[Future, int] = {}
-        self.progress.start("sectors", len(self._sectors_below(targets)))
+        self.progress.start("sectors", len(self._sectors_below(integrals_in(targets))))
         while pending or running:
             for bits in sorted(pending, key=lambda b: (b.bit_count(), sum(len(keys) for keys, _ in pending[b]), b), reverse=True):
                 if not any(other != bits and other & bits == bits for other in (*pending, *running.values())):
@@ -3567,15 +3668,16 @@ class Controller:
         ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
         return dict(zip(targets, ordered))
 
-    def _start(self, targets: tuple[Index, ...]) -> dict[int, list]:
-        """Unit coefficients at the targets, by sector; integrals of zero sectors are zero."""
+    def _start(self, targets: tuple[Index | Combination, ...]) -> dict[int, list]:
+        """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
         pending: dict[int, list] = {}
         for column, target in enumerate(targets):
-            bits = sector_of(target)
-            if bits in self.knowledge.nonzero:
-                coefficients = np.zeros((1, len(targets)), np.int64)
-                coefficients[0, column] = 1
-                pending.setdefault(bits, []).append((Sector(self.layout, bits).encode(np.array([target])), coefficients))
+            for integral, value in (target.at(self.point) if isinstance(target, Combination) else {target: 1}).items():
+                bits = sector_of(integral)
+                if bits in self.knowledge.nonzero:
+                    coefficients = np.zeros((1, len(targets)), np.int64)
+                    coefficients[0, column] = value
+                    pending.setdefault(bits, []).append((Sector(self.layout, bits).encode(np.array([integral])), coefficients))
         return pending
 
     def _submit(self, bits: int, parts: list) -> Future:
@@ -3884,8 +3986,8 @@ class StepController(Controller):
 
     # one-step results ---------------------------------------------------------------------------------------------
 
-    def _reduce_all(self, wanted: tuple[Index, ...]) -> dict[Index, Expression]:
-        stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(wanted)}
+    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+        stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(integrals_in(wanted))}
         setting = Setting(
             self.problem.name,
             self.family,
@@ -3901,11 +4003,11 @@ class StepController(Controller):
         self.setting = Shared.write(setting, self.directory.shared)
         self.frontier = Frontier(self.layout, stops)
         running = self._restore()
-        for target in wanted:
+        for target in integrals_in(wanted):
             if sector_of(target) in self.knowledge.nonzero:
                 self.frontier.meet(sector_of(target), Sector(self.layout, sector_of(target)).encode(np.array([target])))
         self._work_off("integrals", running, lambda: self._submit_waiting(running), self._take_steps)
-        expressions: dict[Index, Expression] = {}
+        expressions: dict[Index | Combination, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             expressions |= self._carry_down(wanted[begin : begin + TARGETS_PER_PASS])
         self.monitor.tell("done", self, at_once=True)
@@ -4040,7 +4142,7 @@ class StepController(Controller):
 
     # coefficients -------------------------------------------------------------------------------------------------
 
-    def _carry_down(self, targets: tuple[Index, ...]) -> dict[Index, Expression]:
+    def _carry_down(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
         """From the top sector to the lowest, by the one-step results in the journal."""
         pending, p = self._start(targets), self.point.prime
         expressions: list[Expression] = [{} for _ in targets]
@@ -6308,9 +6410,9 @@ def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None
         "statistics": outcome.statistics,
         "version": __version__,
     }
-    if len(problem.targets) == 1:
-        (target,) = problem.targets
-        record |= {"original_integral": target, "final_expr": outcome.reductions[target]}
+    if len(outcome.reductions) == 1:
+        ((target, expression),) = outcome.reductions.items()
+        record |= {"original_integral": target, "final_expr": expression}
     return record
 
 
@@ -6371,15 +6473,15 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
     point, counts = problem.point, outcome.statistics
     at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", point.d), *point.invariants))
     lines = [f"{problem.family.name} at {at} modulo {point.prime}"]
-    if len(problem.targets) == 1:
-        (target,) = problem.targets
-        expression = outcome.reductions[target]
-        lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
+    if len(outcome.reductions) == 1:
+        ((target, expression),) = outcome.reductions.items()
+        lines.append(f"{show_target(target)} = sum of {len(expression)} terms" if expression else f"{show_target(target)} = 0")
         width = max((len(show(term)) for term in expression), default=0)
         lines += [f"  {show(term):{width}}  {expression[term]}" for term in sorted(expression, key=weight, reverse=True)]
     else:
         terms = {term for expression in outcome.reductions.values() for term in expression}
-        lines.append(f"{len(problem.targets)} integrals through {len(terms)} integrals")
+        what = "targets" if problem.combinations else "integrals"
+        lines.append(f"{len(outcome.reductions)} {what} through {len(terms)} integrals")
     if outcome.unreduced:
         lines.append(f"NOT REDUCED ({len(outcome.unreduced)}): {' '.join(map(show, outcome.unreduced))}")
     lines.append(
@@ -8441,6 +8543,539 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 
 
 # =====================================================================================================================
+# Kira input
+# =====================================================================================================================
+
+KIRA_LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
+KIRA_LARGEST_COUNT = 60  # propagators, momenta or invariants
+KIRA_LARGEST_SECTOR = 18  # lines of a sector whose subsectors are listed for it
+# what is read, what is only named (how Kira goes about it, not what is wanted), what would change the result and is refused
+KIRA_FAMILY_KEYS = ("name", "loop_momenta", "top_level_sectors", "propagators", "cut_propagators", "zero_sectors")
+KIRA_FAMILY_NAMED = ("magic_relations", "permutation", "permutation_option", "symbolic_ibp")
+KIRA_KINEMATICS_KEYS = (
+    "incoming_momenta",
+    "outgoing_momenta",
+    "momentum_conservation",
+    "kinematic_invariants",
+    "scalarproduct_rules",
+    "symbol_to_replace_by_one",
+)
+KIRA_JOB_NAMED = (
+    *("reduce", "identities", "sector_selection", "reduce_automatic", "generate_input", "lorenz_invariance", "symbols_2_nums"),
+    *("truncate_sp", "truncate_more", "truncate_more_dots", "integral_ordering", "iterative_reduction", "check_masters", "conditional"),
+    *("run_symmetries", "run_initiate", "run_triangular", "run_back_substitution", "run_firefly", "factor_scan", "pyred_database"),
+    *("algebraic_reconstruction", "alt_dir", "data_file", "write_numerical_system", "create_denominator_database"),
+)
+KIRA_JOB_REFUSED = (
+    *("extra_relations", "select_masters_reduction", "set_zero_sectors", "amplitude_translate", "insert_prefactors", "input_system"),
+    *("weight_notation", "numerical_points"),
+)
+_NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+KIRA_EXPORT_JOBS = ("kira2math", "kira2form", "kira2file", "kira2formfill")
+
+
+@dataclass(frozen=True)
+class KiraFamily:
+    """tops: the top-level sectors; cuts: numbers of the cut propagators, from 1; named: options that are there and not followed."""
+
+    family: Family
+    tops: tuple[int, ...]
+    cuts: tuple[int, ...]
+    named: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KiraSelection:
+    """What jobs.yaml selects: files of integrals (of a family, or None: each line says), integrals by range, preferred masters.
+
+    named: options that are there and not followed.
+    """
+
+    lists: tuple[tuple[str | None, Path], ...] = ()
+    ranges: tuple[tuple[str, Index], ...] = ()
+    preferred: tuple[Path, ...] = ()
+    named: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class KiraKinematics:
+    """replaced: expressions for the momentum that is eliminated and the symbol that is one; products, invariants as in Family."""
+
+    momenta: tuple[str, ...]
+    replaced: dict[str, str]
+    products: tuple[tuple[str, str], ...]
+    invariants: tuple[str, ...]
+
+    def expand(self, text: str) -> str:
+        """An expression in Kira's notation in ours."""
+        return _NAME.sub(lambda match: self.replaced.get(match[0], match[0]), text.replace("^", "**"))
+
+
+def read_yaml(path: Path, key: str) -> Any:
+    """The value of the only key of a YAML file; scalars stay text, so that nothing is taken for a boolean. Raises InputError."""
+    try:
+        import yaml
+    except ImportError:
+        raise InputError("--kira-config needs PyYAML (pip install pyyaml)") from None
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {}  # all scalars are text
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+            names = [self.construct_object(name, deep=True) for name, _ in node.value]
+            double = next((name for name in names if names.count(name) > 1), None)
+            if double is not None:
+                raise yaml.constructor.ConstructorError(None, None, f"key {double!r} is there twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
+    try:
+        data = yaml.load(path.read_text(encoding="utf-8-sig"), Loader)
+    except OSError as error:
+        raise InputError(f"{path}: not readable ({error.strerror})") from None
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())[:300]})") from None
+    if not isinstance(data, dict) or list(data) != [key]:
+        raise InputError(f"{path}: expected one mapping with the key {key!r} and no other")
+    return data[key]
+
+
+def expect(value: Any, kind: type, where: str) -> Any:
+    """A list, mapping or text; nothing at all is an empty one. Raises InputError."""
+    if value == "" and kind in (list, dict):
+        return kind()
+    if not isinstance(value, kind):
+        names = {list: "a list", dict: "a mapping", str: "a word or number"}
+        raise InputError(f"{where}: expected {names[kind]}, not {reprlib.repr(value)}")
+    return value
+
+
+def expect_texts(value: Any, where: str) -> tuple[str, ...]:
+    """A list of words or numbers."""
+    return tuple(expect(item, str, where).strip() for item in expect(value, list, where))
+
+
+def expect_number(value: Any, where: str, least: int = 0) -> int:
+    if not isinstance(value, str) or not re.fullmatch(r"[+-]?[0-9]{1,9}", value.strip()) or int(value) < least:
+        raise InputError(f"{where}: expected an integer of at least {least}, not {reprlib.repr(value)}")
+    return int(value)
+
+
+def check_keys(data: dict, known: Sequence[str], where: str) -> None:
+    unknown = [key for key in data if key not in known]
+    if unknown:
+        raise InputError(f"{where}: unknown key {reprlib.repr(unknown[0])}; known: {', '.join(known)}")
+
+
+def read_kinematics(path: Path) -> KiraKinematics:
+    """kinematics.yaml. Raises InputError for momenta and symbols that are unknown or contradict each other."""
+    data = expect(read_yaml(path, "kinematics"), dict, f"{path}: kinematics")
+    check_keys(data, KIRA_KINEMATICS_KEYS, str(path))
+    invariants = _kira_invariants(data, path)
+    one = expect(data.get("symbol_to_replace_by_one", ""), str, f"{path}: symbol_to_replace_by_one").strip()
+    if one and invariants.get(one) is None:
+        raise InputError(
+            f"{path}: symbol_to_replace_by_one: {one!r} is none of the kinematic_invariants {', '.join(invariants) or '(none)'}"
+        )
+    if one and invariants[one] == 0:
+        raise InputError(f"{path}: symbol_to_replace_by_one: {one} has mass dimension 0, so it cannot be a unit; give its dimension")
+    momenta, replaced = _kira_momenta(data, path)
+    names = set(momenta) | set(replaced)
+    if both := sorted(names & set(invariants)):
+        raise InputError(f"{path}: {both[0]!r} is a momentum and one of the kinematic_invariants")
+    kinematics = KiraKinematics(momenta, replaced | ({one: "1"} if one else {}), (), tuple(name for name in invariants if name != one))
+    return replace(kinematics, products=_kira_products(data, kinematics, path))
+
+
+def _kira_invariants(data: dict, path: Path) -> dict[str, int]:
+    """Name -> mass dimension."""
+    invariants: dict[str, int] = {}
+    where = f"{path}: kinematic_invariants"
+    for entry in expect(data.get("kinematic_invariants", ""), list, where):
+        if not isinstance(entry, list) or len(entry) != 2:
+            raise InputError(f"{where}: expected [name, mass dimension], not {reprlib.repr(entry)}")
+        name = expect(entry[0], str, where)
+        if not _NAME.fullmatch(name) or name in invariants or name == "d":
+            raise InputError(f"{where}: {name!r} is not a name, is there twice, or is 'd', the dimension")
+        invariants[name] = expect_number(entry[1], f"{where}: mass dimension of {name}", least=-99)
+    if len(invariants) > KIRA_LARGEST_COUNT:
+        raise InputError(f"{where}: {len(invariants)} of them; at most {KIRA_LARGEST_COUNT} are taken")
+    return invariants
+
+
+def _kira_momenta(data: dict, path: Path) -> tuple[tuple[str, ...], dict[str, str]]:
+    """The independent external momenta, and what the other one is by momentum conservation."""
+    incoming, outgoing = (expect_texts(data.get(key, ""), f"{path}: {key}") for key in ("incoming_momenta", "outgoing_momenta"))
+    for key, names in (("incoming_momenta", incoming), ("outgoing_momenta", outgoing)):
+        bad = [name for name in names if not _NAME.fullmatch(name) or names.count(name) > 1]
+        if bad:
+            raise InputError(f"{path}: {key}: {bad[0]!r} is not a name, or is there twice")
+    entry = expect(data.get("momentum_conservation", ""), list, f"{path}: momentum_conservation")
+    where = f"{path}: momentum_conservation"
+    both = [name for name in incoming if name in outgoing]
+    if both and (len(incoming) > 1 or len(outgoing) > 1 or entry):  # one momentum that flows in and out again is no contradiction
+        raise InputError(f"{path}: {both[0]!r} is in incoming_momenta and in outgoing_momenta; a momentum has one direction")
+    names = tuple(dict.fromkeys(incoming + outgoing))
+    if len(names) > KIRA_LARGEST_COUNT:
+        raise InputError(f"{path}: {len(names)} external momenta; at most {KIRA_LARGEST_COUNT} are taken")
+    if not entry:
+        return names, {}
+    if len(entry) != 2 or entry[0] not in names or not isinstance(entry[1], str):
+        raise InputError(f"{where}: expected [one of {', '.join(names) or '(no momenta)'}, its expression], not {reprlib.repr(entry)}")
+    gone = entry[0]
+    left = tuple(name for name in names if name != gone)
+    flow = linear_form(entry[1], left, where)
+    total = {name: (1 if name in incoming else -1) + (1 if gone in incoming else -1) * flow.get(name, 0) for name in left}
+    if wrong := show_form(total):
+        raise InputError(f"{where}: with {gone} = {entry[1]} the incoming minus the outgoing momenta are {wrong}, not 0; check the signs")
+    return left, {gone: f"({show_form(flow) or '0'})"}
+
+
+def show_form(form: dict[str, Fraction]) -> str:
+    """Such as p3-p1/2, empty for zero."""
+    parts = ((value, f"{'-' if value < 0 else '+'}{'' if abs(value) == 1 else f'{abs(value)}*'}{name}") for name, value in form.items())
+    return "".join(text for value, text in parts if value).removeprefix("+")
+
+
+def linear_form(text: str, names: Sequence[str], where: str) -> dict[str, Fraction]:
+    """Coefficients of a linear combination of momenta. Raises InputError."""
+    from sympy import QQ
+    from sympy.polys.polyerrors import BasePolynomialError
+    from sympy.polys.rings import ring
+
+    momenta, *generators = ring(list(names), QQ) if names else ring(["none"], QQ)
+    known = dict(zip(names, generators)) | {"1": momenta.one}
+    try:
+        form = momenta(evaluate(text.replace("^", "**"), known, where))
+    except (TypeError, ArithmeticError, BasePolynomialError):
+        raise InputError(f"{where}: {text!r} is not a linear combination of momenta") from None
+    if any(sum(monomial) != 1 for monomial in form.monoms()):
+        raise InputError(f"{where}: {text!r} is not a linear combination of momenta")
+    return {names[monomial.index(1)]: Fraction(int(c.numerator), int(c.denominator)) for monomial, c in form.terms()}
+
+
+def _kira_products(data: dict, kinematics: KiraKinematics, path: Path) -> tuple[tuple[str, str], ...]:
+    """Every product of two independent momenta, from rules for products of any of their combinations."""
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+
+    functions, *symbols = rational_functions(["d", *kinematics.invariants], QQ)
+    values = dict(zip(["d", *kinematics.invariants], symbols)) | {"1": functions.one}
+    solved: dict[tuple[str, str], tuple[dict, Any]] = {}
+    where = f"{path}: scalarproduct_rules"
+    for rule in expect(data.get("scalarproduct_rules", ""), list, where):
+        match rule:
+            case [[str(first), str(second)], str(text)]:
+                here = f"{where}: [[{first}, {second}], {text}]"
+            case _:
+                raise InputError(f"{where}: expected [[momentum, momentum], value], not {reprlib.repr(rule)}")
+        a, b = (linear_form(kinematics.expand(side), kinematics.momenta, here) for side in (first, second))
+        row: dict[tuple[str, str], Fraction] = {}
+        for (x, u), (y, v) in itertools.product(a.items(), b.items()):
+            pair = tuple(sorted((x, y), key=kinematics.momenta.index))
+            row[pair] = row.get(pair, Fraction(0)) + u * v
+        _solve_rule(solved, row, functions(evaluate(kinematics.expand(text), values, here)), here)
+    products = []
+    for i, x in enumerate(kinematics.momenta):
+        for y in kinematics.momenta[i:]:
+            row, value = solved.get((x, y), ({}, None))
+            if value is None or row:
+                raise InputError(f"{where}: the rules do not determine {x}*{y}; add a rule")
+            products.append((f"{x}*{y}", str(value)))
+    return tuple(products)
+
+
+def _solve_rule(solved: dict, row: dict, value: Any, where: str) -> None:
+    """Take one more equation: product + sum over the row = value for each product that is solved for."""
+    from sympy import QQ
+
+    def reduce(row: dict, value: Any, pair: tuple, other: dict, its_value: Any) -> Any:
+        factor = row.pop(pair)
+        for key, number in other.items():
+            row[key] = row.get(key, 0) - factor * number
+        for key in [key for key, number in row.items() if not number]:
+            del row[key]
+        return value - its_value * QQ(factor.numerator, factor.denominator)
+
+    row = {pair: number for pair, number in row.items() if number}
+    for pair in [pair for pair in row if pair in solved]:
+        value = reduce(row, value, pair, *solved[pair])
+    if not row:
+        if value:
+            raise InputError(f"{where}: contradicts the rules before it (and momentum conservation): {value} would be 0")
+        return
+    pivot = next(iter(row))
+    factor = row.pop(pivot)
+    row = {pair: number / factor for pair, number in row.items()}
+    value = value * QQ(factor.denominator, factor.numerator)
+    for pair, (other, its_value) in solved.items():
+        if pivot in other:
+            solved[pair] = other, reduce(other, its_value, pivot, row, value)
+    solved[pivot] = row, value
+
+
+def read_kira_families(path: Path, kinematics: KiraKinematics) -> dict[str, KiraFamily]:
+    """integralfamilies.yaml. Raises InputError; that propagators are a basis is checked for the families in use."""
+    families: dict[str, KiraFamily] = {}
+    for number, data in enumerate(expect(read_yaml(path, "integralfamilies"), list, f"{path}: integralfamilies"), 1):
+        data = expect(data, dict, f"{path}: family {number}")
+        name = expect(data.get("name", []), str, f"{path}: family {number}: name")
+        if name in families:
+            raise InputError(f"{path}: two families {name!r}")
+        families[name] = _kira_family(name, data, kinematics, f"{path}: family {name}")
+    if not families:
+        raise InputError(f"{path}: no families in it")
+    return families
+
+
+def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) -> KiraFamily:
+    check_keys(data, (*KIRA_FAMILY_KEYS, *KIRA_FAMILY_NAMED), where)
+    if data.get("zero_sectors", "") not in ("", []):
+        raise InputError(f"{where}: zero_sectors is not supported: zero sectors are computed here; remove it")
+    entries = expect(data.get("propagators", ""), list, f"{where}: propagators")
+    propagators = [read_propagator(entry, f"{where}: propagator {number}") for number, entry in enumerate(entries, 1)]
+    n = len(propagators)
+    if not 0 < n <= KIRA_LARGEST_COUNT:
+        raise InputError(f"{where}: {n} propagators; expected 1 to {KIRA_LARGEST_COUNT}")
+    tops = expect_texts(data.get("top_level_sectors", [str(2**n - 1)]), f"{where}: top_level_sectors")
+    sectors = tuple(dict.fromkeys(read_sector(text, n, f"{where}: top_level_sectors") for text in tops))
+    cuts = [
+        expect_number(text, f"{where}: cut_propagators", 1)
+        for text in expect_texts(data.get("cut_propagators", ""), f"{where}: cut_propagators")
+    ]
+    union = 0
+    for bits in sectors:
+        union |= bits
+    if not union:
+        raise InputError(f"{where}: top_level_sectors: no sector in it")
+    for cut in cuts:
+        if cut > n or not union >> (cut - 1) & 1:
+            raise InputError(f"{where}: cut_propagators: {cut} is not a line of the top-level sectors")
+    family = Family(
+        name,
+        expect_texts(data.get("loop_momenta", ""), f"{where}: loop_momenta"),
+        kinematics.momenta,
+        tuple((kinematics.expand(momentum), kinematics.expand(mass)) for momentum, mass in propagators),
+        n - union.bit_length(),
+        kinematics.products,
+        tuple(zip(kinematics.invariants, map(str, kira_point(len(kinematics.invariants))))),
+    )
+    _check_family(family, where)
+    if clash := sorted(set(family.loop_momenta) & set(kinematics.replaced)):
+        raise InputError(f"{where}: loop_momenta: {clash[0]!r} stands for something else in kinematics.yaml")
+    named = tuple(key for key in KIRA_FAMILY_NAMED if data.get(key, "false") != "false")
+    return KiraFamily(family, sectors, tuple(cuts), named)
+
+
+def kira_point(count: int) -> list[int]:
+    """Default values of so many invariants, as kinematics.yaml has none: the primes 7, 11, 13, …"""
+    primes = (n for n in itertools.count(7) if all(n % q for q in range(2, math.isqrt(n) + 1)))
+    return list(itertools.islice(primes, count))
+
+
+def read_sector(text: str, n: int, where: str) -> int:
+    """A sector as a number, or as b1101 with a digit for each propagator, the first one first."""
+    if re.fullmatch(f"b[01]{{{n}}}", text):
+        return int(text[:0:-1], 2)
+    if re.fullmatch("[0-9]{1,18}", text) and int(text) < 1 << n:
+        return int(text)
+    raise InputError(f"{where}: {text!r} is neither a sector from 0 to {(1 << n) - 1} nor b and {n} binary digits")
+
+
+def read_jobs(path: Path, families: dict[str, KiraFamily]) -> KiraSelection:
+    """What jobs.yaml wants. Raises InputError for what would change the result and is not supported."""
+    parts = []
+    for number, job in enumerate(expect(read_yaml(path, "jobs"), list, f"{path}: jobs"), 1):
+        if not isinstance(job, dict) or len(job) != 1:
+            raise InputError(f"{path}: job {number}: expected one mapping such as reduce_sectors: ...")
+        ((kind, data),) = job.items()
+        where = f"{path}: {kind}"
+        if kind in KIRA_EXPORT_JOBS:
+            parts.append(KiraSelection(named=(kind,)))
+        elif kind == "reduce_user_defined_system":
+            raise InputError(f"{where}: give its equations to --system")
+        elif kind == "reduce_sectors":
+            parts.append(_kira_job(expect(data, dict, where), path.parent, families, where))
+        else:
+            raise InputError(f"{path}: unknown job {reprlib.repr(kind)}; known: reduce_sectors, {', '.join(KIRA_EXPORT_JOBS)}")
+    return KiraSelection(*(tuple(dict.fromkeys(item for part in parts for item in getattr(part, f.name))) for f in fields(KiraSelection)))
+
+
+def _kira_job(data: dict, directory: Path, families: dict[str, KiraFamily], where: str) -> KiraSelection:
+    selects = expect(data.get("select_integrals", ""), dict, f"{where}: select_integrals")
+    masters = ("preferred_masters", "select_masters")
+    for key in (*data, *selects):
+        if key in KIRA_JOB_REFUSED:
+            raise InputError(f"{where}: {key} is not supported; remove it")
+    check_keys(data, ("select_integrals", *masters, *KIRA_JOB_NAMED), where)
+    known = ("select_mandatory_list", "select_mandatory_recursively", "check_masters", *masters)
+    optional = ("select_optional_list", "select_optional_recursively")
+    check_keys(selects, (*known, *optional), f"{where}: select_integrals")
+    lists, ranges = [], []
+    for entry in expect(selects.get(known[0], ""), list, f"{where}: {known[0]}"):
+        names = expect_texts(entry, f"{where}: {known[0]}")
+        if len(names) not in (1, 2) or (len(names) == 2 and names[0] not in families):
+            raise InputError(f"{where}: {known[0]}: expected [family, file] with a family out of {', '.join(families)}, or [file]")
+        lists.append((names[0] if len(names) == 2 else None, directory / names[-1]))
+    for entry in expect(selects.get(known[1], ""), list, f"{where}: {known[1]}"):
+        ranges += _kira_range(entry, families, f"{where}: {known[1]}")
+    preferred = [directory / expect(part[key], str, f"{where}: {key}") for part in (data, selects) for key in masters if key in part]
+    named = [key for key in (*data, *selects) if key in (*KIRA_JOB_NAMED, *optional)]
+    return KiraSelection(tuple(lists), tuple(ranges), tuple(preferred), tuple(named))
+
+
+def _kira_range(entry: Any, families: dict[str, KiraFamily], where: str) -> list[tuple[str, Index]]:
+    """All integrals with at most this r, s and number of dots in these sectors and below."""
+    if not isinstance(entry, dict):
+        raise InputError(f"{where}: expected {{topologies: [...], sectors: [...], r: , s: , d: }}, not {reprlib.repr(entry)}")
+    check_keys(entry, ("topologies", "sectors", "r", "s", "d"), where)
+    names = expect_texts(entry.get("topologies", list(families)), f"{where}: topologies")
+    r, s = (expect_number(entry.get(key), f"{where}: {key}") for key in ("r", "s"))
+    if max(r, s) > LARGEST_TARGET_INDEX:
+        raise InputError(f"{where}: r = {r}, s = {s}; at most {LARGEST_TARGET_INDEX} is taken")
+    found: list[tuple[str, Index]] = []
+    for name in names:
+        if name not in families:
+            raise InputError(f"{where}: topologies: {name!r} is none of the families {', '.join(families)}")
+        n = families[name].family.n
+        texts = expect_texts(entry["sectors"], f"{where}: sectors") if "sectors" in entry else tuple(map(str, families[name].tops))
+        tops = [read_sector(text, n, f"{where}: sectors") for text in texts]
+        if any(top.bit_count() > KIRA_LARGEST_SECTOR for top in tops):
+            raise InputError(f"{where}: a sector of more than {KIRA_LARGEST_SECTOR} lines; list the integrals that are wanted in a file")
+        below = sorted({bits for top in tops for bits in subsectors(top)}, key=sector_order)
+        sizes = []
+        for bits in below:
+            dots = min(r - bits.bit_count(), expect_number(entry["d"], f"{where}: d") if "d" in entry else r)
+            if dots >= 0:
+                sizes.append((bits, dots))
+        count = sum(math.comb(bits.bit_count() + dots, dots) * math.comb(n - bits.bit_count() + s, s) for bits, dots in sizes)
+        if len(found) + count > KIRA_LARGEST_SELECTION:
+            raise InputError(f"{where}: more than {KIRA_LARGEST_SELECTION:,} integrals; list those that are wanted in a file")
+        found += [(name, integral) for bits, dots in sizes for integral in integrals_near_corner(bits, n, dots, s)]
+    return found
+
+
+def subsectors(top: int) -> Iterator[int]:
+    """Every sector but 0 whose lines are lines of this one."""
+    bits = top
+    while bits:
+        yield bits
+        bits = (bits - 1) & top
+
+
+def check_tops(known: KiraFamily, integrals: Iterable[Index], where: str) -> None:
+    """Raises InputError for integrals outside the top-level sectors, which the Kira project does not define."""
+    for integral in integrals:
+        if not any(sector_of(integral) & top == sector_of(integral) for top in known.tops):
+            tops = ", ".join(map(str, known.tops))
+            name = known.family.name
+            raise InputError(
+                f"{where}: {name}{show(integral)[1:]} is in sector {sector_of(integral)}, not below top_level_sectors [{tops}]"
+            )
+
+
+# =====================================================================================================================
+# Linear systems
+# =====================================================================================================================
+
+_LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d+)\s*[:*]\s*(\S.*)", re.ASCII)
+_PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:/0*[1-9][0-9]{0,300})?", re.ASCII)
+
+
+@dataclass(frozen=True)
+class LinearSystem:
+    """Homogeneous equations sum coefficient * unknown = 0; unknowns in the order of elimination, the heaviest last."""
+
+    unknowns: tuple[str, ...]
+    equations: tuple[dict[str, Fraction], ...]
+
+
+def read_system(path: str, symbols: dict[str, Fraction]) -> LinearSystem:
+    """Equations are blocks of lines 'unknown: coefficient' (or Kira's 'unknown*(coefficient)') between empty lines; '#' is a comment.
+
+    symbols: values of what coefficients may contain. Raises InputError with the line.
+    """
+    equations: list[dict[str, Fraction]] = [{}]
+    for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
+        text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
+        if not text:
+            if not line.strip() and equations[-1]:
+                equations.append({})
+            continue
+        match = _LABEL.fullmatch(text)
+        if not match:
+            raise InputError(f"{where}: {text[:100]!r} is not 'unknown: coefficient' (an unknown is a word, word[1,0,-2] or a number)")
+        label, coefficient = re.sub(r"[\s+]", "", match[1]), match[2].replace("^", "**")
+        if label in equations[-1]:
+            raise InputError(f"{where}: {label} is in this equation twice; an empty line ends an equation")
+        inner = coefficient[1:-1] if coefficient[0] == "(" and coefficient[-1] == ")" else coefficient
+        # most are plain numbers, and reading an expression takes ten times as long
+        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else evaluate(coefficient, symbols, where)
+    if not equations[0]:
+        raise InputError(f"--system {path}: no equations in it")
+    return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation))
+
+
+def system_order(equations: Sequence[dict[str, Fraction]]) -> tuple[str, ...]:
+    """Lightest first: integrals of one family by their weight, numbers by size; else what comes first in the file is the heaviest."""
+    labels = tuple(dict.fromkeys(label for equation in equations for label in equation))
+    if all(label.isdigit() for label in labels):
+        return tuple(sorted(labels, key=int))
+    try:
+        parts = {label: re.fullmatch(r"(.*)\[(.*)\]", label).groups() for label in labels}
+        indices = {label: tuple(map(int, body.split(","))) for label, (_, body) in parts.items()}
+    except (AttributeError, ValueError):  # names among them
+        return labels[::-1]
+    if len({(name, len(indices[label])) for label, (name, _) in parts.items()}) > 1:
+        return labels[::-1]
+    return tuple(sorted(labels, key=lambda label: weight(indices[label])))
+
+
+def eliminate_system(system: LinearSystem, p: int) -> dict[int, dict[int, int]]:
+    """{number of an unknown: what it equals, in lighter ones}, modulo p. Raises InputError where a denominator vanishes modulo p."""
+    number = {label: place for place, label in enumerate(system.unknowns)}
+    rows = []
+    for equation in system.equations:
+        for label, value in equation.items():
+            if value.denominator % p == 0:
+                raise InputError(f"--system: coefficient {value} of {label} is a division by zero modulo {p}; take another --prime")
+        values = {number[label]: value.numerator * pow(value.denominator, -1, p) % p for label, value in equation.items()}
+        rows.append({place: value for place, value in values.items() if value})
+    pivots: dict[int, dict[int, int]] = {}
+    for row in sorted(rows, key=lambda row: (max(row, default=-1), len(row))):
+        while row and (lead := max(row)) in pivots:
+            _subtract(row, pivots[lead], -row.pop(lead), p)
+        if row:
+            factor = -pow(row.pop(lead), -1, p)
+            pivots[lead] = {place: value * factor % p for place, value in row.items()}
+    return pivots
+
+
+def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
+    """Every unknown that the equations determine, heaviest first, through those that they do not, modulo p. Raises InputError."""
+    pivots, labels = eliminate_system(system, p), system.unknowns
+    for lead in sorted(pivots):
+        row = pivots[lead]
+        for place in [place for place in row if place in pivots]:
+            _subtract(row, pivots[place], -row.pop(place), p)
+    return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
+
+
+def prefer(system: LinearSystem, preferred: Sequence[str], p: int) -> LinearSystem:
+    """The system with these unknowns the lightest. Raises InputError where they are unknown or not independent."""
+    for label in preferred:
+        if label not in system.unknowns:
+            raise InputError(f"--masters: {label} is in no equation of the system")
+    rest = [label for label in system.unknowns if label not in preferred]
+    ordered = replace(system, unknowns=(*preferred, *rest))
+    solved = solve_system(ordered, p)
+    for label in preferred:
+        if label in solved:
+            value = " + ".join(f"{value}*{term}" for term, value in solved[label].items()) or "0"
+            raise InputError(f"preferred master {label} depends linearly on the ones before it: it is {value} modulo {p}; leave one out")
+    return ordered
+
+
+# =====================================================================================================================
 # Command line
 # =====================================================================================================================
 
@@ -8448,6 +9083,7 @@ SEED_INTEGRAL = "3,2,1,3,2,2,-6"
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
+EVERY_FAMILY = "*"  # in place of a name, with --kira-config: all that the lists name
 
 
 def _option(default: Any, text: str, **more: Any) -> Any:
@@ -8461,13 +9097,17 @@ class Options:
     integral: str | None = _option(
         None, f"indices of the integral to reduce (default: {SEED_INTEGRAL} with --paper-masters-only)", metavar="A1,A2,..."
     )
-    integrals: str | None = _option(None, "file of integrals to reduce in one run, one a line: indices, or NAME[indices]", metavar="FILE")
+    integrals: str | None = _option(
+        None,
+        "file of integrals to reduce in one run, one a line: indices, or FAMILY[indices]; or combinations, 'NAME: 3*I[1,1] - 2/5*I[2,0]'",
+        metavar="FILE",
+    )
     output: str = _option("results/reduction.pkl", "pickle with the result", metavar="FILE")
     work_dir: str = _option("ibp_work", "directory for the store and logs", metavar="DIR")
     local: int = _option(
         1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N"
     )
-    family: str = _option("trianglebox", "a built-in family or a JSON file", metavar="NAME|FILE")
+    family: str = _option("trianglebox", "a built-in family or a JSON file; with --kira-config one of its families", metavar="NAME|FILE")
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
     kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
@@ -8549,6 +9189,14 @@ class Options:
         "them; 'd': M at d - 2 through M at d",
         metavar="NAME,...",
     )
+    kira_config: str | None = _option(
+        None,
+        "directory of a Kira project: config/*.yaml, and the lists of its jobs.yaml (--family picks one of its families)",
+        metavar="DIR",
+    )
+    system: str | None = _option(
+        None, "solve the linear system of this file: lines 'unknown: coefficient', equations separated by empty lines", metavar="FILE"
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -8581,6 +9229,8 @@ def parse_options(argv: Sequence[str]) -> Options:
         else:
             joined.append(word)
     values = vars(make_parser().parse_args(joined))
+    if values["kira_config"] is not None and not any(word.partition("=")[0] == "--family" for word in joined):
+        values["family"] = EVERY_FAMILY
     return Options(**{name: tuple(value or ()) if name in ("condor_option", "export") else value for name, value in values.items()})
 
 
@@ -8608,17 +9258,209 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
     return indices
 
 
-def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
-    """Integrals of a file, one a line, '#' starts a comment; doubles are dropped. Raises InputError."""
+def read_lines(path: str | Path, what: str) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path}: not readable ({error})") from None
-    texts = [(number, line.partition("#")[0].strip().rstrip(",")) for number, line in enumerate(lines, 1)]
-    found = [parse_integral(text, family, f"{what} {path}, line {number}") for number, text in texts if text]
-    if not found:
+
+
+def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
+    """Integrals of a file, one a line, '#' starts a comment; doubles are dropped. Raises InputError."""
+    requests = read_targets(path, [family], what, combinations=False)
+    return requests[0].targets
+
+
+def read_targets(path: str | Path, families: Sequence[Family], what: str, combinations: bool = True) -> list[Request]:
+    """Integrals and combinations of a file by family: lines '1,0,-2', 'FAMILY[1,0,-2]' or 'NAME: 3*I[1,1] - 2/5*I[2,0]'.
+
+    A combination over several families is one of the same name in each. Raises InputError.
+    """
+    targets: dict[str, dict[Index, None]] = {family.name: {} for family in families}
+    found: dict[str, list[Combination]] = {family.name: [] for family in families}
+    names: set[str] = set()
+    for number, line in enumerate(read_lines(path, what), 1):
+        text, where = line.partition("#")[0].strip().rstrip(","), f"{what} {path}, line {number}"
+        if ":" in text and combinations:
+            name, terms = parse_combination(text, families, where)
+            if name in names:
+                raise InputError(f"{where}: a combination {name!r} is there already")
+            names.add(name)
+            for family in families:
+                if own := tuple((integral, factor) for other, integral, factor in terms if other is family):
+                    found[family.name].append(Combination(name, own, where))
+        elif text:
+            text = re.sub(r"-\s*\[\s*([A-Za-z_][\w-]*)\s*,(.*)\]", r"\1[\2]", text)  # Kira's older lists: - [name,1,0,-2]
+            family = family_of(text, families, where)
+            targets[family.name][parse_integral(text, family, where)] = None
+    if not names and not any(targets.values()):
         raise InputError(f"{what} {path}: no integrals in it")
-    return tuple(dict.fromkeys(found))
+    requests = [Request(family, tuple(targets[family.name]), tuple(found[family.name])) for family in families]
+    return [request for request in requests if request.integrals or len(families) == 1]
+
+
+def family_of(text: str, families: Sequence[Family], where: str) -> Family:
+    """The family that an integral such as NAME[1,0] is of; where there is one family, that one. Raises InputError."""
+    if len(families) == 1:
+        return families[0]
+    match = re.match(r"\s*([A-Za-z_][\w-]*)\s*\[", text)
+    family = next((family for family in families if match and family.name == match[1]), None)
+    if family is None:
+        raise InputError(f"{where}: {text[:100]!r} is not FAMILY[indices] of one of {', '.join(family.name for family in families)}")
+    return family
+
+
+_PLACE = "integral_of_a_term"  # stands in a term for its integral
+
+
+def parse_combination(text: str, families: Sequence[Family], where: str) -> tuple[str, list[tuple[Family, Index, str]]]:
+    """Name and terms (family, integral, coefficient) of 'NAME: 3*I[1,1] - (d-4)/s*I[2,0]'. Raises InputError."""
+    name, _, body = (part.strip() for part in text.partition(":"))
+    if not re.fullmatch(r"[A-Za-z_][\w.-]*", name, re.ASCII):
+        raise InputError(f"{where}: {name[:100]!r} before ':' is not a name of letters, digits, '_', '.' and '-'")
+    known = "|".join(map(re.escape, sorted(["I", *(family.name for family in families)], key=len, reverse=True)))
+    integrals: list[str] = []
+
+    def take(match: re.Match) -> str:
+        integrals.append(match[0])
+        return f"{_PLACE}{len(integrals) - 1}_"
+
+    left = re.sub(rf"(?<![\w.])(?:{known})\s*\[[^\[\]]*\]", take, body.replace("^", "**"))
+    terms = []
+    for term in split_terms(left):
+        places = re.findall(rf"{_PLACE}(\d+)_", term)
+        if len(places) != 1 or "[" in term:
+            raise InputError(f"{where}: {term.strip()[:100]!r} in {name} is not a coefficient times one integral".replace(_PLACE, "I"))
+        integral, place = integrals[int(places[0])], f"{_PLACE}{places[0]}_"
+        if not is_factor(term, place):
+            raise InputError(f"{where}: {name} is not linear in {integral}; write each term as coefficient*integral")
+        family = family_of(integral, families, where)
+        terms.append((family, parse_integral(integral, family, where), term.strip().replace(place, "1")))
+    if not terms:
+        raise InputError(f"{where}: nothing after {name!r}:")
+    return name, terms
+
+
+def split_terms(text: str) -> list[str]:
+    """The terms of a sum, signs included: it is cut before each + or - that is in no parenthesis and follows no operator."""
+    starts, depth, before = [0], 0, "("
+    for place, character in enumerate(text):
+        if character in "+-" and depth == 0 and before not in "(*/+-":
+            starts.append(place)
+        depth += (character == "(") - (character == ")")
+        before = before if character.isspace() else character
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)]) if text.strip()]
+
+
+def is_factor(term: str, name: str) -> bool:
+    """Whether a term is a product with this name as one factor, not in a denominator. False as well for what is no arithmetic."""
+    try:
+        node = ast.parse(term.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    while not (isinstance(node, ast.Name) and node.id == name):
+        match node:
+            case ast.BinOp(op=ast.Mult(), left=left, right=right):
+                node = left if any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(left)) else right
+            case ast.BinOp(op=ast.Div(), left=node) | ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=node):
+                pass
+            case _:
+                return False
+    return True
+
+
+def read_requests(options: Options) -> list[Request]:
+    """What a run is asked for, by family. Raises InputError."""
+    if options.integral is not None and options.integrals is not None:
+        raise InputError("--integral and --integrals contradict each other: give one of them")
+    if options.kira_config is not None:
+        return read_kira_requests(options)
+    family = load_family(options.family)
+    default = options.integral is None and options.integrals is None
+    if default and family.name != "trianglebox":
+        raise InputError(f"--family {family.name} needs --integral or --integrals: there is no default integral for it")
+    if options.integrals is not None:
+        (request,) = read_targets(options.integrals, [family], "--integrals")
+    else:
+        request = Request(family, (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),))
+    preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
+    return [replace(request, preferred=preferred)]
+
+
+def read_kira_requests(options: Options) -> list[Request]:
+    """What --integral, --integrals or jobs.yaml want of the families of a Kira project. Raises InputError."""
+    directory = Path(options.kira_config)
+    if not directory.is_dir():
+        raise InputError(f"--kira-config {directory}: no such directory")
+    jobs, config = directory / "jobs.yaml", directory / "config" / "integralfamilies.yaml"
+    known = read_kira_families(config, read_kinematics(directory / "config" / "kinematics.yaml"))
+    if options.family not in (EVERY_FAMILY, *known):
+        raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
+    families = [entry.family for name, entry in known.items() if options.family in (EVERY_FAMILY, name)]
+    listed = options.integral is None and options.integrals is None
+    if listed and not jobs.exists():
+        raise InputError(f"{jobs}: no such file; give --integral or --integrals")
+    selection = read_jobs(jobs, known) if listed else KiraSelection()
+    files = [config, directory / "config" / "kinematics.yaml", jobs, *(path for _, path in selection.lists), *selection.preferred]
+    for path in (options.output, options.store):
+        if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
+            raise InputError(f"{path} is a file of the Kira project; choose another to write")
+    if options.integral is not None:
+        family = family_of(options.integral, families, "--integral")
+        requests = [Request(family, (parse_integral(options.integral, family, "--integral"),))]
+    elif options.integrals is not None:
+        requests = read_targets(options.integrals, families, "--integrals")
+    else:
+        requests = _selected(selection, families, known, jobs)
+    if options.masters is not None:
+        preferred = read_targets(options.masters, families, "--masters", combinations=False)
+    else:
+        everyone = [entry.family for entry in known.values()]
+        preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
+    requests = [_with_masters(request, preferred) for request in requests]
+    for request in requests:
+        entry = known[request.family.name]
+        check_tops(entry, request.integrals, str(config))
+        if entry.cuts:
+            raise InputError(f"{config}: family {request.family.name}: cut_propagators is not supported; remove it to reduce without cuts")
+        propagator_algebra(request.family, f"{config}: family {request.family.name}: propagators")
+    named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
+    for path, keys in ((config, named), (jobs, selection.named)):
+        if keys:
+            say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
+    return requests
+
+
+def _with_masters(request: Request, preferred: Sequence[Request]) -> Request:
+    masters = dict.fromkeys(master for other in preferred if other.family is request.family for master in other.targets)
+    return replace(request, preferred=tuple(masters))
+
+
+def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[str, KiraFamily], jobs: Path) -> list[Request]:
+    """The lists and ranges of jobs.yaml, of these families."""
+    everyone = [entry.family for entry in known.values()]
+    parts: list[Request] = []
+    for name, path in selection.lists:
+        own = everyone if name is None else [known[name].family]
+        parts += read_targets(path, own, f"{jobs}: list")
+    targets = {family.name: dict.fromkeys(t for part in parts if part.family is family for t in part.targets) for family in families}
+    for name, integral in selection.ranges:
+        if name in targets:
+            targets[name][integral] = None
+    combinations = {
+        family.name: dict.fromkeys(c for part in parts if part.family is family for c in part.combinations) for family in families
+    }
+    origin: dict[str, str] = {}
+    for family, combination in ((part.family, c) for part in parts for c in part.combinations):
+        if origin.setdefault(combination.name, combination.where) != combination.where:
+            raise InputError(f"{jobs}: two lists have a combination {combination.name!r}: {origin[combination.name]}; {combination.where}")
+        if family not in families and any(combination.name == c.name for some in combinations.values() for c in some):
+            raise InputError(f"{combination.where}: {combination.name} has integrals of {family.name}, too; leave out --family")
+    requests = [Request(family, tuple(targets[family.name]), tuple(combinations[family.name])) for family in families]
+    requests = [request for request in requests if request.integrals]
+    if not requests:
+        raise InputError(f"{jobs}: selects no integrals of {', '.join(f.name for f in families)}; give --integral or --integrals")
+    return requests
 
 
 def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> Point:
@@ -8631,9 +9473,7 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
             raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
         values[name] = value
         given.add(name)
-    prime, largest = options.prime, max(max(r_and_s(target)) for target in targets)
-    if not is_usable_prime(prime):
-        raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
+    prime, largest = check_prime(options.prime), max(max(r_and_s(target)) for target in targets)
     if prime <= largest:
         raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
     d = parse_number(family.d if options.d is None else options.d, "d")
@@ -8642,24 +9482,56 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
     return point
 
 
-def make_problem(options: Options) -> Problem:
+def check_prime(prime: int) -> int:
     """Raises InputError."""
-    if options.integral is not None and options.integrals is not None:
-        raise InputError("--integral and --integrals contradict each other: give one of them")
+    if not is_usable_prime(prime):
+        raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
+    return prime
+
+
+def make_problem(options: Options, request: Request | None = None) -> Problem:
+    """The problem of a request, by default of the only one. Raises InputError."""
+    if options.local < 1:
+        raise InputError(f"--local {options.local}: expected at least 1 process")
     check_running_options(options)
-    family = load_family(options.family)
-    default = options.integral is None and options.integrals is None
-    if default and family.name != "trianglebox":
-        raise InputError(f"--family {family.name} needs --integral or --integrals: there is no default integral for it")
-    if options.integrals is not None:
-        targets = read_integrals(options.integrals, family, "--integrals")
-    else:
-        targets = (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),)
-    preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
-    point = parse_point(options, family, targets + preferred)
+    if request is None:
+        request, *others = read_requests(options)
+        if others:
+            names = ", ".join(each.family.name for each in (request, *others))
+            raise InputError(f"this is for one family at a time: choose by --family out of {names}")
+    check_modular_targets(options, request)
+    family = request.family
+    point = parse_point(options, family, request.integrals)
+    default = options.integral is None and options.integrals is None and options.kira_config is None
     guide, why_no_guide = make_guide(options, family)
-    masters_only = options.paper_masters_only or default
-    return Problem(family, point, targets, masters_only, preferred, make_beam(options, family), guide, why_no_guide)
+    problem = Problem(
+        family,
+        point,
+        request.targets,
+        options.paper_masters_only or default,
+        request.preferred,
+        make_beam(options, family),
+        guide,
+        why_no_guide,
+        request.combinations,
+    )
+    for combination in problem.combinations:
+        combination.at(point)  # a slip in a coefficient is found now
+    return problem
+
+
+def check_modular_targets(options: Options, request: Request) -> None:
+    """Raises InputError where something is asked for that knows integrals only as targets."""
+    asked = {
+        "--exact": options.exact,
+        "--symbols": options.symbols is not None,
+        "--differential-equation": options.differential_equation is not None,
+        "--certificate": options.certificate is not None,
+        "--export": bool(options.export),
+    }
+    if request.combinations and any(asked.values()):
+        name = next(name for name, given in asked.items() if given)
+        raise InputError(f"{name} is for integrals: {request.combinations[0].name} is a combination; give its integrals as targets")
 
 
 def make_beam(options: Options, family: Family) -> Beam | None:
@@ -8775,9 +9647,11 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
         check_writable(path, what, is_directory=False)
         uses[what] = path
     uses |= {
-        f"--{name}": Path(text) for name in ("integrals", "masters", "family", "paths") if (text := getattr(options, name)) is not None
+        f"--{name}": Path(text)
+        for name in ("integrals", "masters", "family", "paths", "system")
+        if (text := getattr(options, name)) is not None
     }
-    if options.family in BUILT_IN_FAMILIES:
+    if options.family in BUILT_IN_FAMILIES or options.kira_config is not None:
         del uses["--family"]
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
     run = RunDirectory(work)
@@ -8824,7 +9698,7 @@ def plan(problem: Problem, shelves: Sequence[Store]) -> str:
         [
             f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
             f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
-            f"{len(problem.targets)} to reduce modulo {problem.point.prime}, first {show(problem.targets[0])}",
+            f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
             f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
         ]
     )
@@ -8838,7 +9712,10 @@ def say(line: str) -> None:
 
 
 def run_reduction(options: Options) -> int:
-    problem = make_problem(options)
+    requests = read_requests(options)
+    if len(requests) > 1:
+        return run_families(options, requests)
+    problem = make_problem(options, requests[0])
     output, work = Path(options.output), Path(options.work_dir)
     path = Path(options.store) if options.store is not None else work / "store.shelf"
     check_paths(options, output, work, path)
@@ -8976,6 +9853,113 @@ def verify_result_file(path: Path, options: Options) -> str:
         else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
     )
     return f"{what} of {name} {where}{values}, by {identities:,} identities"
+
+
+def run_families(options: Options, requests: Sequence[Request]) -> int:
+    """Several families, one after another, into one result with names such as box[1,0,1,1] for the integrals."""
+    if options.condor or options.batch not in (None, "sector") or options.paths or options.certificate or options.export:
+        names = ", ".join(request.family.name for request in requests)
+        raise InputError(
+            f"one-step tasks, --paths, --certificate and --export are for one family at a time: choose by --family out of {names}"
+        )
+    problems = [make_problem(options, request) for request in requests]
+    output, work = Path(options.output), Path(options.work_dir)
+    path = Path(options.store) if options.store is not None else work / "store.shelf"
+    check_paths(options, output, work, path)
+    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    if options.dry_run:
+        print("\n".join(plan(problem, [shipped, Store(path, read_only=True, say=say)]) for problem in problems))
+        return 0
+    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
+    outcomes = [run_sector_tasks(problem, options, shelves, lambda outcome: None) for problem in problems]
+    record = joined_record([result_record(problem, outcome) for problem, outcome in zip(problems, outcomes)])
+    write_pickle(record, output)
+    if not options.quiet:
+        at = ", ".join(f"{name}={value}" for name, value in (("d", record["d"]), *record["kinematics"].items()))
+        print(f"{record['family']} at {at} modulo {record['prime']}")
+        print(f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s\nwritten to {output}")
+    if record["unreduced"]:
+        say(f"{len(record['unreduced'])} integrals were not reduced (listed in {output}); another --prime or point may do it")
+    if trouble := next((outcome.store_trouble for outcome in outcomes if outcome.store_trouble), ""):
+        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {trouble}")
+    return 1 if record["unreduced"] else 0
+
+
+def joined_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The results of several families as one: integrals as text 'family[1,0]', combinations of the same name added up."""
+    reductions: dict[str, dict[str, int]] = {}
+    joined: dict[str, Any] = records[0] | {"family": ", ".join(record["family"] for record in records), "statistics": {}}
+    for record in records:
+
+        def label(key: Index | str, family: str = record["family"]) -> str:
+            return key if isinstance(key, str) else family + show(key)[1:]
+
+        for key, expression in record["reductions"].items():
+            reductions.setdefault(label(key), {}).update({label(term): value for term, value in expression.items()})
+        for name, count in record["statistics"].items():
+            joined["statistics"][name] = joined["statistics"].get(name, 0) + count
+        record |= {key: [label(term) for term in record[key]] for key in ("masters", "unreduced")}
+    for key in ("original_integral", "final_expr"):
+        joined.pop(key, None)
+    joined |= {key: [term for record in records for term in record[key]] for key in ("masters", "unreduced")}
+    joined |= {key: sum(record[key] for record in records) for key in ("steps", "time")}
+    return joined | {
+        "success": not joined["unreduced"],
+        "reductions": reductions,
+        "peak_memory_kb": max(record["peak_memory_kb"] for record in records),
+    }
+
+
+def run_system(options: Options) -> int:
+    """--system: every unknown through the independent ones."""
+    started = time.perf_counter()
+    taken = ("system", "output", "prime", "masters", "kinematics", "d", "quiet", "work_dir")
+    for option in fields(Options):
+        if option.name not in taken and getattr(options, option.name) != option.default:
+            raise InputError(f"--system and --{option.name.replace('_', '-')} contradict each other: the system is all that is solved")
+    p, output = check_prime(options.prime), Path(options.output)
+    check_paths(options, output, Path(options.work_dir), Path(options.work_dir) / "store.shelf")
+    symbols = system_symbols(options)
+    system = read_system(options.system, symbols)
+    if options.masters is not None:
+        labels = [line.partition("#")[0] for line in read_lines(options.masters, "--masters")]
+        system = prefer(system, tuple(dict.fromkeys(re.sub(r"[\s+]", "", label) for label in labels if label.strip())), p)
+    solved = solve_system(system, p)
+    other = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
+    if solved.keys() != {system.unknowns[lead] for lead in other}:
+        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
+    masters = [label for label in system.unknowns if label not in solved]
+    record = {
+        "format": 1,
+        "success": True,
+        "family": Path(options.system).name,
+        "prime": p,
+        "d": plain_number(symbols["d"]) if "d" in symbols else None,
+        "kinematics": {name: plain_number(value) for name, value in symbols.items() if name != "d"},
+        "reductions": {label: solved.get(label, {label: 1}) for label in reversed(system.unknowns)},
+        "masters": masters,
+        "unreduced": [],
+        "steps": len(solved),
+        "time": time.perf_counter() - started,
+        "peak_memory_kb": peak_memory_kb(),
+        "statistics": {"equations": len(system.equations), "unknowns": len(system.unknowns)},
+        "version": __version__,
+    }
+    write_pickle(record, output)
+    if not options.quiet:
+        shown = f"{' '.join(masters[:20])}{' ...' if len(masters) > 20 else ''}"
+        print(f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {len(masters)} of them independent: {shown}")
+        print(f"written to {output}")
+    return 0
+
+
+def system_symbols(options: Options) -> dict[str, Fraction]:
+    """Values of --kinematics and --d, which coefficients of a system may contain. Raises InputError."""
+    values = [item.partition("=") for item in options.kinematics.split(",")] if options.kinematics is not None else []
+    symbols = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
+    if len(symbols) < len(values) or not all(name.isidentifier() and name != "d" for name in symbols):
+        raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
+    return symbols | ({} if options.d is None else {"d": parse_number(options.d, "d")})
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -9326,39 +10310,46 @@ def check_benchmark_options(options: Options) -> None:
             )
 
 
+def check_kira_mode(options: Options) -> None:
+    """Raises InputError where the families of a Kira project would be ignored."""
+    names = ("make_training_data", "train_policy", "benchmark_search", "replay", "benchmark", "system")
+    modes = [name.replace("_", "-") for name in names if getattr(options, name) is not None and getattr(options, name) is not False]
+    if options.kira_config is not None and modes:
+        raise InputError(f"--kira-config and --{modes[0]} contradict each other: a Kira project is for reductions")
+
+
+def perform(options: Options) -> int:
+    """The first of these that is asked for, else a reduction; returns the exit code."""
+    if options.list_families:
+        print(list_families())
+        return 0
+    if options.benchmark is not None:
+        check_benchmark_options(options)
+        check_writable(Path(options.output), "--output", is_directory=False)
+        return run_benchmark(options)
+    modes = (
+        (options.status or options.watch, show_status),
+        (options.stop, stop_run),
+        (options.make_training_data or options.train_policy, run_training),
+        (options.benchmark_search is not None, run_search_benchmark),
+        (options.replay is not None, run_replay),
+        (options.verify is not None, verify_file),
+        (options.convert is not None, convert_result),
+        (options.benchmark_points is not None, run_point_benchmark),
+        (options.system is not None, run_system),
+        (options.exact or options.symbols is not None or options.differential_equation is not None, run_exact),
+    )
+    return next((run for wanted, run in modes if wanted), run_reduction)(options)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
     ensure_standard_streams()
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_options(arguments)
     try:
-        if options.list_families:
-            print(list_families())
-            code = 0
-        elif options.status or options.watch:
-            code = show_status(options)
-        elif options.stop:
-            code = stop_run(options)
-        elif options.make_training_data or options.train_policy:
-            code = run_training(options)
-        elif options.benchmark_search is not None:
-            code = run_search_benchmark(options)
-        elif options.replay is not None:
-            code = run_replay(options)
-        elif options.verify is not None:
-            code = verify_file(options)
-        elif options.convert is not None:
-            code = convert_result(options)
-        elif options.benchmark_points is not None:
-            code = run_point_benchmark(options)
-        elif options.benchmark is not None:
-            check_benchmark_options(options)
-            check_writable(Path(options.output), "--output", is_directory=False)
-            code = run_benchmark(options)
-        elif options.exact or options.symbols is not None or options.differential_equation is not None:
-            code = run_exact(options)
-        else:
-            code = run_reduction(options)
+        check_kira_mode(options)
+        code = perform(options)
         sys.stdout.flush()
         return code
     except (InputError, DirectoryRefused, CondorMissing) as error:

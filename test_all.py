@@ -4808,7 +4808,7 @@ BAD_FAMILIES = {
     "inverse momentum": ({"propagators": ["k1", "1/k1"]}, ["'1/k1'"]),
     "propagator a number": ({"propagators": ["k1", 2]}, ["'2'"]),
     "propagator null": ({"propagators": ["k1", None]}, ["'None'"]),
-    "propagator an object": ({"propagators": ["k1", {"p": "m"}]}, ["arithmetic"]),
+    "propagator an object": ({"propagators": ["k1", {"p": "m"}]}, ["propagator 2", "bilinear", "{'p': 'm'}"]),
     "propagator of three parts": ({"propagators": ["k1", ["k1", "p", "m"]]}, ["propagator"]),
     "propagator of no part": ({"propagators": ["k1", []]}, ["propagator"]),
     "empty propagator": ({"propagators": ["k1", ""]}, ["arithmetic"]),
@@ -5792,6 +5792,883 @@ def test_import_has_no_side_effects(bare, place):
     run = python(bare, place, OBSERVED_IMPORT)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
     assert snapshot(place) == {}
+
+
+# =====================================================================================================================
+# Kira input, linear propagators, systems
+# =====================================================================================================================
+
+needs_yaml = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
+
+# the published family with p3 outgoing, as a Kira user writes it
+KIRA_TRIANGLEBOX = {
+    "config/integralfamilies.yaml": """
+        integralfamilies:
+          - name: "trianglebox"
+            loop_momenta: [k1, k2]
+            top_level_sectors: [b1111110]
+            propagators:
+              - ["k1", 0]
+              - ["k2", 0]
+              - ["k1+k2", 0]
+              - ["k1+p1", 0]
+              - ["k2+p3", 0]
+              - ["k2-p1", 0]
+              - ["k1+p3", 0]
+        """,
+    "config/kinematics.yaml": """
+        kinematics:
+          incoming_momenta: [p1, p2]
+          outgoing_momenta: [p3]
+          momentum_conservation: [p2, p3-p1]
+          kinematic_invariants:
+            - [m1, 2]
+            - [m2, 2]
+            - [m3, 2]
+          scalarproduct_rules:
+            - [[p1, p1], m1]
+            - [[p2, p2], m2]
+            - [[p3, p3], m3]
+        """,
+    "jobs.yaml": """
+        jobs:
+          - reduce_sectors:
+              reduce:
+                - {topologies: [trianglebox], sectors: [63], r: 8, s: 3}
+              select_integrals:
+                select_mandatory_list:
+                  - [trianglebox, wanted]
+              run_initiate: true
+              run_triangular: true
+              run_back_substitution: true
+          - kira2math:
+              target:
+                - [trianglebox, wanted]
+        """,
+    "wanted": "trianglebox[1,1,1,1,1,1,-1]\ntrianglebox[1,2,1,1,1,0,-1]\n",
+}
+
+# a box and a bubble with all momenta incoming, in rules that are not the products themselves, and more than are needed
+KIRA_TWO = {
+    "config/integralfamilies.yaml": """
+        integralfamilies:
+          - name: box
+            loop_momenta: [k1]
+            top_level_sectors: [15]
+            propagators:
+              - ["k1", 0]
+              - ["k1+p1", 0]
+              - ["k1+p1+p2", 0]
+              - ["k1-p4", 0]
+          - name: boxx
+            loop_momenta: [k1]
+            top_level_sectors: [b1101, 5]
+            propagators:
+              - ["k1", 0]
+              - ["k1+p2", 0]
+              - ["k1+p2+p3", 0]
+              - ["k1+p1+p2+p3", "0"]
+        """,
+    "config/kinematics.yaml": """
+        kinematics:
+          incoming_momenta: [p1, p2, p3, p4]
+          outgoing_momenta: []
+          momentum_conservation: [p4, -p1-p2-p3]
+          kinematic_invariants:
+            - [s, 2]
+            - [t, 2]
+          scalarproduct_rules:
+            - [[p1, p1], 0]
+            - [[p2, p2], 0]
+            - [[p3, p3], 0]
+            - [[p4, p4], 0]
+            - [[p1+p2, p1+p2], s]
+            - [[p3+p4, p3+p4], "s"]
+            - [["p2+p3", "p2+p3"], t]
+        """,
+    "jobs.yaml": """
+        jobs:
+          - reduce_sectors:
+              select_integrals:
+                select_mandatory_list:
+                  - [box, list]
+                  - [mixed]
+        """,
+    "list": "box[2,1,1,1]\n- [box,1,2,0,1]\n",
+    "mixed": "boxx[1,1,0,2]\namplitude: 3*box[1,1,1,2] - 2/5*boxx[2,0,1,-1]*(d-4)/s + t*box[1,1,1,1]\n",
+}
+
+
+def write_project(directory, files, **edits):
+    """A Kira project in a directory; edits: (old, new) in a file, named as edit_jobs, edit_families, edit_kinematics, edit_list."""
+    short = {"jobs": "jobs.yaml", "families": "config/integralfamilies.yaml", "kinematics": "config/kinematics.yaml"}
+    changed = dict(files)
+    for what, (old, new) in edits.items():
+        name = short.get(what.removeprefix("edit_"), what.removeprefix("edit_"))
+        assert old in changed[name], old
+        changed[name] = changed[name].replace(old, new)
+    for name, text in changed.items():
+        path = Path(directory) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text))
+    return str(directory)
+
+
+def kira_families(directory):
+    return {
+        name: entry.family
+        for name, entry in ibp_reduce.read_kira_families(
+            Path(directory) / "config/integralfamilies.yaml", ibp_reduce.read_kinematics(Path(directory) / "config/kinematics.yaml")
+        ).items()
+    }
+
+
+def identities_at(family, **invariants):
+    equations = evaluate_identities(derive_identities(family), point_of(family, **invariants))
+    found = [{} for _ in range(equations.count)]
+    for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
+        found[operator][tuple(shift)] = row
+    return found
+
+
+# Kira input: conventions --------------------------------------------------------------------------------------------
+
+
+@needs_yaml
+@pytest.mark.parametrize("conservation", ["[p2, p3-p1]", "[p3, p1+p2]", "[p1, p3 - p2]"])
+def test_published_kira_input_is_trianglebox_with_p3_outgoing(place, conservation):
+    """Its numbers are trianglebox's at m2 -> 2 m1 + 2 m3 - m2, and not at the same m2."""
+    project = write_project(place / "project", KIRA_TRIANGLEBOX, edit_kinematics=("[p2, p3-p1]", conservation))
+    if "[p1," in conservation:  # p1 is eliminated: other identities of the same integrals
+        words = ("--kira-config", project, "--integral", "1,1,1,1,1,1,-1", "--kinematics", "m1=1,m2=31,m3=47", "--prime", str(P31))
+        found = reduced(*words)
+        expected = reduced("--integral=1,1,1,1,1,1,-1", "--paper-masters-only", "--kinematics", "m1=1,m2=65,m3=47", "--prime", str(P31))
+        assert found["final_expr"] == expected["final_expr"]
+        return
+    family = kira_families(project)["trianglebox"]
+    found = identities_at(family, m1=1, m2=31, m3=47)
+    assert family.isps == 1
+    if family.external_momenta == TRIANGLEBOX.external_momenta:
+        assert found == identities_at(TRIANGLEBOX, m1=1, m2=65, m3=47)
+        assert found != identities_at(TRIANGLEBOX, m1=1, m2=31, m3=47)
+        m1, m2, m3 = Fraction(3, 7), Fraction(-11), Fraction(29, 2)
+        assert identities_at(family, m1=m1, m2=m2, m3=m3) == identities_at(TRIANGLEBOX, m1=m1, m2=2 * m1 + 2 * m3 - m2, m3=m3)
+    else:  # p1 and p2 are the independent ones
+        assert family.external_momenta == ("p1", "p2")
+
+
+@needs_yaml
+def test_published_kira_input_gives_the_numbers_of_trianglebox(place, capsys):
+    project = write_project(place / "project", KIRA_TRIANGLEBOX)
+    found = reduced("--kira-config", project, "--kinematics", "m1=1,m2=31,m3=47")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and "reduce, run_initiate, run_triangular, run_back_substitution, kira2math" in said[0]
+    (place / "wanted").write_text(KIRA_TRIANGLEBOX["wanted"])
+    expected = reduced("--integrals", "wanted", "--paper-masters-only", "--kinematics", "m1=1,m2=65,m3=47")
+    other = reduced("--integrals", "wanted", "--paper-masters-only", "--kinematics", "m1=1,m2=31,m3=47")
+    assert found["reductions"] == expected["reductions"] != other["reductions"]
+    assert found["masters"] == expected["masters"] and len(found["masters"]) == 16
+    assert found["kinematics"] == {"m1": 1, "m2": 31, "m3": 47}
+
+
+KIRA_MASSES = """
+    kinematics:
+      incoming_momenta: [q]
+      outgoing_momenta: [q]
+      momentum_conservation: []
+      kinematic_invariants: [[mm, 1], [s, 2]]
+      scalarproduct_rules: [[[q, q], s]]
+    """
+
+
+@needs_yaml
+def test_kira_conventions_give_the_identities_of_the_built_in_families(place):
+    """Products solved from rules for sums, an eliminated momentum in propagators, squared masses as powers, q in and out."""
+    project = write_project(place / "two", KIRA_TWO)
+    families = kira_families(project)
+    assert identities_at(families["box"], s=5, t=-3) == identities_at(BUILT_IN_FAMILIES["box"], s=5, t=-3)
+    assert identities_at(families["boxx"], s=5, t=-3) != identities_at(BUILT_IN_FAMILIES["box"], s=5, t=-3)
+    assert families["box"].point == (("s", "7"), ("t", "11"))
+    doublebox = ", ".join(f"['{text}', 0]" for text, _ in BUILT_IN_FAMILIES["doublebox"].propagators).replace("k2-p1-p2-p3", "k2+p4")
+    text = f"integralfamilies:\n- {{name: db, loop_momenta: [k1, k2], top_level_sectors: [127], propagators: [{doublebox}]}}\n"
+    project = write_project(place / "db", KIRA_TWO | {"config/integralfamilies.yaml": text})
+    family = kira_families(project)["db"]
+    assert family.isps == 2 and identities_at(family, s=5, t=-3) == identities_at(BUILT_IN_FAMILIES["doublebox"], s=5, t=-3)
+    text = "integralfamilies:\n- {name: bub, loop_momenta: [k1], propagators: [[k1, mm^2], [k1+q, mm**2]]}\n"
+    project = write_project(place / "bub", {"config/integralfamilies.yaml": text, "config/kinematics.yaml": KIRA_MASSES})
+    assert identities_at(kira_families(project)["bub"], s=5, mm=3) == identities_at(BUILT_IN_FAMILIES["bubble"], s=5, m=9)
+
+
+@needs_yaml
+def test_symbol_to_replace_by_one(place, capsys):
+    one = ("          scalarproduct_rules:", "          symbol_to_replace_by_one: t\n          scalarproduct_rules:")
+    project = write_project(place / "one", KIRA_TWO, edit_kinematics=one)
+    found = reduced("--kira-config", project, "--family", "box", "--integral", "2,1,1,-1", "--kinematics", "s=5/3")
+    expected = reduced("--family", "box", "--integral", "2,1,1,-1", "--kinematics", "s=5/3,t=1")
+    assert found["final_expr"] == expected["final_expr"] and found["kinematics"] == {"s": "5/3"}
+    assert exit_code(["--kira-config", project, "--family", "box", "--integral=1,1,1,1", "--kinematics", "t=2"]) == 2
+
+
+@needs_yaml
+def test_options_that_are_not_followed_are_named(place, capsys):
+    edit = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            magic_relations: true\n            permutation: [1,2,3,4]")
+    project = write_project(
+        place / "two", KIRA_TWO, edit_families=edit, edit_jobs=("select_integrals", "run_symmetries: true\n              select_integrals")
+    )
+    reduced("--kira-config", project)
+    families, jobs = capsys.readouterr().err.splitlines()
+    assert families.endswith("integralfamilies.yaml: not followed, as this program has its own ways: magic_relations, permutation")
+    assert jobs.endswith("jobs.yaml: not followed, as this program has its own ways: run_symmetries")
+    reduced("--kira-config", project, "--integral=boxx[1,1,0,1]")
+    assert capsys.readouterr().err == ""
+
+
+def test_default_point_of_kira_input():
+    assert ibp_reduce.kira_point(5) == [7, 11, 13, 17, 19]
+    assert len(set(ibp_reduce.kira_point(40))) == 40
+
+
+@pytest.mark.parametrize(("text", "bits"), [("b1000", 1), ("b0001", 8), ("b1101", 11), ("13", 13), ("0", 0)])
+def test_sector_notations(text, bits):
+    assert ibp_reduce.read_sector(text, 4, "here") == bits
+
+
+@pytest.mark.parametrize("text", ["b101", "b11011", "16", "-1", "b1201", "", "0x1", "b", "1.5"])
+def test_sectors_that_are_none(text):
+    with pytest.raises(InputError, match="here"):
+        ibp_reduce.read_sector(text, 4, "here")
+
+
+def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
+    """{'bilinear': [['2*k1', 'v'], 'w']} is ['2*k1*v', 'w'], from JSON and from Kira's YAML."""
+    plain = small_family("heavy", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
+    definition = family_as_json(plain)
+    definition["propagators"] = [["k1", "m"], {"bilinear": [["2*k1", "v"], "w"]}]
+    (tmp_path / "f.json").write_text(json.dumps(definition))
+    assert identities_at(load_family(str(tmp_path / "f.json"))) == identities_at(plain)
+    if importlib.util.find_spec("yaml") is not None:
+        text = "integralfamilies:\n- {name: heavy, loop_momenta: [k1], propagators: [[k1, m], {bilinear: [['2*k1', v], w]}]}\n"
+        kinematics = """
+            kinematics:
+              incoming_momenta: [v]
+              kinematic_invariants: [[m, 2], [w, 1]]
+              scalarproduct_rules: [[[v, v], 1]]
+            """
+        project = write_project(tmp_path, {"config/integralfamilies.yaml": text, "config/kinematics.yaml": kinematics})
+        assert identities_at(kira_families(project)["heavy"], m=3, w=5) == identities_at(plain)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [{"bilinear": [["k1"], "w"]}, {"bilinear": [["k1", "v"]]}, {"bilinear": [["k1", "v"], "w"], "x": 1}, ["k1", "m", "n"], [["k1"], "m"]],
+)
+def test_propagators_that_are_none(entry, place, capsys):
+    (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"propagators": ["k1", entry]}))
+    check_refused(["--family=f.json", "--integral=1,1"], place, capsys, ["f.json", "propagator 2", "bilinear"])
+
+
+# Kira input: what is wanted -----------------------------------------------------------------------------------------
+
+
+def numbers_of(expression):
+    """An expression in integrals of one family, from text 'name[1,0]' to tuples."""
+    return {tuple(map(int, term.partition("[")[2][:-1].split(","))): value for term, value in expression.items()}
+
+
+@needs_yaml
+def test_several_families_in_one_run(place):
+    """Lists in both notations, a list over several families, a combination over two of them; each family's part is its own run's."""
+    project = write_project(place / "two", KIRA_TWO)
+    both = reduced("--kira-config", project, "--prime", "1009")
+    assert both["family"] == "box, boxx" and both["success"] and both["kinematics"] == {"s": 7, "t": 11}
+    assert list(both["reductions"]) == ["box[2,1,1,1]", "box[1,2,0,1]", "amplitude", "boxx[1,1,0,2]"]
+    families = kira_families(project)
+    single = {}
+    for name, indices in (("box", (2, 1, 1, 1)), ("box", (1, 2, 0, 1)), ("box", (1, 1, 1, 2)), ("box", (1, 1, 1, 1)),
+                          ("boxx", (1, 1, 0, 2)), ("boxx", (2, 0, 1, -1))):  # fmt: skip
+        found = reduced("--kira-config", project, "--family", name, "--integral", ",".join(map(str, indices)))
+        assert found["family"] == name
+        single[name, indices] = found["final_expr"]
+    for name, indices in list(single)[:2] + list(single)[4:5]:
+        label = f"{name}[{','.join(map(str, indices))}]"
+        assert numbers_of(both["reductions"][label]) == single[name, indices]
+        assert {term.partition("[")[0] for term in both["reductions"][label]} <= {name}
+    factor = residue(Fraction(-2, 5) * 37 / 7, 1009)
+    expected = {
+        "box": combine((3, single["box", (1, 1, 1, 2)]), (11, single["box", (1, 1, 1, 1)]), p=1009),
+        "boxx": combine((factor, single["boxx", (2, 0, 1, -1)]), p=1009),
+    }
+    amplitude = both["reductions"]["amplitude"]
+    for name in families:
+        assert numbers_of({term: value for term, value in amplitude.items() if term.startswith(name + "[")}) == expected[name]
+    assert {term for expression in both["reductions"].values() for term in expression} <= set(both["masters"])
+
+
+@needs_yaml
+def test_one_of_several_families(place, capsys):
+    project = write_project(place / "two", KIRA_TWO, edit_mixed=(KIRA_TWO["mixed"], "boxx[1,1,0,2]\n"))
+    found = reduced("--kira-config", project, "--family=box")
+    assert list(found["reductions"]) == [(2, 1, 1, 1), (1, 2, 0, 1)]
+    assert reduced("--kira-config", project, "--integral=boxx[1,1,0,2]")["family"] == "boxx"
+    (place / "masters").write_text("2,0,1,0\n")
+    assert (2, 0, 1, 0) in reduced("--kira-config", project, "--family=box", "--masters=masters")["masters"]
+    (place / "mine").write_text("boxx[1,1,0,2]\nbox[1,1,1,1]\n")
+    assert reduced("--kira-config", project, "--integrals=mine")["family"] == "box, boxx"
+
+
+RANGE = """
+    jobs:
+      - reduce_sectors:
+          select_integrals:
+            select_mandatory_recursively:
+              - {topologies: [box], sectors: [b1110], r: 4, s: 1, d: 1}
+          preferred_masters: preferred
+    """
+
+
+@needs_yaml
+def test_ranges_and_preferred_masters_of_jobs(place):
+    project = write_project(place / "two", KIRA_TWO | {"jobs.yaml": RANGE, "preferred": "box[2,0,1,0]\nboxx[1,1,1,0]\n"})
+    found = reduced("--kira-config", project)
+    wanted = {a for bits in range(1, 8) for a in seeds_of(bits, 4, 1, 1) if sum(x for x in a if x > 0) <= 4}
+    assert set(found["reductions"]) == wanted
+    assert (2, 0, 1, 0) in found["masters"] and (1, 0, 1, 0) not in found["masters"]
+    assert set().union(*found["reductions"].values()) == {(2, 0, 1, 0)}  # of this sector only the s channel bubble is not scaleless
+
+
+@needs_yaml
+@pytest.mark.parametrize(
+    ("old", "new", "fragments"),
+    [
+        ("{topologies: [box], sectors: [b1110], r: 4, s: 1, d: 1}", "[box, 7, 1, 1]", ("expected {topologies",)),
+        ("r: 4", "r: 101", ("at most 100",)),
+        ("r: 4, s: 1, d: 1", "r: 40, s: 40", ("more than 20,000 integrals",)),
+        ("r: 4, s: 1", "r: 4", ("s: expected an integer",)),
+        ("r: 4", "r: t", ("r: expected an integer",)),
+        ("r: 4", "R: 4", ("'R'",)),
+        ("topologies: [box]", "topologies: [bax]", ("'bax'", "box, boxx")),
+        ("sectors: [b1110]", "sectors: [b11101]", ("'b11101'",)),
+        ("preferred_masters: preferred", "preferred_masters: [preferred]", ("preferred_masters", "a word")),
+        ("preferred_masters: preferred", "preferred_masters: none", ("none", "No such file")),
+        ("preferred_masters: preferred", "preferred_masters: dependent", ("I[2,0,1,0]", "depends linearly", "I[1,0,1,0]")),
+    ],
+)
+def test_bad_ranges_and_masters_of_jobs(old, new, fragments, place, capsys):
+    write_project(
+        place / "two", KIRA_TWO | {"jobs.yaml": RANGE, "preferred": "", "dependent": "box[1,0,1,0]\nbox[2,0,1,0]\n"}, edit_jobs=(old, new)
+    )
+    check_refused(["--kira-config=two", "--quiet"], place, capsys, fragments)
+
+
+def test_kira_input_without_pyyaml(place, capsys, monkeypatch):
+    write_project(place / "two", KIRA_TWO)
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "pip install"])
+
+
+# file and edit: what the line must contain
+BAD_PROJECTS = {
+    # YAML
+    ("families", "integralfamilies:", "families:"): ("integralfamilies.yaml", "'integralfamilies'"),
+    ("families", "- name: box\n", "- name: [box\n"): ("integralfamilies.yaml", "not readable as YAML"),
+    ("families", "loop_momenta: [k1]\n", "loop_momenta: [k1]\n            loop_momenta: [k1]\n"): ("'loop_momenta' is there twice", "line"),
+    ("families", "- name: box\n", "- name: !!python/object/apply:os.getcwd []\n"): ("integralfamilies.yaml", "python"),
+    ("families", "- name: box\n", "- name: &a [*a]\n"): ("integralfamilies.yaml", "name"),
+    ("families", "- name: box\n", "- name: \0\n"): ("integralfamilies.yaml", "not readable"),
+    ("families", "- name: box\n", "- name: " + 3000 * "[" + "\n"): ("integralfamilies.yaml", "not readable"),
+    ("kinematics", "kinematics:\n", "more: 7\n        kinematics:\n"): ("kinematics.yaml", "'kinematics'"),
+    # keys
+    ("families", "loop_momenta: [k1]\n", "loop_momentum: [k1]\n"): ("family box", "'loop_momentum'", "loop_momenta"),
+    ("families", "- name: boxx", "- name: box"): ("two families", "box"),
+    ("families", "- name: boxx", "- name: bo x"): ("family bo x", "name"),
+    ("families", "- name: boxx\n", "- title: boxx\n"): ("family 2", "name"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [16]"): ("family box", "top_level_sectors", "'16'"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: []"): ("family box", "top_level_sectors"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            zero_sectors: [3]"): ("family box", "zero_sectors"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [1]"): ("family box", "cut_propagators"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [5]"): ("cut_propagators", "5"),
+    ("kinematics", "scalarproduct_rules", "scalar_product_rules"): ("kinematics.yaml", "'scalar_product_rules'"),
+    # propagators
+    ("families", '["k1-p4", 0]', '["k1-p5", 0]'): ("family box", "propagators", "undefined symbol 'p5'"),
+    ("families", '["k1-p4", 0]', '["k1-p4", mm]'): ("family box", "propagators", "undefined symbol 'mm'"),
+    ("families", '["k1-p4", 0]', '["k1-p4", 0.5]'): ("family box", "0.5"),
+    ("families", '["k1-p4", 0]', '["k1-p4"]'): ("family box", "propagator 4"),
+    ("families", '["k1-p4", 0]', "{bilinear: [[k1], 0]}"): ("family box", "propagator 4", "bilinear"),
+    ("families", '["k1-p4", 0]', '["k1+p1", 0]'): ("integralfamilies.yaml", "family box", "linearly dependent"),
+    ("families", '- ["k1-p4", 0]\n', "\n"): ("family box", "top_level_sectors"),
+    ("families", '- ["k1-p4", 0]\n', '- ["k1-p4", 0]\n              - ["k1-p2", 0]\n'): ("family box", "5 propagators", "exactly 4"),
+    ("families", "loop_momenta: [k1]\n", "loop_momenta: [k1, p4]\n"): ("family box", "propagators"),
+    ("families", "loop_momenta: [k1]\n", "loop_momenta: [p1]\n"): ("family box", "'p1'", "twice"),
+    # momenta
+    ("kinematics", "outgoing_momenta: []", "outgoing_momenta: [p4]"): ("p4", "incoming_momenta", "outgoing_momenta"),
+    ("kinematics", "[p1, p2, p3, p4]", "[p1, p2, p3, p3]"): ("incoming_momenta", "'p3'", "twice"),
+    ("kinematics", "[p1, p2, p3, p4]", "[p1, p2, p3]"): ("momentum_conservation", "p1, p2, p3"),
+    ("kinematics", "[p4, -p1-p2-p3]", "[p4, p1+p2+p3]"): ("momentum_conservation", "not 0", "2*p1"),
+    ("kinematics", "[p4, -p1-p2-p3]", "[p4, -p1-p2-p5]"): ("momentum_conservation", "'p5'"),
+    ("kinematics", "[p4, -p1-p2-p3]", "[p4, -p1-p2*p3]"): ("momentum_conservation", "linear combination"),
+    ("kinematics", "[p4, -p1-p2-p3]", "[p4]"): ("momentum_conservation", "expected"),
+    ("kinematics", "[p4, -p1-p2-p3]", "[[p4, -p1-p2-p3]]"): ("momentum_conservation", "expected"),
+    ("kinematics", "momentum_conservation: [p4, -p1-p2-p3]", ""): ("scalarproduct_rules", "p1*p3"),
+    # invariants and rules
+    ("kinematics", "- [s, 2]", "- [s]"): ("kinematic_invariants", "mass dimension"),
+    ("kinematics", "- [s, 2]", "- [s, two]"): ("kinematic_invariants", "mass dimension of s"),
+    ("kinematics", "- [s, 2]", "- [t, 2]"): ("kinematic_invariants", "'t'"),
+    ("kinematics", "- [s, 2]", "- [d, 2]"): ("kinematic_invariants", "'d'"),
+    ("kinematics", "- [s, 2]", "- [p1, 2]"): ("'p1'", "momentum"),
+    ("kinematics", "- [s, 2]", "- [u, 2]"): ("scalarproduct_rules", "undefined symbol 's'"),
+    ("kinematics", "- [[p4, p4], 0]\n", "\n"): ("scalarproduct_rules", "p1*p3", "add a rule"),
+    ("kinematics", "[[p3+p4, p3+p4], \"s\"]", "[[p3+p4, p3+p4], s+t]"): ("[[p3+p4, p3+p4], s+t]", "contradicts"),
+    ("kinematics", "[[p4, p4], 0]", "[[p4, p6], 0]"): ("[[p4, p6], 0]", "'p6'"),
+    ("kinematics", "[[p4, p4], 0]", "[[p4, p4*p4], 0]"): ("scalarproduct_rules", "linear combination"),
+    ("kinematics", "[[p4, p4], 0]", "[p4, 0]"): ("scalarproduct_rules", "expected"),
+    ("kinematics", "[[p4, p4], 0]", "[[p4, p4], 1/0]"): ("[[p4, p4], 1/0]", "division by zero"),
+    ("kinematics", "outgoing_momenta: []", "symbol_to_replace_by_one: u"): ("symbol_to_replace_by_one", "'u'"),
+    ("kinematics", "outgoing_momenta: []", "symbol_to_replace_by_one: t"): ("mixed", "line 2", "undefined symbol 't'"),
+    ("families", '["k1-p4", 0]', '["k1 - (p4)", "0"]'): None,
+    # jobs and lists
+    ("jobs", "reduce_sectors", "reduce_everything"): ("jobs.yaml", "'reduce_everything'"),
+    ("jobs", "reduce_sectors", "reduce_user_defined_system"): ("jobs.yaml", "--system"),
+    ("jobs", "select_integrals", "extra_relations: x\n              select_integrals"): ("jobs.yaml", "extra_relations", "not supported"),
+    ("jobs", "select_integrals", "select_integral"): ("jobs.yaml", "'select_integral'"),
+    ("jobs", "[box, list]", "[bax, list]"): ("select_mandatory_list", "box, boxx"),
+    ("jobs", "[box, list]", "[box, lists]"): ("lists", "No such file"),
+    ("jobs", "[box, list]", "[box, 1, 2]"): ("select_mandatory_list", "expected"),
+    ("jobs", "                  - [box, list]\n                  - [mixed]\n", ""): ("jobs.yaml", "selects no integrals"),
+    ("list", "box[2,1,1,1]", "box[2,1,1]"): ("list", "line 1", "3 indices"),
+    ("list", "box[2,1,1,1]", "boxx[2,1,1,1]"): ("list", "line 1", "boxx"),
+    ("mixed", "boxx[1,1,0,2]", "[1,1,0,2]"): ("mixed", "line 1", "box, boxx"),
+    ("mixed", "boxx[1,1,0,2]", "boxx[1,1,2,0]"): ("boxx[1,1,2,0]", "sector 7", "top_level_sectors"),
+    ("mixed", "boxx[1,1,0,2]", "amplitude: box[1,1,1,1]"): ("mixed", "line 2", "'amplitude'"),
+    ("list", "box[2,1,1,1]", "amplitude: box[1,1,1,1]"): ("jobs.yaml", "two lists", "'amplitude'", "list, line 1", "mixed, line 2"),
+}  # fmt: skip
+
+
+@needs_yaml
+@pytest.mark.parametrize("edit", BAD_PROJECTS, ids=lambda edit: ascii("-".join(edit))[1:60])
+def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
+    what, old, new = edit
+    write_project(place / "two", KIRA_TWO, **{f"edit_{what}": (old, new)})
+    if BAD_PROJECTS[edit] is None:  # the control: an edit that is fine
+        assert exit_code(["--kira-config=two", "--quiet"]) == 0
+    else:
+        check_refused(["--kira-config=two"], place, capsys, BAD_PROJECTS[edit])
+
+
+@needs_yaml
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("--kira-config=nowhere", ("nowhere", "no such directory")),
+        ("--kira-config=two --family=trianglebox", ("--family trianglebox", "box, boxx")),
+        ("--kira-config=two --integral=1,1,1,1", ("--integral", "box, boxx")),
+        ("--kira-config=two --integral=bax[1,1,1,1]", ("--integral", "bax")),
+        ("--kira-config=two --family=box", ("amplitude", "boxx", "--family")),
+        ("--kira-config=two --batch=auto", ("one family at a time", "box, boxx")),
+        ("--kira-config=two --output=two/list", ("two/list", "Kira project")),
+        ("--kira-config=two --store=two/jobs.yaml", ("two/jobs.yaml", "Kira project")),
+        ("--kira-config=two --kinematics=u=1", ("--kinematics", "s, t")),
+        ("--kira-config=two --prime=7", ("division by zero",)),
+        ("--kira-config=two --replay=x", ("--kira-config", "--replay")),
+        ("--kira-config=two --system=x", ("--system", "--kira-config")),
+        ("--kira-config=two --benchmark", ("--benchmark", "--kira-config")),
+        ("--kira-config=jobless", ("jobs.yaml", "no such file", "--integral")),
+    ],
+)
+def test_kira_project_with_options_that_do_not_fit(words, fragments, place, capsys):
+    write_project(place / "two", KIRA_TWO)
+    write_project(place / "jobless", {name: text for name, text in KIRA_TWO.items() if name != "jobs.yaml"})
+    check_refused(shlex.split(words), place, capsys, fragments)
+
+
+@needs_yaml
+def test_words_of_yaml_that_mean_something_else(place):
+    """no, on, null, 1e3 and the like are names like others."""
+    kinematics = (
+        KIRA_MASSES.replace("mm", "no").replace("s, 2", "null, 2").replace("s]", "null]").replace("[q]", "[off]").replace("q,", "off,")
+    )
+    text = "integralfamilies:\n- {name: yes, loop_momenta: [on], propagators: [[on, no^2], [on+off, no^2]]}\n"
+    project = write_project(place, {"config/integralfamilies.yaml": text, "config/kinematics.yaml": kinematics.replace(", q]", ", off]")})
+    (family,) = kira_families(project).values()
+    assert family.name == "yes" and family.loop_momenta == ("on",) and family.symbols == ("d", "no", "null")
+    assert identities_at(family, no=3, null=5) == identities_at(BUILT_IN_FAMILIES["bubble"], s=5, m=9)
+
+
+@needs_yaml
+@pytest.mark.parametrize(
+    ("what", "old", "new", "fragments"),
+    [
+        (
+            "families",
+            "top_level_sectors: [15]\n            propagators:\n",
+            "propagators:\n" + 3000 * "              - [k1, 0]\n",
+            ("3004 propagators",),
+        ),
+        (
+            "kinematics",
+            "- [s, 2]\n",
+            "- [s, 2]\n" + "".join(f"            - [x{i}, 2]\n" for i in range(5000)),
+            ("kinematic_invariants", "5002"),
+        ),
+        (
+            "kinematics",
+            "outgoing_momenta: []",
+            f"outgoing_momenta: [{', '.join(f'q{i}' for i in range(2000))}]",
+            ("2004 external momenta",),
+        ),
+        ("kinematics", "[p4, -p1-p2-p3]", "[p4, " + "-" * 4000 + "p1-p2-p3]", ("momentum_conservation",)),
+        ("kinematics", "[[p4, p4], 0]", f"[[p4, p4], {'9' * 6000}]", ("scalarproduct_rules",)),
+    ],
+    ids=["propagators", "invariants", "momenta", "minus", "digits"],
+)
+def test_kira_project_of_absurd_size(what, old, new, fragments, place, capsys):
+    write_project(place / "two", KIRA_TWO, **{f"edit_{what}": (old, new)})
+    started = time.monotonic()
+    check_refused(["--kira-config=two"], place, capsys, fragments)
+    assert time.monotonic() < started + DEADLINE_S
+
+
+@needs_yaml
+def test_yaml_that_grows_when_it_is_expanded(place, capsys):
+    bomb = "integralfamilies:\n  - &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+        f"  - &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)
+    )
+    write_project(place / "two", KIRA_TWO | {"config/integralfamilies.yaml": bomb})
+    check_refused(["--kira-config=two"], place, capsys, ["family 1", "a mapping"])
+
+
+# combinations -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [[], ["--batch", "auto"], ["--batch", "7", "--local", "2"]], ids=["sector", "auto", "fixed"])
+def test_combinations_are_sums_of_reductions(place, batch):
+    """As one column, by sectors and by one-step tasks; with coefficients in d and the invariants; terms of a zero sector and twice."""
+    (place / "wanted").write_text(
+        "1,1,1,1,1,1,-1\n"
+        "amp: 3*I[1,1,1,1,1,1,-1] - 2/5*trianglebox[1,2,1,1,1,0,-1]*(d-4)^2/m1 + I[1,1,0,0,0,0,0] -I[1,1,1,1,1,1,-1]*-m3/(m2 + 1)\n"
+        "nothing: 2*I[1,1,1,1,1,1,-1] - I[1,1,1,1,1,1,-1] - (1/2+1/2)*I[1,1,1,1,1,1,-1]   # zero\n"
+        "A.b-c: -(I[0,2,1,1,0,0,0])/3,\n"
+    )
+    words = ["--integrals", "wanted", "--paper-masters-only", "--prime", str(P31)]
+    found = reduced(*words, *batch)
+    (place / "apart").write_text("1,1,1,1,1,1,-1\n1,2,1,1,1,0,-1\n0,2,1,1,0,0,0\n")
+    apart = reduced("--integrals", "apart", *words[2:])["reductions"]
+    first, second, third = apart.values()
+    amp = combine((3 + residue(Fraction(47, 32)), first), (residue(Fraction(-2, 5) * 37**2), second))
+    assert found["reductions"] == {
+        (1, 1, 1, 1, 1, 1, -1): first, "amp": amp, "nothing": {}, "A.b-c": combine((residue(Fraction(-1, 3)), third)),
+    }  # fmt: skip
+    assert list(found["reductions"]) == [(1, 1, 1, 1, 1, 1, -1), "amp", "nothing", "A.b-c"]
+
+
+def test_combination_alone_and_in_other_masters(place, capsys):
+    """Its name stands for the integral; preferred masters with dots and numerators apply to it."""
+    (place / "wanted").write_text("amp: I[1,1,1,-2,-1] - 5*I[2,1,1,0,0]\n")
+    (place / "masters").write_text("2,1,1,0,0\n1,1,1,-1,0\n")
+    words = ["--family", "sunrise", "--prime", str(P31)]
+    plain = reduced(*words, "--integrals", "wanted")
+    assert plain["original_integral"] == "amp" and plain["final_expr"] == plain["reductions"]["amp"]
+    found = reduced(*words, "--integrals", "wanted", "--masters", "masters")
+    preferred = [(2, 1, 1, 0, 0), (1, 1, 1, -1, 0)]
+    assert set(preferred) <= set(found["masters"]) and set(found["final_expr"]) & set(preferred)
+    (place / "masters.txt").write_text("2,1,1,0,0\n1,1,1,-1,0\n")
+    back = reduced(*words, "--integrals", "masters.txt")["reductions"]
+    again = combine(*((value, back.get(term, {term: 1})) for term, value in found["final_expr"].items()))
+    assert again == plain["final_expr"]
+    assert exit_code([*words, "--integrals", "wanted"]) == 0
+    assert "amp = sum of" in capsys.readouterr().out
+    assert exit_code([*words, "--integrals", "wanted", "--dry-run"]) == 0
+    assert "first amp" in capsys.readouterr().out
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.fractions(max_denominator=50), st.integers(-3, 4), st.integers(-3, 4)), min_size=1, max_size=5), st.randoms())
+def test_any_combination_of_bubbles(reduce_at, terms, draw):
+    """However it is written, it is the sum."""
+    family = BUILT_IN_FAMILIES["bubble"]
+    parts = []
+    for value, a, b in terms:
+        sign = "-" if value < 0 else "+"
+        size, integral = abs(value), f"{draw.choice(['I', 'bubble'])}[{a}, {b}]"
+        forms = [f"{size}*{integral}", f"{integral}*{size}", f"({size})*({integral})", f"{size.numerator}*{integral}/{size.denominator}"]
+        parts.append(f" {sign} {draw.choice(forms)}")
+    name, read = ibp_reduce.parse_combination("x:" + "".join(parts), [family], "here")
+    combination = ibp_reduce.Combination(name, tuple((integral, factor) for _, integral, factor in read), "here")
+    targets = [(a, b) for _, a, b in terms]
+    apart = reduce_at("bubble", targets, shelves=[])
+    together = reduce_at("bubble", [], shelves=[], combinations=(combination,))
+    assert together.reductions == {"x": combine(*((residue(value), apart.reductions[a, b]) for value, a, b in terms))}
+
+
+BAD_COMBINATIONS = {
+    "amp:": "nothing after",
+    "3x: I[1,1]": "'3x'",
+    ": I[1,1]": "not a name",
+    "amp: 3": "coefficient times one integral",
+    "amp: I[1,1] + 3": "coefficient times one integral",
+    "amp: I[1,1]*I[2,0]": "coefficient times one integral",
+    "amp: box[1,1]": "coefficient times one integral",
+    "amp: 3/I[1,1]": "not linear",
+    "amp: I[1,1]**2": "not linear",
+    "amp: (I[1,1]+1)*2": "not linear",
+    "amp: sin(I[1,1])": "not linear",
+    "amp: 2*I[1,1": "coefficient times one integral",
+    "amp: 2*(I[1,1]": "not linear",
+    "amp: I[1,1,1]": "3 indices",
+    "amp: I[1,x]": "integer",
+    "amp: I[1,1] - u*I[2,0]": "undefined symbol 'u'",
+    "amp: I[1,1]/(s-7)": "division by zero",
+    "amp: I[1,1]/1009": "division by zero modulo 1009",
+    "amp: 0.5*I[1,1]": "arithmetic",
+    "amp: __import__('os')*I[1,1]": "arithmetic",
+    "amp: 2**99*I[1,1]": "powers",
+    "amp: I[1,1] I[2,0]": "coefficient times one integral",
+    "amp: 2 I[1,1]": "not linear",
+    "amp: integral_of_a_term0_*I[1,1]": "coefficient times one integral",
+    "amp: I[1,1]\namp: I[2,1]": "line 2",
+    "amp: I[101,1]": "100",
+}
+
+
+@pytest.mark.parametrize("text", BAD_COMBINATIONS)
+def test_bad_combination_is_refused_in_one_line(text, place, capsys):
+    (place / "wanted").write_text(text + "\n")
+    check_refused(["--family=bubble", "--integrals=wanted"], place, capsys, ["wanted", "line", BAD_COMBINATIONS[text]])
+
+
+def test_combinations_are_no_masters(place, capsys):
+    (place / "masters").write_text("x: I[2,1]\n")
+    check_refused([*BUBBLE, "--masters=masters"], place, capsys, ["--masters", "line 1"])
+
+
+def test_dependent_preferred_masters_are_told_apart(reduce_at):
+    """The error names the relation, and the relation is true."""
+    preferred = ((1, 1), (2, 0), (0, 1), (3, 2))
+    with pytest.raises(InputError) as info:
+        reduce_at("bubble", [(2, 2)], preferred_masters=preferred)
+    text = str(info.value)
+    left, right = re.fullmatch(
+        r"preferred master I(\S+) depends linearly on the ones before it: it is (.*) modulo \d+; leave one out", text
+    ).groups()
+    relation = {tuple(json.loads(index)): int(value) for value, index in re.findall(r"(\d+)\*I(\[[-\d,]+\])", right)}
+    full = reduce_at("bubble", list(preferred)).reductions
+    assert set(relation) == {(1, 1), (2, 0), (0, 1)} and json.loads(left) == [3, 2]
+    assert full[3, 2] == combine(*((value, full[integral]) for integral, value in relation.items()))
+    with pytest.raises(InputError, match=r"I\[-1,0\] depends linearly .* zero modulo 2147483647"):
+        reduce_at("bubble", [(2, 2)], preferred_masters=((1, 1), (-1, 0)))
+
+
+# linear propagators -------------------------------------------------------------------------------------------------
+
+HQET = small_family("hqet", "k1", "v", [("k1", "0"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("w", "-5")])
+HQET_MASSIVE = small_family("hqet-m", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
+GRAVITY = small_family(
+    "gravity",
+    "k1 k2",
+    "q v",
+    [("2*k1*v", "0"), ("2*k2*v", "0"), ("k1", "0"), ("k2", "0"), ("k1+k2-q", "0"), ("k1-q", "0"), ("k2-q", "0")],
+    0,
+    [("q*q", "t"), ("q*v", "0"), ("v*v", "1")],
+    [("t", "-7")],
+)
+GRAVITY_RESIDUAL = dataclasses.replace(
+    GRAVITY, name="gravity-w", propagators=(("2*k1*v", "w"), ("2*k2*v", "w"), *GRAVITY.propagators[2:]), point=(("t", "-7"), ("w", "5"))
+)
+
+
+@pytest.mark.parametrize("family", [HQET, HQET_MASSIVE, GRAVITY, GRAVITY_RESIDUAL], ids=lambda family: family.name)
+def test_identities_and_zero_sectors_of_linear_propagators(family):
+    expected = [
+        {shift: [residue(value) for value in row] for shift, row in terms.items()} for terms in Kinematics(family).identities("-7/3")
+    ]
+    equations = evaluate_identities(derive_identities(family), point_of(family, d="-7/3"))
+    found = [{} for _ in range(equations.count)]
+    for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
+        found[operator][tuple(shift)] = row
+    assert found == expected
+    generic = evaluate_identities(derive_identities(family), generic_point(family))
+    assert sorted(find_nonzero_sectors(generic, family.lines)) == any_kinematics(family).nonzero_sectors()
+
+
+@pytest.mark.parametrize("w", ["-5", "2/3"])
+def test_heavy_quark_bubble_in_closed_form(reduce_at, w):
+    """One loop of HQET: I(a, b) ~ (-1)^a W^(-b) (-W)^(d-2a) Gamma(b+2a-d) Gamma(d/2-a) / (Gamma(a) Gamma(b)) with D2 = 2 k.v + W
+    (Broadhurst, Grozin, hep-ph/9410240), so one master and rational ratios.
+    """
+    W, d = -Fraction(w), 41
+    cases = {}
+    for a, b in [(1, 1), (2, 1), (1, 2), (3, 2), (4, 5), (1, 7), (6, 1)]:
+        value = rising(Fraction(3 - d), b + 2 * a - 3) * rising(Fraction(d, 2) - 1, 1 - a) / math.factorial(a - 1) / math.factorial(b - 1)
+        cases[a, b] = {(1, 1): residue((-1) ** (a - 1) * W ** (3 - b - 2 * a) * value)}
+    outcome = reduce_at(HQET, cases, point=point_of(HQET, w=w), shelves=[])
+    assert outcome.masters == [(1, 1)] and outcome.reductions == cases
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "dots", "s", "masters"),
+    [
+        (HQET_MASSIVE, [(3, 2), (4, -2), (1, 3), (-1, 3)], 8, 6, 2),
+        (GRAVITY, [(1, 1, 1, 1, 1, -1, 0), (1, 0, 1, 1, 1, -1, 0), (2, 1, 1, 1, 1, 0, 0)], 1, 2, 4),
+        (GRAVITY, [(1, 1, 1, 1, 1, 1, 1)], 1, 2, 16),
+        (GRAVITY, [(1, 1, 1, 1, 0, 1, 1)], 1, 2, None),
+        (GRAVITY_RESIDUAL, [(2, 1, 1, 1, 1, 0, 0), (1, 1, 1, 1, 0, -1, -1)], 1, 2, 14),
+    ],
+    ids=["hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
+)
+def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, masters):
+    """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
+    agrees_with_oracle(reduce_at, family, targets, dots, s)
+    if masters is not None:
+        assert len(reduce_at(family, targets, shelves=[]).masters) == masters
+
+
+# systems ------------------------------------------------------------------------------------------------------------
+
+
+def solved_system(place, text, *words):
+    (place / "system").write_text(textwrap.dedent(text))
+    return reduced("--system", "system", *words)
+
+
+def test_small_system_by_hand(place):
+    text = """
+        # x = 2 y - 3/2 z, y = -4 z - w
+        x: 1
+        y: -2   # a comment
+        z: 3/2
+
+        y: 1
+        # a comment does not end an equation
+        z: 4
+        w*(1)
+
+
+        w: 0
+        """
+    found = solved_system(place, text, "--prime", str(P31))
+    assert found["masters"] == ["w", "z"] and found["prime"] == P31 and found["success"] and found["unreduced"] == []
+    assert found["reductions"] == {
+        "x": {"z": residue(Fraction(-19, 2)), "w": residue(-2)}, "y": {"z": residue(-4), "w": residue(-1)}, "z": {"z": 1}, "w": {"w": 1},
+    }  # fmt: skip
+    (place / "masters").write_text("x\n y # the others through these\n")
+    found = reduced("--system", "system", "--masters", "masters", "--prime", str(P31))
+    assert found["masters"] == ["x", "y"]
+    assert found["reductions"]["z"] == {"x": residue(Fraction(-2, 3)), "y": residue(Fraction(4, 3))}
+
+
+def test_system_in_symbols_and_numbers(place):
+    """Kira's weights: the larger number is eliminated; coefficients in d and invariants at a point."""
+    found = solved_system(place, "7*(d-4)\n12*(s^2/t)\n\n", "--d", "41", "--kinematics", "s=3,t=7", "--prime", str(P31))
+    assert found["reductions"] == {"12": {"7": residue(Fraction(-37 * 7, 9))}, "7": {"7": 1}} and found["d"] == 41
+    assert found["kinematics"] == {"s": 3, "t": 7}
+
+
+def test_unknown_that_is_zero(place):
+    assert solved_system(place, "a: 1\nb: 1\n\na: 1\nb: 2\n")["reductions"] == {"a": {}, "b": {}}
+
+
+@pytest.mark.parametrize(("name", "target", "dots", "s"), [("box", (2, 1, 1, 1), 2, 2), ("bubble", (3, -2), 6, 4)])
+def test_identities_as_a_system(place, reduce_at, name, target, dots, s):
+    """All identities at seeds around, written to a file by the oracle: the same masters and coefficients as the reduction's."""
+    kinematics = Kinematics(BUILT_IN_FAMILIES[name])
+    live = set(kinematics.nonzero_sectors())
+    n, blocks = kinematics.family.n, []
+    for bits in sorted(live):
+        for seed in seeds_of(bits, n, dots, s):
+            for terms in kinematics.identities(41):
+                values = {
+                    tuple(map(int.__add__, seed, shift)): row[0] + sum(map(lambda c, a: c * a, row[1:], seed))
+                    for shift, row in terms.items()
+                }
+                rows = [f"{name}[{','.join(map(str, term))}]: {value}" for term, value in values.items() if value and bits_of(term) in live]
+                blocks.append("\n".join(rows))
+    random.Random(7).shuffle(blocks)
+    found = solved_system(place, "\n\n".join(blocks), "--prime", str(P31))
+    expected = reduce_at(name, [target]).reductions[target]
+    label = f"{name}[{','.join(map(str, target))}]"
+    assert numbers_of(found["reductions"][label]) == expected
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 7), st.integers(1, 9), st.randoms(use_true_random=False))
+def test_random_systems(unknowns, count, draw):
+    """Against the reduced row echelon form of sympy: the same independent unknowns, the same expressions."""
+    import sympy
+    from sympy.polys.matrices import DomainMatrix
+
+    labels = [f"x{i}" for i in range(unknowns)]
+    rows = [{label: Fraction(draw.randint(-3, 3), draw.randint(1, 4)) for label in labels} for _ in range(count)]
+    system = ibp_reduce.LinearSystem(tuple(reversed(labels)), tuple(rows))
+    solved = ibp_reduce.solve_system(system, P31)
+    exact = DomainMatrix([[sympy.QQ(row[x].numerator, row[x].denominator) for x in labels] for row in rows], (count, unknowns), sympy.QQ)
+    echelon, pivots = exact.rref()
+    assert set(solved) == {labels[i] for i in pivots}
+    for number, pivot in enumerate(pivots):
+        line = [echelon.to_Matrix()[number, i] for i in range(unknowns)]
+        expected = {labels[i]: residue(-Fraction(int(v.p), int(v.q))) for i, v in enumerate(line) if v and i != pivot}
+        assert solved[labels[pivot]] == expected
+
+
+BAD_SYSTEMS = {
+    "": ("no equations",),
+    "# nothing\n\n": ("no equations",),
+    "x: 1\n\nx 2\n": ("line 3", "'x 2'"),
+    "x: \n": ("line 1", "'x:'"),
+    "x: 1\nx: 2\n": ("line 2", "x", "twice"),
+    "I[1, 2]: 1\nI[1,2]: 2\n": ("line 2", "twice"),
+    "x: a\n": ("line 1", "undefined symbol 'a'"),
+    "x: 1/0\n": ("line 1", "division by zero"),
+    "x: 0.5\n": ("line 1", "0.5"),
+    "x: 1e3\n": ("line 1", "1e3"),
+    "x: 1; y: 2\n": ("line 1", "1; y: 2"),
+    "x + y: 2\n": ("line 1", "'x + y: 2'"),
+    "3*x\n": ("line 1", "'x'"),
+    "I[1,2: 3\n": ("line 1", "I[1,2"),
+    "x: 1\ny: 1/1009\n": ("1/1009", "y", "--prime"),
+    "x: __import__('os').getpid()\n": ("line 1", "arithmetic"),
+    "x: " + "9" * 6000 + "\n": ("line 1", "6000"),
+    "x: 1\0\n": ("line 1",),
+    "x: (3\n": ("line 1", "'(3'"),
+    "x: 3)\n": ("line 1", "'3)'"),
+    "x: ()\n": ("line 1", "'()'"),
+    "x: (1)(2)\n": ("line 1", "arithmetic"),
+}
+
+
+@pytest.mark.parametrize("text", BAD_SYSTEMS, ids=lambda text: ascii(text)[:30])
+def test_bad_system_is_refused_in_one_line(text, place, capsys):
+    (place / "system").write_text(text)
+    check_refused(["--system=system"], place, capsys, ["--system", *BAD_SYSTEMS[text]])
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("--system=nothing", ("--system nothing", "not readable")),
+        ("--system=system --integral=1,1", ("--system", "--integral")),
+        ("--system=system --local=2", ("--system", "--local")),
+        ("--system=system --prime=10", ("--prime",)),
+        ("--system=system --output=system", ("--output", "--system")),
+        ("--system=system --masters=system2", ("--masters", "system2")),
+        ("--system=system --masters=unknown", ("--masters", "u", "no equation")),
+        ("--system=system --masters=dependent", ("y", "depends linearly", "2*x")),
+        ("--system=system --kinematics=s", ("integer or a fraction",)),
+        ("--system=system --kinematics=s=1,s=2", ("--kinematics", "once")),
+        ("--system=system --kinematics=d=1", ("--kinematics", "once")),
+    ],
+)
+def test_system_with_options_that_do_not_fit(words, fragments, place, capsys):
+    (place / "system").write_text("x: 2\ny: -1\n")
+    (place / "unknown").write_text("u\n")
+    (place / "dependent").write_text("x\ny\n")
+    check_refused(shlex.split(words), place, capsys, fragments)
+
+
+def test_system_that_degenerates_at_a_prime(place, capsys):
+    """Modulo 1009 the equation says nothing of x: that must not make x independent."""
+    (place / "system").write_text("x: 1009\ny: 1\n")
+    assert exit_code(["--system=system", "--prime=1009"]) == 1
+    assert "take a larger one" in capsys.readouterr().err and not (place / "results").exists()
+    assert solved_system(place, "x: 1009\ny: 1\n", "--prime=1013")["reductions"]["x"] == {"y": residue(Fraction(-1, 1009), 1013)}
 
 
 # =====================================================================================================================
