@@ -403,8 +403,8 @@ def read_propagator(entry: Any, where: str) -> tuple[str, str]:
             return str(momentum), str(mass)
         case list() | dict():
             raise InputError(
-                f"{where}: expected 'momentum', ['momentum', 'squared mass'] or {{'bilinear': [['momentum', 'momentum'], 'mass']}}, "
-                f"not {reprlib.repr(entry)}"
+                f"{where}: expected 'momentum', ['momentum', 'squared mass'] or {{'bilinear': [['momentum', 'momentum'], 'squared mass']}}"
+                f", not {reprlib.repr(entry)}"
             )
     return str(entry), "0"
 
