@@ -121,6 +121,7 @@ MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
 GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
 MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
+LIGHT_MAP = 1.5  # a sector with known rules is only mapped to another if propagators become sums of so few on average, else its masters are
 MAPPED_BLOCK = 512  # the same where they are mapped, which makes up to a thousand integrals of one
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
 REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
@@ -899,13 +900,12 @@ class SectorMap:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """maps: for every sector that is equivalent to a lighter one, the map to its representative; own: maps of sectors into themselves.
+    """maps: for every sector that is equivalent to a lighter one, the map to its representative.
 
     unshifted: pairs of sectors with the same polynomials U and F for which no shift was found; they are treated as different.
     """
 
     maps: dict[int, SectorMap]
-    own: dict[int, tuple[SectorMap, ...]]
     unshifted: tuple[tuple[int, int], ...]
 
 
@@ -1093,7 +1093,7 @@ def canonical_orders(exponents: np.ndarray, colours: np.ndarray) -> tuple[tuple[
     return tuple(form), [order for order, _ in branches]
 
 
-def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]]) -> Iterator[SectorMap]:
+def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]], reflections: bool = True) -> Iterator[SectorMap]:
     """All shifts k -> A k + B p, det A = +-1, p -> C p that carry line i of the source into line j of the target for each pair (i, j).
 
     The lines fix A and B up to signs, and C where they depend on external momenta; elsewhere C is completed by a permutation of the legs or
@@ -1119,7 +1119,7 @@ def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, i
         through = a @ inverse
         b3 = signs[:, None] * b2
         outer, outer2 = b - through @ b[base], b3 - through @ b3[base]
-        external = _extend_isometry(outer, outer2, source)
+        external = _extend_isometry(outer, outer2, source, reflections)
         if external is not None:
             shift = np.full((len(source.names),) * 2, QQ(0), object)
             shift[:loops, :loops], shift[loops:, loops:] = linear, external
@@ -1129,7 +1129,7 @@ def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, i
                 yield found
 
 
-def _extend_isometry(vectors: np.ndarray, images: np.ndarray, geometry: Geometry) -> np.ndarray | None:
+def _extend_isometry(vectors: np.ndarray, images: np.ndarray, geometry: Geometry, reflections: bool) -> np.ndarray | None:
     """A matrix C [E, E] that keeps the invariants, with vectors @ C = images, both [V, E]; None if there is none.
 
     A permutation of the legs (or its negative) where one will do. Otherwise as in the proof of Witt's theorem: a reflection for every
@@ -1138,6 +1138,8 @@ def _extend_isometry(vectors: np.ndarray, images: np.ndarray, geometry: Geometry
     for flip in geometry.flips:
         if not _differ(vectors @ flip, images):
             return flip
+    if not reflections:
+        return None
     one = geometry.functions.one
     gram, result = geometry.gram * one, geometry.flips[0] * one
     basis = _orthogonal_basis(vectors * one, images * one, gram)
@@ -1214,27 +1216,42 @@ def _prove(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]],
     )
 
 
-def find_symmetries(family: Family, nonzero: Sequence[int]) -> Symmetries:
-    """Which non-zero sectors of a family are equivalent, and maps of the others into themselves, at generic kinematics."""
-    geometry = Geometry(family)
+def find_symmetries(geometry: Geometry, nonzero: Sequence[int]) -> Symmetries:
+    """Which non-zero sectors of a family are equivalent at generic kinematics; the lightest of each class represents it."""
     classes: dict[tuple, list[tuple[int, list[tuple[int, ...]]]]] = {}
     maps: dict[int, SectorMap] = {}
-    own: dict[int, tuple[SectorMap, ...]] = {}
     unshifted = []
     for bits in sorted(nonzero, key=sector_order):
         form, orders = geometry.canonical(bits)
         alike = classes.setdefault((bits.bit_count(), form), [])
         for representative, theirs in alike:
-            found = [shift for order in theirs for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
-            if found:
-                maps[bits] = min(found, key=lambda shift: shift.size)
+            if found := _lightest_map(geometry, [list(zip(orders[0], order)) for order in theirs]):
+                maps[bits] = found
                 break
             unshifted.append((bits, representative))
         else:
             alike.append((bits, orders))
-            found = [shift for order in orders for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
-            own[bits] = tuple({shift.rows: shift for shift in found if shift.shift}.values())
-    return Symmetries(maps, {bits: shifts for bits, shifts in own.items() if shifts}, tuple(unshifted))
+    return Symmetries(maps, tuple(unshifted))
+
+
+def _lightest_map(geometry: Geometry, ways: Sequence[Sequence[tuple[int, int]]]) -> SectorMap | None:
+    """The shift with the fewest terms of those that carry lines into lines in one of these ways; a reflection only where it takes one."""
+    for reflections in (False, True):
+        found = []
+        for pairs in ways:
+            found += find_shifts(geometry, geometry, pairs, reflections)
+            if found and found[-1].size == geometry.family.n:  # every propagator becomes another one
+                return found[-1]
+        if found:
+            return min(found, key=lambda shift: shift.size)
+    return None
+
+
+def own_maps(geometry: Geometry, bits: int) -> tuple[SectorMap, ...]:
+    """Shifts that carry a sector into itself, one for each permutation of its lines and choice of signs, without the identity."""
+    _, orders = geometry.canonical(bits)
+    found = [shift for order in orders for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
+    return tuple({shift.rows: shift for shift in found if shift.shift}.values())
 
 
 class NumericMap:
@@ -1302,26 +1319,28 @@ def _residue(above: Polynomial, below: Polynomial, values: Sequence[int], point:
 
 
 def reachable_sectors(nonzero: Sequence[int], maps: dict[int, SectorMap]) -> dict[int, frozenset[int]]:
-    """For every sector all others that its integrals may lead to: the subsectors, or the representative and what that leads to."""
+    """For every sector all others that its integrals may lead to: the subsectors, the representative and what that leads to."""
     reached: dict[int, frozenset[int]] = {}
     for bits in sorted(nonzero, key=sector_order):
-        below = (maps[bits].target,) if bits in maps else tuple(b for b in nonzero if b != bits and b & bits == b)
+        below = tuple(b for b in nonzero if b != bits and b & bits == b) + ((maps[bits].target,) if bits in maps else ())
         reached[bits] = frozenset(below).union(*(reached[b] for b in below))
     return reached
 
 
-def describe_symmetries(family: Family, nonzero: Sequence[int], found: Symmetries) -> str:
+def describe_symmetries(family: Family, nonzero: Sequence[int]) -> str:
     """Every map, one a line."""
 
     def line(what: str, shift: SectorMap) -> str:
         lines = " ".join(f"{i}>{j}" for i, j in shift.lines)
         return f"  {what:12} lines {lines}   {', '.join(shift.shift) or 'no shift'}"
 
-    unique = len(nonzero) - len(found.maps)
-    own = sum(map(len, found.own.values()))
-    rows = [f"{family.name}: {len(nonzero)} non-zero sectors, {unique} unique, {own} maps of {len(found.own)} sectors into themselves"]
+    geometry = Geometry(family)
+    found = find_symmetries(geometry, nonzero)
+    own = {bits: own_maps(geometry, bits) for bits in nonzero if bits not in found.maps}
+    count, sectors = sum(map(len, own.values())), sum(map(bool, own.values()))
+    rows = [f"{family.name}: {len(nonzero)} non-zero sectors, {len(own)} unique, {count} maps of {sectors} sectors into themselves"]
     rows += [line(f"{bits} -> {shift.target}", shift) for bits, shift in found.maps.items()]
-    rows += [line(f"{bits} -> {bits}", shift) for bits, shifts in found.own.items() for shift in shifts]
+    rows += [line(f"{bits} -> {bits}", shift) for bits, shifts in own.items() for shift in shifts]
     rows += [f"  {a} and {b} have the same U and F, but no shift was found" for a, b in found.unshifted]
     return "\n".join(rows)
 
@@ -3502,7 +3521,8 @@ class Controller:
         self.statistics = dict.fromkeys((*COUNTS, "sectors", "tasks"), 0)
         self.paths: dict[Index, StepPath] = {}
         self.memory: dict[int, int] = {}
-        self.symmetries = Symmetries({}, {}, ())
+        self.geometry: Geometry | None = None
+        self.symmetries = Symmetries({}, ())
         self.numeric_maps: dict[int, NumericMap] = {}
         self.reachable: dict[int, frozenset[int]] = {}
         self.flushed = time.monotonic()
@@ -3587,8 +3607,11 @@ class Controller:
             self.knowledge.nonzero = tuple(bits for bits in self.knowledge.nonzero if bits & cut == cut)
             self.knowledge.steps = {}  # with integrals that this cut drops
         if self.problem.symmetries:
-            self.symmetries = find_symmetries(self.family, self.knowledge.nonzero)
-            self.numeric_maps = {bits: NumericMap(found, self.point, self.family.n) for bits, found in self.symmetries.maps.items()}
+            self.geometry = Geometry(self.family)
+            self.symmetries = find_symmetries(self.geometry, self.knowledge.nonzero)
+            for bits, found in self.symmetries.maps.items():
+                if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
+                    self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
             self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
 
     def _leads_to(self, above: int, bits: int) -> bool:
@@ -3608,19 +3631,24 @@ class Controller:
             if self.corners_stay:
                 masters = {bits: found or (corner(bits, self.family.n),) for bits, found in masters.items()}
             return masters
-        unique = [bits for bits in below if bits not in self.symmetries.maps]
-        self._search_masters([bits for bits in unique if self._sector(bits).masters is None])
-        return {bits: (self._sector(bits).masters if bits in unique else ()) or () for bits in below}
+        reduced = [bits for bits in below if bits not in self.numeric_maps]
+        self._search_masters([bits for bits in reduced if self._sector(bits).masters is None])
+        return {bits: (self._sector(bits).masters if bits in reduced else ()) or () for bits in below}
 
     def _find_relations(self, targets: Sequence[Index]) -> tuple[list[MasterRelation], tuple[Index, ...]]:
         """What symmetries say about the masters, lightest sectors first, and the integrals to be reduced for that."""
+        if not self.problem.symmetries:
+            return [], ()
         relations: list[MasterRelation] = []
         for bits in self._sectors_below(targets):
-            own = self.symmetries.own.get(bits, ())
-            found, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
-            relations += found
-            if learned:
-                self._learn(bits, learned)
+            if bits in self.symmetries.maps:
+                relations += [MasterRelation(master, master, self.symmetries.maps[bits]) for master in self.masters[bits]]
+            elif any(master != corner(bits, self.family.n) for master in self.masters[bits]):  # a corner goes to itself
+                own = own_maps(self.geometry, bits)
+                found, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
+                relations += found
+                if learned:
+                    self._learn(bits, learned)
         images = (NumericMap(relation.image, self.point, self.family.n)(relation.master) for relation in relations)
         return relations, tuple(dict.fromkeys(term for image in images for term in image))
 
@@ -5544,7 +5572,7 @@ def run_list_symmetries(options: Options) -> int:
     """--list-symmetries."""
     family = load_family(options.family)
     nonzero = known_nonzero_sectors(family, [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)])
-    print(describe_symmetries(family, nonzero, find_symmetries(family, nonzero)))
+    print(describe_symmetries(family, nonzero))
     return 0
 
 
