@@ -5525,13 +5525,14 @@ def run_reduction(options: Options) -> int:
     path = Path(options.store) if options.store is not None else work / "store.shelf"
     check_paths(options, output, work, path)
     shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    readable = [shipped, Store(path, read_only=True, say=say)]
+    nonzero = cache(lambda: known_nonzero_sectors(problem.family, [] if options.cold else readable))
+    cuts = make_cuts(options, problem, nonzero)
     if options.dry_run:
-        print(plan(problem, [shipped, Store(path, read_only=True, say=say)]))
+        print(plan(problem, readable))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
-    nonzero = cache(lambda: known_nonzero_sectors(problem.family, shelves))
-    cuts = make_cuts(options, problem, nonzero)
     if len(cuts) == 1:
         problem = replace(problem, cut=cuts[0])
 
