@@ -1119,38 +1119,36 @@ def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, i
         through = a @ inverse
         b3 = signs[:, None] * b2
         outer, outer2 = b - through @ b[base], b3 - through @ b3[base]
-        external = _extend_isometry(outer, outer2, source, reflections)
-        if external is not None:
+        for external in _isometries(outer, outer2, source, reflections):
             shift = np.full((len(source.names),) * 2, QQ(0), object)
             shift[:loops, :loops], shift[loops:, loops:] = linear, external
             shift[:loops, loops:] = inverse @ (b3[base] - b[base] @ external)
             found = _prove(source, target, pairs, shift)
             if found is not None:
                 yield found
+                break  # what others do to the other propagators follows from the identities
 
 
-def _extend_isometry(vectors: np.ndarray, images: np.ndarray, geometry: Geometry, reflections: bool) -> np.ndarray | None:
-    """A matrix C [E, E] that keeps the invariants, with vectors @ C = images, both [V, E]; None if there is none.
+def _isometries(vectors: np.ndarray, images: np.ndarray, geometry: Geometry, reflections: bool) -> Iterator[np.ndarray]:
+    """Matrices C [E, E] that keep the invariants, with vectors @ C = images, both [V, E].
 
-    A permutation of the legs (or its negative) where one will do. Otherwise as in the proof of Witt's theorem: a reflection for every
-    vector of an orthogonal basis of what the vectors span.
+    First permutations of the legs and their negatives. Then one made as in the proof of Witt's theorem: a reflection for every vector of an
+    orthogonal basis of what the vectors span.
     """
-    for flip in geometry.flips:
-        if not _differ(vectors @ flip, images):
-            return flip
+    yield from (flip for flip in geometry.flips if not _differ(vectors @ flip, images))
     if not reflections:
-        return None
+        return
     one = geometry.functions.one
     gram, result = geometry.gram * one, geometry.flips[0] * one
     basis = _orthogonal_basis(vectors * one, images * one, gram)
     if basis is None:
-        return None
+        return
     for vector, image in basis:
         moved = vector @ result
         for mirror in (moved - image,) if (moved - image) @ gram @ (moved - image) else (moved + image, image):
             if any(mirror):
                 result = result - np.outer(2 * (result @ gram @ mirror) / (mirror @ gram @ mirror), mirror)
-    return result
+    yield result
 
 
 def _orthogonal_basis(vectors: np.ndarray, images: np.ndarray, gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:

@@ -6074,6 +6074,32 @@ def test_symmetries_of_unequal_masses():
     assert not found.maps and not ibp_reduce.own_maps(ibp_reduce.Geometry(family), 3)
 
 
+HEAVY_QUARKS = Family(
+    "heavy-quarks", ("k1", "k2"), ("v",), (("k1", "0"), ("k2", "0"), ("k1-k2", "0"), ("2*k1*v", "w"), ("2*k2*v", "w")), 0, (("v*v", "1"),),
+    (("w", "3"),),
+)  # fmt: skip
+
+
+def test_symmetries_of_linear_propagators(reduce_at):
+    """Two loops on a heavy line: k1 <-> k2 exchanges linear propagators, k -> -k must not without reversing v as well."""
+    geometry = ibp_reduce.Geometry(HEAVY_QUARKS)
+    found = ibp_reduce.find_symmetries(geometry, any_kinematics(HEAVY_QUARKS).nonzero_sectors())
+    assert {bits: shift.target for bits, shift in found.maps.items()} == {21: 14, 23: 15, 30: 29} and not found.unshifted
+    targets = [(2, 1, 1, 1, 2), (1, 2, 1, 1, 1), (0, 2, 1, 1, 1), (1, 0, 1, -1, 2)]
+    without, outcome = (reduce_at(HEAVY_QUARKS, targets, symmetries=symmetries) for symmetries in (False, True))
+    mapped = reduce_at(HEAVY_QUARKS, without.masters, symmetries=True).reductions
+    for target in targets:
+        assert combine(*((value, mapped[master]) for master, value in without.reductions[target].items())) == outcome.reductions[target]
+    assert (len(without.masters), len(outcome.masters)) == (3, 2)
+
+
+def test_symmetries_where_momenta_are_lightlike(reduce_at):
+    """No reflection is needed, and none can be made, where the external momentum has no length."""
+    family = dataclasses.replace(BUILT_IN_FAMILIES["sunrise"], kinematics=(("p*p", "0"),), point=(("m", "3"),))
+    found = ibp_reduce.find_symmetries(ibp_reduce.Geometry(family), (3, 5, 6, 7))
+    assert {bits: shift.target for bits, shift in found.maps.items()} == {5: 3, 6: 3}
+
+
 # cuts ---------------------------------------------------------------------------------------------------------------
 
 
