@@ -19,6 +19,7 @@ How a reduction goes (the sections below, in this order):
     Families                definition, built-in families, JSON files
     Identities              IBP and LI operators derived from the propagators, then put at a numerical point
     Sectors and weights     bit masks, zero sectors, the order of integrals as one int64
+    Symmetries              shifts of momenta that make sectors equivalent, found by U and F, proved by substitution
     Rules: discovery        local elimination around one integral finds the rows that reduce it
     Rules: replay           the same rows reduce all other integrals of the sector, many at a time
     Moves                   the other way to a rule: identities taken one by one, each eliminating the heaviest integral left
@@ -145,6 +146,8 @@ LARGEST_TARGET_INDEX = 100
 OTHER_PRIME = 2**31 - 19  # a second large prime, where one alone could mislead
 MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
+LIGHT_MAP = 1.5  # a sector with known rules is only mapped to another if propagators become sums of so few on average, else its masters are
+MAPPED_BLOCK = 512  # the same where they are mapped, which makes up to a thousand integrals of one
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
 REPLAY_ELEMENTS = 1 << 20  # numbers in one replay array, so that it stays within the processor's cache and 100 MB
 LARGEST_BATCH = 100_000  # integrals in the result of a one-step task: some 30 MB
@@ -495,13 +498,38 @@ Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator):
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
 
 
+class Algebra:
+    """A family's propagators as polynomials in the momenta, over the rational functions of d and the invariants.
+
+    momenta: generators for the loop, then the external momenta; propagators: quadratic forms in them; masses: what is subtracted;
+    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1. Raises InputError.
+    """
+
+    def __init__(self, family: Family, where: str = ""):
+        from sympy import QQ
+        from sympy.polys.fields import field as rational_functions
+        from sympy.polys.rings import ring
+
+        where = where or f"family {family.name}"
+        self.functions, *symbols = rational_functions(list(family.symbols), QQ)
+        momenta_ring, *self.momenta = ring([*family.loop_momenta, *family.external_momenta], self.functions.to_domain())
+        invariants = dict(zip(family.symbols, symbols)) | {"1": self.functions.one}
+        vectors = dict(zip([*family.loop_momenta, *family.external_momenta], self.momenta))
+        self.propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
+        self.masses = [self.functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
+        self.externals = _external_products(family, invariants, self.functions, where)
+        self.in_propagators = _scalar_products_to_propagators(family, self.propagators, self.masses, self.externals, self.functions, where)
+
+
 def derive_identities(family: Family) -> tuple[Operator, ...]:
     """IBP operators d/dk_i . q for every loop momentum k_i and every q of loop and external momenta, then the LI operators.
 
     Applied to a seed a, an operator is the equation 0 = sum over its terms of (sum_i c_i a_i + c_0) I[a + shift]. Exact in d and the
     invariants. Raises InputError for propagators that are not a basis of the scalar products, or undefined symbols.
     """
-    functions, invariants, momenta, propagators, externals, in_propagators = propagator_algebra(family, f"family {family.name}")
+    algebra = Algebra(family)
+    functions, momenta, propagators, externals = algebra.functions, algebra.momenta, algebra.propagators, algebra.externals
+    in_propagators, d = algebra.in_propagators, algebra.functions.gens[0]
     loops, n = len(family.loop_momenta), family.n
 
     def add_derivative(terms: dict, factor: Any, momentum: int, vector: Any) -> None:
@@ -520,7 +548,7 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
     operators = []
     for i in range(loops):
         for j, vector in enumerate(momenta):
-            terms: dict = {(0,) * n: {0: invariants["d"]}} if i == j else {}
+            terms: dict = {(0,) * n: {0: d}} if i == j else {}
             add_derivative(terms, functions.one, i, vector)
             operators.append(terms)
     count = len(family.external_momenta)
@@ -532,27 +560,6 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
                 add_derivative(terms, -externals[e, i], loops + e, momenta[loops + j])
             operators.append(terms)
     return tuple(_freeze_operator(terms) for terms in operators)
-
-
-def propagator_algebra(family: Family, where: str) -> tuple[Any, dict[str, Any], list, list, dict, Callable[[Any], list]]:
-    """What identities are derived from. Raises InputError.
-
-    Returns the field of functions, the invariants in it, the momenta, the propagators without masses, the products of external momenta,
-    and the map from a product of momenta to its n + 1 coefficients of D_1 … D_n and 1.
-    """
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-    from sympy.polys.rings import ring
-
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-    externals = _external_products(family, invariants, functions, where)
-    in_propagators = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
-    return functions, invariants, momenta, propagators, externals, in_propagators
 
 
 def _propagator(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
@@ -635,13 +642,15 @@ def _freeze_operator(terms: dict) -> Operator:
         coefficients = []
         for i, value in sorted(row.items()):
             if value:
-                numerator, denominator = value.numer.clear_denoms(), value.denom.clear_denoms()
-                scaled_numerator = numerator[1].mul_ground(denominator[0])
-                scaled_denominator = denominator[1].mul_ground(numerator[0])
-                coefficients.append((i, _freeze_polynomial(scaled_numerator), _freeze_polynomial(scaled_denominator)))
+                coefficients.append((i, *_freeze_ratio(value)))
         if coefficients:
             frozen.append((shift, tuple(coefficients)))
     return tuple(frozen)
+
+
+def _freeze_ratio(value: Any) -> tuple[Polynomial, Polynomial]:
+    numerator, denominator = value.numer.clear_denoms(), value.denom.clear_denoms()
+    return _freeze_polynomial(numerator[1].mul_ground(denominator[0])), _freeze_polynomial(denominator[1].mul_ground(numerator[0]))
 
 
 def _freeze_polynomial(polynomial: Any) -> Polynomial:
@@ -707,18 +716,23 @@ class Equations:
         return self.shift.shape[1]
 
 
+def polynomial_residue(terms: Polynomial, values: Sequence[int], p: int) -> int:
+    """A frozen polynomial at these values of d and the invariants, modulo p."""
+    total = 0
+    for exponents, factor in terms:
+        for value, power in zip(values, exponents):
+            factor = factor * pow(value, power, p) % p
+        total += factor
+    return total % p
+
+
 def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
     """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
     p, values = point.prime, point.residues()
 
     @cache
     def polynomial(terms: Polynomial) -> int:
-        total = 0
-        for exponents, factor in terms:
-            for value, power in zip(values, exponents):
-                factor = factor * pow(value, power, p) % p
-            total += factor
-        return total % p
+        return polynomial_residue(terms, values, p)
 
     labels, shifts, rows = [], [], []
     for number, terms in enumerate(operators):
@@ -937,6 +951,477 @@ def _subtract(row: dict, other: dict, factor: int, p: int) -> None:
             row[key] = new
         else:
             row.pop(key, None)
+
+
+# =====================================================================================================================
+# Symmetries
+# =====================================================================================================================
+
+
+@dataclass(frozen=True)
+class SectorMap:
+    """A shift of momenta that carries the lines of one sector into those of another, proved by substitution.
+
+    lines: (line of the source, line of the target), from 1; shift: text for each momentum that changes; rows: each propagator of the
+    source after the shift, as (j, numerator, denominator) for its coefficients of D_j of the target, j = 0 for 1. As loop momenta are
+    integrated over, and integrals depend on the external momenta through the invariants alone, which the shift keeps, I[a] of the source is
+    the integral of the product of (row i)^(-a_i): one line for every positive a_i, a polynomial for the others.
+    """
+
+    source: int
+    target: int
+    lines: tuple[tuple[int, int], ...]
+    shift: tuple[str, ...]
+    rows: tuple[tuple[Coefficient, ...], ...]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.rows))
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """maps: for every sector that is equivalent to a lighter one, the map to its representative.
+
+    unshifted: pairs of sectors with the same polynomials U and F for which no shift was found; they are treated as different.
+    """
+
+    maps: dict[int, SectorMap]
+    unshifted: tuple[tuple[int, int], ...]
+
+
+class Geometry:
+    """The propagators of a family as exact quadratic forms of the momenta x = (k, p): D_i = x Q_i x - m_i.
+
+    forms: n arrays [M, M] of numbers; masses [n]; products[a][b]: x_a . x_b through D_1 … D_n and 1, as pairs (place, coefficient); gram
+    [E, E]; routing: (loop part [L], external part [E]) of each propagator that is the square of a momentum, else None; flips: permutations
+    of the legs. Numbers are rational where they can be, else polynomials or functions of the invariants. Raises InputError.
+    """
+
+    def __init__(self, family: Family):
+        algebra = Algebra(family)
+        self.family, self.functions, self.loops = family, algebra.functions, len(family.loop_momenta)
+        self.names = (*family.loop_momenta, *family.external_momenta)
+        self.masses = [_plain(mass) for mass in algebra.masses]
+        self.forms = [self._form(propagator) for propagator in algebra.propagators]
+        self.products = [
+            [[(j, _plain(value)) for j, value in enumerate(algebra.in_propagators(a * b)) if value] for b in algebra.momenta]
+            for a in algebra.momenta
+        ]
+        self.gram = np.empty((len(family.external_momenta),) * 2, object)
+        for (i, j), value in algebra.externals.items():
+            self.gram[i, j] = _plain(value)
+        self.routing = [_square_root(form, self.loops) for form in self.forms]
+        self.flips = tuple(_leg_permutations(self.gram))
+
+    def _form(self, propagator: Any) -> np.ndarray:
+        from sympy import QQ
+
+        form = np.full((len(self.names),) * 2, QQ(0), object)
+        for monomial, value in propagator.terms():
+            a, b = (k for k, power in enumerate(monomial) for _ in range(power))
+            form[a, b] += _plain(value) / 2
+            form[b, a] += _plain(value) / 2
+        return form
+
+    @cached_property
+    def polynomial(self) -> tuple[np.ndarray, list]:
+        """U + F of all lines: exponents [T, lines] of the Feynman parameters, and the T coefficients, frozen.
+
+        sum x_i D_i = k M k + 2 k V + J gives U = det M, F = J U - V adj(M) V (arXiv:1111.0868; the sign of F is of no concern).
+        """
+        from sympy.polys.rings import ring
+
+        lines, loops = self.family.lines, self.loops
+        parameters, *x = ring([f"x{i}" for i in range(lines)], self.functions.to_domain())
+        total = np.full((len(self.names),) * 2, parameters.zero, object)
+        constant = parameters.zero
+        for i in range(lines):
+            form = self.forms[i]
+            for a, b in zip(*np.nonzero(form)):
+                total[a, b] += x[i] * self.functions(form[a, b])
+            constant += x[i] * self.functions((form[loops:, loops:] * self.gram).sum() - self.masses[i])
+        matrix, linear = total[:loops, :loops], total[:loops, loops:]
+        u = determinant_of(matrix, parameters.one)
+        result = u + constant * u
+        for i, j in itertools.product(range(loops), repeat=2):
+            minor = determinant_of(np.delete(np.delete(matrix, i, 0), j, 1), parameters.one) * (-1) ** (i + j)
+            for a, b in zip(*np.nonzero(self.gram)):
+                result -= minor * linear[i, a] * linear[j, b] * self.functions(self.gram[a, b])
+        terms = sorted(result.terms())
+        return np.array([monomial for monomial, _ in terms], np.int64).reshape(-1, lines), [_freeze_ratio(value) for _, value in terms]
+
+    def canonical(self, bits: int) -> tuple[tuple, list[tuple[int, ...]]]:
+        """What equivalent sectors have in common, and all orders of the lines that show it."""
+        exponents, coefficients = self.polynomial
+        absent = np.array([not bits >> i & 1 for i in range(self.family.lines)])
+        kept = np.flatnonzero(~exponents[:, absent].any(1))
+        colours = sorted({coefficients[term] for term in kept})
+        numbers = np.array([colours.index(coefficients[term]) for term in kept], np.int64)
+        form, orders = canonical_orders(exponents[kept][:, ~absent], numbers)
+        lines = np.flatnonzero(~absent)
+        return (tuple(colours), form), [tuple(lines[list(order)].tolist()) for order in orders]
+
+    def text(self, shift: np.ndarray) -> tuple[str, ...]:
+        """A shift [M, M] of the momenta for people, one entry for each that changes; all signs may be reversed."""
+        return min(self._text(shift), self._text(-shift), key=lambda lines: (len(lines), sum(map(len, lines))))
+
+    def _text(self, shift: np.ndarray) -> tuple[str, ...]:
+        lines = []
+        for name, row in zip(self.names, shift):
+            signs = {"1": "+", "-1": "-"}
+            parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(self.names, row) if value]
+            text = "".join(parts).removeprefix("+") or "0"
+            if text != name:
+                lines.append(f"{name} -> {text}")
+        return tuple(lines)
+
+
+def _plain(value: Any) -> Any:
+    """A function of the invariants as a rational number or a polynomial where it is one: they are faster."""
+    from sympy import QQ
+
+    if not value.denom.is_ground:
+        return value
+    return QQ(value.numer.LC) / QQ(value.denom.LC) if value.numer.is_ground else value.numer.quo_ground(value.denom.LC)
+
+
+def determinant_of(matrix: np.ndarray, one: Any) -> Any:
+    """By expansion along the first row: matrices are as large as there are loops."""
+    if not len(matrix):
+        return one
+    minors = (determinant_of(np.delete(matrix[1:], j, 1), one) for j in range(len(matrix)))
+    return sum(((-1) ** j * value * minor for j, (value, minor) in enumerate(zip(matrix[0], minors))), 0 * one)
+
+
+def _inverse(matrix: np.ndarray) -> np.ndarray | None:
+    """Of a small square matrix of numbers; None if there is none."""
+    from sympy import QQ
+
+    determinant = determinant_of(matrix, QQ(1))
+    if not determinant:
+        return None
+    size = len(matrix)
+    result = np.empty((size, size), object)
+    for i, j in itertools.product(range(size), repeat=2):
+        result[j, i] = (-1) ** (i + j) * determinant_of(np.delete(np.delete(matrix, i, 0), j, 1), QQ(1)) / determinant
+    return result
+
+
+def _square_root(form: np.ndarray, loops: int) -> tuple[np.ndarray, np.ndarray] | None:
+    """The momentum whose square a form [M, M] is, up to its sign, split into loop and external part."""
+    from sympy import QQ
+
+    if any(not QQ.of_type(value) for value in form.flat):
+        return None
+    a = next((a for a in range(loops) if form[a, a] > 0), None)
+    if a is None:
+        return None
+    above, below = math.isqrt(int(form[a, a].numerator)), math.isqrt(int(form[a, a].denominator))
+    momentum = form[a] / (QQ(above, below) if above and below else 1)
+    return None if _differ(np.outer(momentum, momentum), form) else (momentum[:loops], momentum[loops:])
+
+
+def _differ(one: np.ndarray, other: np.ndarray) -> bool:
+    return any((one - other).flat)
+
+
+def _leg_permutations(gram: np.ndarray) -> Iterator[np.ndarray]:
+    """Matrices [E, E] of all permutations of the E + 1 legs, and of their negatives, that keep every invariant."""
+    from sympy import QQ
+
+    count = len(gram)
+    legs = np.concatenate([np.eye(count, dtype=int), -np.ones((1, count), int)]) * QQ(1)
+    products = legs @ gram @ legs.T if count else gram
+
+    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+        if len(chosen) == count:
+            yield chosen
+            return
+        for leg in range(count + 1):
+            more = (*chosen, leg)
+            if leg not in chosen and not any(products[leg, other] - products[len(chosen), i] for i, other in enumerate(more)):
+                yield from extend(more)
+
+    for chosen in extend(()):
+        yield legs[list(chosen)]
+        yield -legs[list(chosen)]
+
+
+def canonical_orders(exponents: np.ndarray, colours: np.ndarray) -> tuple[tuple[bytes, ...], list[tuple[int, ...]]]:
+    """Canonical form of a polynomial under permutations of its variables (Pak, arXiv:1111.0868), and all orders of them that give it.
+
+    exponents [T, t]; colours [T]: a number for the coefficient of each term. Variables are chosen one by one so that the sorted table of
+    the terms' colours and exponents so far is the largest; every way to do so is followed. Two polynomials whose terms have the same
+    coefficients are equal up to a permutation if and only if the forms are.
+    """
+    width = int(exponents.max(initial=0)) + 1
+    form: list[bytes] = []
+    branches: list[tuple[tuple[int, ...], np.ndarray]] = [((), colours)]
+    for _ in range(exponents.shape[1]):
+        best, kept = b"", []
+        for order, ranks in branches:
+            for variable in set(range(exponents.shape[1])) - set(order):
+                refined = ranks * width + exponents[:, variable]
+                table = np.sort(refined).tobytes()
+                if table > best or not kept:
+                    best, kept = table, []
+                if table == best:
+                    kept.append(((*order, variable), refined))
+        form.append(best)
+        # equal tables have equal ranks, which keeps the numbers small
+        branches = [(order, np.unique(refined, return_inverse=True)[1].astype(np.int64)) for order, refined in kept]
+    return tuple(form), [order for order, _ in branches]
+
+
+def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]], reflections: bool = True) -> Iterator[SectorMap]:
+    """All shifts k -> A k + B p, det A = +-1, p -> C p that carry line i of the source into line j of the target for each pair (i, j).
+
+    The lines fix A and B up to signs, and C where they depend on external momenta; elsewhere C is completed by a permutation of the legs or
+    by reflections. The families may differ, if their external momenta and kinematics are the same. Each shift is proved by substitution.
+    """
+    from sympy import QQ
+
+    loops = source.loops
+    routed = [(source.routing[i], target.routing[j]) for i, j in pairs if source.routing[i] and target.routing[j]]
+    if not routed or loops != target.loops or _differ(source.gram, target.gram):
+        return
+    (a, b), (a2, b2) = (tuple(map(np.array, zip(*side))) for side in zip(*routed))
+    bases = ((list(chosen), _inverse(a[list(chosen)])) for chosen in itertools.combinations(range(len(a)), loops))
+    base, inverse = next(((chosen, found) for chosen, found in bases if found is not None), (None, None))
+    if base is None:  # scaleless
+        return
+    for rest in itertools.product((1, -1), repeat=loops - 1):  # the opposite of all signs is the same shift with k and p reversed
+        linear = inverse @ (np.array([1, *rest])[:, None] * a2[base])
+        signs = np.array([1 - 2 * _differ(line, other) for line, other in zip(a @ linear, a2)])
+        if _differ(a @ linear, signs[:, None] * a2):
+            continue
+        signs[base] = [1, *rest]
+        through = a @ inverse
+        b3 = signs[:, None] * b2
+        outer, outer2 = b - through @ b[base], b3 - through @ b3[base]
+        for external in _isometries(outer, outer2, source, reflections):
+            shift = np.full((len(source.names),) * 2, QQ(0), object)
+            shift[:loops, :loops], shift[loops:, loops:] = linear, external
+            shift[:loops, loops:] = inverse @ (b3[base] - b[base] @ external)
+            found = _prove(source, target, pairs, shift)
+            if found is not None:
+                yield found
+                break  # what others do to the other propagators follows from the identities
+
+
+def _isometries(vectors: np.ndarray, images: np.ndarray, geometry: Geometry, reflections: bool) -> Iterator[np.ndarray]:
+    """Matrices C [E, E] that keep the invariants, with vectors @ C = images, both [V, E].
+
+    First permutations of the legs and their negatives. Then one made as in the proof of Witt's theorem: a reflection for every vector of an
+    orthogonal basis of what the vectors span.
+    """
+    yield from (flip for flip in geometry.flips if not _differ(vectors @ flip, images))
+    if not reflections:
+        return
+    one = geometry.functions.one
+    gram, result = geometry.gram * one, geometry.flips[0] * one
+    basis = _orthogonal_basis(vectors * one, images * one, gram)
+    if basis is None:
+        return
+    for vector, image in basis:
+        moved = vector @ result
+        for mirror in (moved - image,) if (moved - image) @ gram @ (moved - image) else (moved + image, image):
+            if any(mirror):
+                result = result - np.outer(2 * (result @ gram @ mirror) / (mirror @ gram @ mirror), mirror)
+    yield result
+
+
+def _orthogonal_basis(vectors: np.ndarray, images: np.ndarray, gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Orthogonal vectors that span the given ones, and their images; None where images have other products, or there is no such basis."""
+    independent = _independent(zip(vectors, images))
+    if independent is None:
+        return None
+    if any(v @ gram @ w - i @ gram @ j for (v, i), (w, j) in itertools.product(independent, repeat=2)):
+        return None
+    basis = []
+    while independent:
+        sums = [(v + w, i + j) for (v, i), (w, j) in itertools.combinations(independent, 2)]
+        chosen = next((pair for pair in (*independent, *sums) if pair[0] @ gram @ pair[0]), None)
+        if chosen is None:
+            return None
+        basis.append(chosen)
+        factors = [vector @ gram @ chosen[0] / (chosen[0] @ gram @ chosen[0]) for vector, _ in independent]
+        independent = _independent((v - chosen[0] * factor, i - chosen[1] * factor) for factor, (v, i) in zip(factors, independent))
+        if independent is None:
+            return None
+    return basis
+
+
+def _independent(pairs: Iterable[tuple[np.ndarray, np.ndarray]]) -> list[tuple[np.ndarray, np.ndarray]] | None:
+    """Linearly independent vectors that span the given ones, and their images; None where dependent vectors have independent images."""
+    kept: list[tuple[np.ndarray, np.ndarray]] = []
+    for vector, image in pairs:
+        for other, its_image in kept:
+            place = next(i for i, value in enumerate(other) if value)
+            factor = vector[place] / other[place]
+            vector, image = vector - other * factor, image - its_image * factor
+        if any(vector):
+            kept.append((vector, image))
+        elif any(image):
+            return None
+    return kept
+
+
+def _prove(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]], shift: np.ndarray) -> SectorMap | None:
+    """The map by a shift [M, M] of the momenta, None unless substitution shows that it keeps the measure, the invariants and the lines."""
+    loops, n = source.loops, target.family.n
+    external = shift[loops:, loops:]
+    measure = determinant_of(shift[:loops, :loops], 1)  # of rational numbers
+    if measure not in (1, -1) or any(shift[loops:, :loops].flat) or _differ(external @ source.gram @ external.T, target.gram):
+        return None
+    rows = []
+    for form, mass, momentum in zip(source.forms, source.masses, source.routing):
+        moved = shift.T @ form @ shift if momentum is None else np.outer(*[np.concatenate(momentum) @ shift] * 2)
+        row = np.array([*[0] * n, -mass], object)
+        for a, b in zip(*np.nonzero(moved)):
+            for j, value in target.products[a][b]:
+                row[j] += moved[a, b] * value
+        rows.append(row)
+    if any(_differ(rows[i], np.arange(n + 1) == j) for i, j in pairs):
+        return None
+    exact = source.functions
+    return SectorMap(
+        sum(1 << i for i, _ in pairs),
+        sum(1 << j for _, j in pairs),
+        tuple((i + 1, j + 1) for i, j in sorted(pairs)),
+        source.text(shift),
+        tuple(tuple(((j + 1) % (n + 1), *_freeze_ratio(exact(value))) for j, value in enumerate(row) if value) for row in rows),
+    )
+
+
+def find_symmetries(geometry: Geometry, nonzero: Sequence[int]) -> Symmetries:
+    """Which non-zero sectors of a family are equivalent at generic kinematics; the lightest of each class represents it."""
+    classes: dict[tuple, list[tuple[int, list[tuple[int, ...]]]]] = {}
+    maps: dict[int, SectorMap] = {}
+    unshifted = []
+    for bits in sorted(nonzero, key=sector_order):
+        form, orders = geometry.canonical(bits)
+        alike = classes.setdefault((bits.bit_count(), form), [])
+        for representative, theirs in alike:
+            if found := _lightest_map(geometry, [list(zip(orders[0], order)) for order in theirs]):
+                maps[bits] = found
+                break
+            unshifted.append((bits, representative))
+        else:
+            alike.append((bits, orders))
+    return Symmetries(maps, tuple(unshifted))
+
+
+def _lightest_map(geometry: Geometry, ways: Sequence[Sequence[tuple[int, int]]]) -> SectorMap | None:
+    """The shift with the fewest terms of those that carry lines into lines in one of these ways; a reflection only where it takes one."""
+    for reflections in (False, True):
+        found = []
+        for pairs in ways:
+            found += find_shifts(geometry, geometry, pairs, reflections)
+            if found and found[-1].size == geometry.family.n:  # every propagator becomes another one
+                return found[-1]
+        if found:
+            return min(found, key=lambda shift: shift.size)
+    return None
+
+
+def own_maps(geometry: Geometry, bits: int) -> tuple[SectorMap, ...]:
+    """Shifts that carry a sector into itself, one for each permutation of its lines and choice of signs, without the identity."""
+    _, orders = geometry.canonical(bits)
+    found = [shift for order in orders for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
+    return tuple({shift.rows: shift for shift in found if shift.shift}.values())
+
+
+class NumericMap:
+    """A SectorMap at a point: an integral of the source as a sum of integrals of the target and its subsectors."""
+
+    def __init__(self, found: SectorMap, point: Point, n: int):
+        """Raises InputError where a denominator vanishes modulo the prime."""
+        self.target, self.p, self.n = found.target, point.prime, n
+        self.source_lines = np.array([i - 1 for i, _ in found.lines])
+        self.target_lines = np.array([j - 1 for _, j in found.lines])
+        self.others = np.setdiff1d(np.arange(n), self.source_lines)
+        values = point.residues()
+        self.rows = [
+            (
+                np.array([[j == b + 1 for b in range(n)] for j, _, _ in row], np.int64).reshape(-1, n),
+                np.array([_quotient_residue(above, below, values, point) for _, above, below in row], np.int64),
+            )
+            for row in found.rows
+        ]
+        self.powers = {(0,) * len(self.others): (np.zeros((1, n), np.int64), np.ones(1, np.int64))}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the powers: another process has them sooner by itself."""
+        return self.__dict__ | {"powers": {powers: value for powers, value in self.powers.items() if not any(powers)}}
+
+    def numerator(self, powers: Index) -> tuple[np.ndarray, np.ndarray]:
+        """The product of the other propagators to these powers as a polynomial of the target's: exponents [T, n] and T coefficients."""
+        if powers not in self.powers:
+            last = max(i for i, power in enumerate(powers) if power)
+            exponents, values = self.numerator(tuple(power - (i == last) for i, power in enumerate(powers)))
+            linear, factors = self.rows[self.others[last]]
+            products = (exponents[:, None] + linear[None]).reshape(-1, self.n)
+            distinct, place = np.unique(products, axis=0, return_inverse=True)
+            total = np.zeros(len(distinct), np.int64)
+            np.add.at(total, place.reshape(-1), (values[:, None] * factors % self.p).reshape(-1))
+            some = total % self.p != 0
+            self.powers[powers] = distinct[some], total[some] % self.p
+        return self.powers[powers]
+
+    def terms(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of integrals [N, n] of the source: numbers [M] of the integrals that the terms belong to, the terms [M, n], their values [M]."""
+        parts = [(np.zeros(0, np.int64), np.zeros((0, self.n), np.int64), np.zeros(0, np.int64))]
+        distinct, which = np.unique(-indices[:, self.others], axis=0, return_inverse=True)
+        for number, powers in enumerate(distinct.tolist()):
+            exponents, values = self.numerator(tuple(powers))
+            members = np.flatnonzero(which.reshape(-1) == number)
+            lines = np.zeros((len(members), self.n), np.int64)
+            lines[:, self.target_lines] = indices[members][:, self.source_lines]
+            terms = (lines[:, None] - exponents[None]).reshape(-1, self.n)
+            parts.append((np.repeat(members, len(values)), terms, np.tile(values, len(members))))
+        return tuple(map(np.concatenate, zip(*parts)))
+
+    def __call__(self, integral: Index) -> Expression:
+        _, terms, values = self.terms(np.array([integral], np.int64))
+        return dict(zip(map(tuple, terms.tolist()), values.tolist()))
+
+
+def _quotient_residue(above: Polynomial, below: Polynomial, values: Sequence[int], point: Point) -> int:
+    p = point.prime
+    divisor = polynomial_residue(below, values, p)
+    if divisor == 0:
+        shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
+        raise InputError(f"the point {shown} makes a symmetry degenerate: division by zero modulo {p}; take another point or prime")
+    return polynomial_residue(above, values, p) * pow(divisor, -1, p) % p
+
+
+def reachable_sectors(nonzero: Sequence[int], maps: dict[int, SectorMap]) -> dict[int, frozenset[int]]:
+    """For every sector all others that its integrals may lead to: the subsectors, the representative and what that leads to."""
+    reached: dict[int, frozenset[int]] = {}
+    for bits in sorted(nonzero, key=sector_order):
+        below = tuple(b for b in nonzero if b != bits and b & bits == b) + ((maps[bits].target,) if bits in maps else ())
+        reached[bits] = frozenset(below).union(*(reached[b] for b in below))
+    return reached
+
+
+def describe_symmetries(family: Family, nonzero: Sequence[int]) -> str:
+    """Every map, one a line."""
+
+    def line(what: str, shift: SectorMap) -> str:
+        lines = " ".join(f"{i}>{j}" for i, j in shift.lines)
+        return f"  {what:12} lines {lines}   {', '.join(shift.shift) or 'no shift'}"
+
+    geometry = Geometry(family)
+    found = find_symmetries(geometry, nonzero)
+    own = {bits: own_maps(geometry, bits) for bits in nonzero if bits not in found.maps}
+    count, sectors = sum(map(len, own.values())), sum(map(bool, own.values()))
+    rows = [f"{family.name}: {len(nonzero)} non-zero sectors, {len(own)} unique, {count} maps of {sectors} sectors into themselves"]
+    rows += [line(f"{bits} -> {shift.target}", shift) for bits, shift in found.maps.items()]
+    rows += [line(f"{bits} -> {bits}", shift) for bits, shifts in own.items() for shift in shifts]
+    rows += [f"  {a} and {b} have the same U and F, but no shift was found" for a, b in found.unshifted]
+    return "\n".join(rows)
 
 
 # =====================================================================================================================
@@ -2056,7 +2541,7 @@ def _helped_ground(context: bytes) -> tuple[SearchGround, Policy]:
 # =====================================================================================================================
 
 
-COUNTS = ("integrals", "references", "tries", "replays", "rules", "rows", "searches", "search_steps")
+COUNTS = ("integrals", "references", "tries", "replays", "rules", "rows", "searches", "search_steps", "mapped")
 
 
 @dataclass
@@ -2087,7 +2572,7 @@ class SectorTask:
 
     keys [N], coefficients [N, K] for K targets. stops: integrals of this sector to stop at. steps: one-step results known already.
     canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known. beam: how to search
-    where not by local elimination.
+    where not by local elimination. mapping: to the representative of the sector, which takes the place of identities.
     certify: also return which identities were used, with their multipliers; then no steps may be given.
     guide: as `load_guide` takes it; None for the fixed order.
     """
@@ -2104,6 +2589,7 @@ class SectorTask:
     coefficients: np.ndarray
     canonical: bool = False
     beam: Beam | None = None
+    mapping: NumericMap | None = None
     certify: bool = False
     guide: bytes | None = None
 
@@ -2288,7 +2774,7 @@ class _SectorReduction:
         keys, coefficients = sum_by_key(self.task.keys, self.task.coefficients, self.p)
         while len(keys):
             keys, coefficients = self._set_masters_aside(keys, coefficients)
-            cut = max(len(keys) - BLOCK, 0)
+            cut = max(len(keys) - (BLOCK if self.task.mapping is None else MAPPED_BLOCK), 0)
             if len(keys):
                 closed, terms = self._close(keys[cut:])
                 keys, coefficients = self._carry(closed, terms, keys, coefficients, cut)
@@ -2372,6 +2858,8 @@ class _SectorReduction:
 
         So each integral is reduced by a rule of the lowest level that there is, which keeps dots and numerators from growing.
         """
+        if self.task.mapping is not None:
+            return self._mapped(self.task.mapping, keys)
         wave = _Wave(keys, self.sector.decode(keys))
         known = is_member(keys, np.array(sorted(self.known), keys.dtype))
         wave.waiting &= ~known
@@ -2551,6 +3039,15 @@ class _SectorReduction:
                 step[term] = int(values[column]) * factor % self.p
         return step
 
+    def _mapped(self, mapping: NumericMap, keys: np.ndarray) -> Terms:
+        """Integrals of a sector that is equivalent to a lighter one."""
+        number, terms, values = mapping.terms(self.sector.decode(keys))
+        sectors = sectors_of(terms)
+        kept = is_member(sectors, self.nonzero)
+        terms, sectors = terms[kept], sectors[kept]
+        self.counts["mapped"] += len(keys)
+        return Terms(keys[number[kept]], sectors, self.encode_all(terms, sectors), values[kept])
+
     def _known_steps(self, keys: np.ndarray) -> Terms:
         lines = [(key, term, value) for key in keys for term, value in self.task.steps[self.known[key]].items()]
         terms = np.array([term for _, term, _ in lines], np.int64).reshape(-1, self.sector.n)
@@ -2676,7 +3173,10 @@ def peak_memory_kb() -> int:
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What all one-step tasks of a run have in common. stops: masters, and corners where they stay, by sector; run: Problem.name."""
+    """What all one-step tasks of a run have in common.
+
+    stops: masters, and corners where they stay, by sector; run: Problem.name; maps: of sectors that are equivalent to others.
+    """
 
     run: str
     family: Family
@@ -2687,6 +3187,7 @@ class Setting:
     stops: dict[int, tuple[Index, ...]]
     canonical: bool
     beam: Beam | None
+    maps: dict[int, NumericMap]
     guide: bytes | None = None
 
 
@@ -2807,7 +3308,8 @@ class _StepWork:
                 nothing,
                 own.canonical,
                 own.beam,
-                own.guide,
+                own.maps.get(bits),
+                guide=own.guide,
             )
             self.sectors[bits] = _SectorReduction(task, self.helpers)
         return self.sectors[bits]
@@ -2888,6 +3390,73 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide:
             return replace(learned, masters=masters, searched_rows=rows)
         dots, s = dots + many_dots, s + high_s
     raise ReductionError(f"sector {bits}: {len(masters)} integrals with dots + s < {dots + s} are not reducible, and there seem to be more")
+
+
+@dataclass(frozen=True)
+class MasterRelation:
+    """A map of a sector into itself, applied to a master, as an equation: image - master = 0, which is solved for `solved`."""
+
+    solved: Index
+    master: Index
+    image: SectorMap
+
+
+def find_relations(
+    own: Sequence[SectorMap], point: Point, generic: Equations, bits: int, known: SectorKnowledge
+) -> tuple[list[MasterRelation], SectorKnowledge]:
+    """Relations between the masters of one sector by its maps into itself, and the rules found on the way.
+
+    A map takes identities to identities, so it acts on the space that the masters span, and its images of the masters give all its
+    relations. What they say about subsectors follows from the maps of these: the group of maps is finite, so that taking coinvariants is
+    exact. Hence it suffices to work without subsectors here, at the generic point.
+    """
+    masters = known.masters or ()
+    images = [(master, shift, NumericMap(shift, point, generic.n)(master)) for shift in own for master in masters]
+    if not images:
+        return [], SectorKnowledge()
+    here = sorted({term for *_, image in images for term in image if sector_of(term) == bits} | set(masters), key=weight)
+    number = {term: i for i, term in enumerate(here)}
+    coefficients = np.zeros((len(here), len(images)), np.int64)
+    for column, (master, _, image) in enumerate(images):
+        for term, value in (image | {master: image.get(master, 0) - 1}).items():
+            if term in number:
+                coefficients[number[term], column] = value % generic.prime
+    layout = layout_for(here, generic.n)
+    keys = Sector(layout, bits).encode(np.array(here))
+    result = reduce_sector(SectorTask(layout, bits, (bits,), generic, generic, known, masters, {}, keys, coefficients))
+    relations: list[MasterRelation] = []
+    solved: dict[Index, Expression] = {}
+    for column, (master, shift, _) in enumerate(images):
+        if any(line[column] for line in result.unreduced.values()):
+            continue  # a relation to what is no master says nothing
+        row = {integral: line[column] for integral, line in result.masters.items() if line[column]}
+        if pivot := solve_for_heaviest(row, solved, generic.prime):
+            relations.append(MasterRelation(pivot, master, shift))
+    return relations, result.learned
+
+
+def solve_for_heaviest(row: Expression, solved: dict[Index, Expression], p: int) -> Index | None:
+    """Solve row = 0 for its heaviest integral, in terms of what `solved` does not give, and note it there; None if it gives nothing new."""
+    for integral in [integral for integral in row if integral in solved]:
+        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
+    if not row:
+        return None
+    pivot = max(row, key=weight)
+    inverse = -pow(row.pop(pivot), -1, p)
+    replacement = {integral: value * inverse % p for integral, value in row.items()}
+    for other in solved.values():
+        if pivot in other:
+            _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
+    solved[pivot] = replacement
+    return pivot
+
+
+def without_solved(expression: Expression, solved: dict[Index, Expression], p: int) -> Expression:
+    """An expression in terms of the masters that symmetries leave."""
+    row = dict(expression)
+    for integral in [integral for integral in row if integral in solved]:
+        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
+    return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
 def weight(indices: Sequence[int]) -> tuple:
@@ -3429,6 +3998,17 @@ class Problem:
     guide: bytes | None = field(default=None, repr=False)
     why_no_guide: str = ""
     combinations: tuple[Combination, ...] = ()
+    symmetries: bool = False
+    cut: int = 0  # bit mask of lines: integrals without them are dropped
+
+    def __post_init__(self) -> None:
+        """Raises InputError."""
+        if self.symmetries and self.cut:
+            raise InputError("--cut and --symmetries contradict each other: a symmetry may take lines that are cut to others")
+        if self.symmetries and self.paper_masters_only:
+            raise InputError(
+                "--paper-masters-only and --symmetries contradict each other: the published masters are those without symmetries"
+            )
 
     @property
     def keys(self) -> tuple[Index | str, ...]:
@@ -3453,6 +4033,8 @@ class Problem:
             self.preferred_masters,
             self.family.paper_masters,
             self.beam,
+            self.symmetries,
+            self.cut,
             *((combination.name, combination.terms) for combination in self.combinations),
         )
         more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
@@ -3496,6 +4078,10 @@ class Controller:
         self.statistics = dict.fromkeys((*COUNTS, "sectors", "tasks"), 0)
         self.paths: dict[Index, StepPath] = {}
         self.memory: dict[int, int] = {}
+        self.geometry: Geometry | None = None
+        self.symmetries = Symmetries({}, ())
+        self.numeric_maps: dict[int, NumericMap] = {}
+        self.reachable: dict[int, frozenset[int]] = {}
         self.flushed = time.monotonic()
 
     def run(self) -> Outcome:
@@ -3505,9 +4091,13 @@ class Controller:
             self._prepare()
             wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
             self.masters = self._find_masters(integrals_in(wanted))
-            self.layout = layout_for(integrals_in(wanted), self.family.n)
-            reductions = self._reduce_all(wanted)
-            known = {master for masters in self.masters.values() for master in masters}
+            relations, of_relations = self._find_relations(integrals_in(wanted))
+            together = tuple(dict.fromkeys(wanted + of_relations))
+            self.layout = layout_for(integrals_in(together), self.family.n)
+            reductions = self._reduce_all(together)
+            solved = self._solve(relations, reductions)
+            reductions = {target: without_solved(reductions[target], solved, self.point.prime) for target in wanted}
+            known = {master for masters in self.masters.values() for master in masters} - solved.keys()
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
             basis = sorted(known, key=weight)
             if self.problem.preferred_masters and not unreduced:
@@ -3560,7 +4150,7 @@ class Controller:
 
     @property
     def corners_stay(self) -> bool:
-        return bool(self.family.paper_masters) and not self.problem.paper_masters_only
+        return bool(self.family.paper_masters) and not self.problem.paper_masters_only and not self.problem.symmetries
 
     @property
     def beam(self) -> Beam | None:
@@ -3589,21 +4179,68 @@ class Controller:
         self.generic = evaluate_identities(self.knowledge.operators, generic_point(self.family))
         if self.knowledge.nonzero is None:
             self.knowledge.nonzero = self.new.nonzero = find_nonzero_sectors(self.generic, self.family.lines)
+        if cut := self.problem.cut:
+            self.knowledge.nonzero = tuple(bits for bits in self.knowledge.nonzero if bits & cut == cut)
+            self.knowledge.steps = {}  # with integrals that this cut drops
+        if self.problem.symmetries:
+            self.geometry = Geometry(self.family)
+            self.symmetries = find_symmetries(self.geometry, self.knowledge.nonzero)
+            for bits, found in self.symmetries.maps.items():
+                if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
+                    self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
+            self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
+
+    def _leads_to(self, above: int, bits: int) -> bool:
+        """Whether integrals of a sector may lead to another one."""
+        return bits in self.reachable.get(above, ()) if self.reachable else bits != above and bits & above == bits
 
     def _sectors_below(self, targets: Iterable[Index]) -> list[int]:
+        """The sectors that these integrals may lead to, and their own."""
         tops = {sector_of(target) for target in targets}
-        return [bits for bits in self.knowledge.nonzero if any(bits & top == bits for top in tops)]
+        return [bits for bits in self.knowledge.nonzero if bits in tops or any(self._leads_to(top, bits) for top in tops)]
 
     def _find_masters(self, targets: Sequence[Index]) -> dict[int, tuple[Index, ...]]:
         """The integrals to stop at, by sector: published or found; without paper_masters_only also corners of sectors without any."""
         below = self._sectors_below(targets)
-        if self.family.paper_masters:
+        if self.family.paper_masters and not self.problem.symmetries:
             masters = {bits: tuple(m for m in self.family.paper_masters if sector_of(m) == bits) for bits in below}
             if self.corners_stay:
                 masters = {bits: found or (corner(bits, self.family.n),) for bits, found in masters.items()}
             return masters
-        self._search_masters([bits for bits in below if self._sector(bits).masters is None])
-        return {bits: self._sector(bits).masters or () for bits in below}
+        reduced = [bits for bits in below if bits not in self.numeric_maps]
+        self._search_masters([bits for bits in reduced if self._sector(bits).masters is None])
+        return {bits: (self._sector(bits).masters if bits in reduced else ()) or () for bits in below}
+
+    def _find_relations(self, targets: Sequence[Index]) -> tuple[list[MasterRelation], tuple[Index, ...]]:
+        """What symmetries say about the masters, lightest sectors first, and the integrals to be reduced for that."""
+        if not self.problem.symmetries:
+            return [], ()
+        relations: list[MasterRelation] = []
+        for bits in self._sectors_below(targets):
+            if bits in self.symmetries.maps:
+                relations += [MasterRelation(master, master, self.symmetries.maps[bits]) for master in self.masters[bits]]
+            elif any(master != corner(bits, self.family.n) for master in self.masters[bits]):  # a corner goes to itself
+                own = own_maps(self.geometry, bits)
+                found, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
+                relations += found
+                if learned:
+                    self._learn(bits, learned)
+        images = (NumericMap(relation.image, self.point, self.family.n)(relation.master) for relation in relations)
+        return relations, tuple(dict.fromkeys(term for image in images for term in image))
+
+    def _solve(self, relations: Sequence[MasterRelation], reductions: dict[Index, Expression]) -> dict[Index, Expression]:
+        """The masters that symmetries give by others, at the point of the run."""
+        p, solved = self.point.prime, {}
+        for relation in relations:
+            row = {relation.master: p - 1}
+            for term, value in NumericMap(relation.image, self.point, self.family.n)(relation.master).items():
+                _subtract(row, reductions[term], p - value, p)
+            if solve_for_heaviest(row, solved, p) != relation.solved:
+                raise ReductionError(
+                    f"the symmetry of {show(relation.master)} does not give {show(relation.solved)} at this point modulo {p}; "
+                    "take another --prime or point"
+                )
+        return solved
 
     def _search_masters(self, missing: list[int]) -> None:
         running: dict[Future, int] = {}
@@ -3631,7 +4268,7 @@ class Controller:
             found = replace(found, rules=())
         self.statistics["rules"] += len(found.rules)
         self.statistics["rows"] += found.searched_rows
-        learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps else {})
+        learned = Knowledge(sectors={bits: found}, steps={bits: steps} if steps and not self.problem.cut else {})
         self.knowledge.update(learned)
         self.new.update(learned)
         if time.monotonic() - self.flushed > FLUSH_INTERVAL_S:
@@ -3660,7 +4297,7 @@ class Controller:
         self.progress.start("sectors", len(self._sectors_below(integrals_in(targets))))
         while pending or running:
             for bits in sorted(pending, key=lambda b: (b.bit_count(), sum(len(keys) for keys, _ in pending[b]), b), reverse=True):
-                if not any(other != bits and other & bits == bits for other in (*pending, *running.values())):
+                if not any(self._leads_to(other, bits) for other in (*pending, *running.values())):
                     running[self._submit(bits, pending.pop(bits))] = bits
             for future in self._finished(running):
                 del running[future]
@@ -3697,6 +4334,7 @@ class Controller:
             coefficients,
             self.corners_stay,
             self.beam,
+            self.numeric_maps.get(bits),
             self.certify,
             self.problem.guide,
         )
@@ -3998,6 +4636,7 @@ class StepController(Controller):
             stops,
             self.corners_stay,
             self.beam,
+            self.numeric_maps,
             self.problem.guide,
         )
         self.setting = Shared.write(setting, self.directory.shared)
@@ -4097,7 +4736,7 @@ class StepController(Controller):
         for bits, keys in batch.keys.items():  # a task whose time is up leaves some
             self.frontier.wait(bits, keys[~is_member(keys, self.done.get(bits, keys[:0])) & ~is_member(keys, self.frontier.stops[bits])])
         self._end(batch)
-        for name in ("tries", "replays", "rules", "rows", "searches", "search_steps"):
+        for name in ("tries", "replays", "rules", "rows", "searches", "search_steps", "mapped"):
             self.statistics[name] += result["counts"][name]
         self.plan.note(max(batch.keys, key=sector_order), result["counts"]["integrals"], result["seconds"])
         self.memory[LARGEST_TASK] = max(result["peak_memory_kb"], self.memory.get(LARGEST_TASK, 0))
@@ -6410,10 +7049,55 @@ def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None
         "statistics": outcome.statistics,
         "version": __version__,
     }
+    if problem.symmetries:
+        record["symmetries"] = True
     if len(outcome.reductions) == 1:
         ((target, expression),) = outcome.reductions.items()
         record |= {"original_integral": target, "final_expr": expression}
     return record
+
+
+def cut_lines(cut: int) -> list[int]:
+    return [i + 1 for i in range(cut.bit_length()) if cut >> i & 1]
+
+
+def merge_cuts(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
+    """One result from those of several cuts: the coefficient of an integral is that of every cut whose lines it has.
+
+    It is the whole reduction if every sector with a master contains a cut. Raises ReductionError where two cuts contradict each other.
+    """
+    reductions: dict[Index, Expression] = {}
+    for target in outcomes[0].reductions:
+        merged: Expression = {}
+        for integral in sorted({term for outcome in outcomes for term in outcome.reductions[target]}, key=weight, reverse=True):
+            bits = sector_of(integral)
+            values = {outcome.reductions[target].get(integral, 0) for cut, outcome in zip(cuts, outcomes) if cut & bits == cut}
+            if len(values) > 1:
+                raise ReductionError(
+                    f"cuts give different coefficients of {show(integral)} in {show(target)}; take another --prime or point"
+                )
+            merged[integral] = values.pop()
+        reductions[target] = merged
+    counts = {name: sum(outcome.statistics[name] for outcome in outcomes) for name in outcomes[0].statistics}
+    return Outcome(
+        reductions,
+        sorted({master for outcome in outcomes for master in outcome.masters}, key=weight),
+        sorted({integral for outcome in outcomes for integral in outcome.unreduced}, key=weight),
+        counts,
+        sum(outcome.seconds for outcome in outcomes),
+        max(outcome.peak_memory_kb for outcome in outcomes),
+        next((outcome.store_trouble for outcome in outcomes if outcome.store_trouble), ""),
+    )
+
+
+def describe_cuts(cuts: Sequence[int], lowest: Sequence[int]) -> str:
+    """Whether a result is the whole reduction. lowest: sectors without non-zero subsectors, all of which have masters."""
+    shown = " | ".join(",".join(map(str, cut_lines(cut))) for cut in cuts)
+    unseen = [bits for bits in lowest if not any(cut & bits == cut for cut in cuts)]
+    if not unseen:
+        return f"cuts {shown}: they span all sectors, so this is the whole reduction"
+    lines = " | ".join(",".join(map(str, cut_lines(bits))) for bits in unseen)
+    return f"cuts {shown}: masters without these lines are left out, such as those of the lines {lines}"
 
 
 def plain_number(value: Fraction) -> int | str:
@@ -6488,6 +7172,10 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
         f"{counts['integrals']:,} integrals reduced in {counts['sectors']} sectors; {counts['hits']:,} cache hits; "
         f"{counts['rules']:,} new rules; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
+    if problem.symmetries:
+        lines.append(
+            f"symmetries: {counts['mapped']:,} of them mapped to equivalent sectors; {len(outcome.masters)} masters are left in use"
+        )
     if problem.beam is not None:
         count = counts["searches"]
         lines.append(f"{count:,} beam searches of {counts['search_steps'] / max(count, 1):.1f} steps on average")
@@ -9197,6 +9885,13 @@ class Options:
     system: str | None = _option(
         None, "solve the linear system of this file: lines 'unknown: coefficient', equations separated by empty lines", metavar="FILE"
     )
+    symmetries: bool = _option(False, "use relations between sectors: integrals of equivalent sectors become one, fewer masters are left")
+    list_symmetries: bool = _option(False, "show the family's symmetries, each proved by substitution, and stop")
+    cut: tuple[str, ...] = _option(
+        (),
+        "keep only integrals with these lines; repeatable, the results are put together; 'spanning': cuts that give the whole reduction",
+        metavar="I,J,...",
+    )
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -9231,7 +9926,7 @@ def parse_options(argv: Sequence[str]) -> Options:
     values = vars(make_parser().parse_args(joined))
     if values["kira_config"] is not None and not any(word.partition("=")[0] == "--family" for word in joined):
         values["family"] = EVERY_FAMILY
-    return Options(**{name: tuple(value or ()) if name in ("condor_option", "export") else value for name, value in values.items()})
+    return Options(**{name: tuple(value or ()) if name in ("condor_option", "export", "cut") else value for name, value in values.items()})
 
 
 def parse_integral(text: str, family: Family, where: str) -> Index:
@@ -9423,7 +10118,7 @@ def read_kira_requests(options: Options) -> list[Request]:
         check_tops(entry, request.integrals, str(config))
         if entry.cuts:
             raise InputError(f"{config}: family {request.family.name}: cut_propagators is not supported; remove it to reduce without cuts")
-        propagator_algebra(request.family, f"{config}: family {request.family.name}: propagators")
+        Algebra(request.family, f"{config}: family {request.family.name}: propagators")
     named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
     for path, keys in ((config, named), (jobs, selection.named)):
         if keys:
@@ -9508,12 +10203,13 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         family,
         point,
         request.targets,
-        options.paper_masters_only or default,
+        options.paper_masters_only or (default and not options.symmetries),
         request.preferred,
         make_beam(options, family),
         guide,
         why_no_guide,
         request.combinations,
+        options.symmetries,
     )
     for combination in problem.combinations:
         combination.at(point)  # a slip in a coefficient is found now
@@ -9529,9 +10225,60 @@ def check_modular_targets(options: Options, request: Request) -> None:
         "--certificate": options.certificate is not None,
         "--export": bool(options.export),
     }
-    if request.combinations and any(asked.values()):
-        name = next(name for name, given in asked.items() if given)
+    name = next((name for name, given in asked.items() if given), None)
+    if name is not None and (options.symmetries or options.cut):
+        raise InputError(f"{name} is for whole reductions by identities: leave out --symmetries and --cut")
+    if name is not None and request.combinations:
         raise InputError(f"{name} is for integrals: {request.combinations[0].name} is a combination; give its integrals as targets")
+
+
+def make_cuts(options: Options, problem: Problem, nonzero: Callable[[], Sequence[int]]) -> tuple[int, ...]:
+    """Bit masks of the lines of each cut, () where nothing is cut. nonzero: finds the non-zero sectors. Raises InputError."""
+    if not options.cut:
+        return ()
+    one_step = options.condor or options.batch not in (None, "sector")
+    for name, given in (("masters", options.masters), ("paths", options.paths), ("symmetries", options.symmetries)):
+        if given:
+            raise InputError(f"--cut and --{name} contradict each other: give one of them")
+    if one_step and (len(options.cut) > 1 or options.cut == ("spanning",)):
+        raise InputError("several cuts are put together by runs with --local and --batch sector; with one-step tasks give one --cut")
+    tops = [sector_of(target) for target in problem.integrals]
+    if "spanning" in options.cut:
+        if len(options.cut) > 1:
+            raise InputError("--cut spanning stands for all cuts that are needed: give it alone")
+        return tuple(lowest_sectors(nonzero(), tops))
+    cuts = tuple(dict.fromkeys(parse_cut(text, problem.family) for text in options.cut))
+    for text, cut in zip(options.cut, cuts):
+        if not any(cut & top == cut for top in tops):
+            missing = next(i + 1 for i in range(problem.family.n) if cut >> i & 1 and not tops[0] >> i & 1)
+            raise InputError(
+                f"--cut {text}: line {missing} has no positive index in {show(problem.integrals[0])}, so nothing would be left"
+            )
+    for target, top in zip(problem.integrals, tops):
+        if not any(cut & top == cut for cut in cuts):
+            raise InputError(
+                f"--cut: {show(target)} has the lines of none of the cuts, so nothing of it would be left; reduce it by itself"
+            )
+    return cuts
+
+
+def parse_cut(text: str, family: Family) -> int:
+    """Bit mask of the lines in '1,2'. Raises InputError."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,3}", part) and 1 <= int(part) <= family.n for part in parts) or len(set(map(int, parts))) < len(
+        parts
+    ):
+        raise InputError(f"--cut {text!r}: expected different lines from 1 to {family.lines}, such as 1,2, or 'spanning'")
+    for part in parts:
+        if int(part) > family.lines:
+            raise InputError(f"--cut {text}: propagator {part} of {family.name} is an irreducible scalar product, which cannot be cut")
+    return sum(1 << int(part) - 1 for part in parts)
+
+
+def lowest_sectors(nonzero: Sequence[int], tops: Sequence[int]) -> list[int]:
+    """The non-zero sectors below these that have no non-zero subsectors; every other one contains one of them."""
+    below = [bits for bits in nonzero if any(bits & top == bits for top in tops)]
+    return [bits for bits in below if not any(other != bits and other & bits == other for other in below)]
 
 
 def make_beam(options: Options, family: Family) -> Beam | None:
@@ -9720,18 +10467,29 @@ def run_reduction(options: Options) -> int:
     path = Path(options.store) if options.store is not None else work / "store.shelf"
     check_paths(options, output, work, path)
     shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    readable = [shipped, Store(path, read_only=True, say=say)]
+    nonzero = cache(lambda: known_nonzero_sectors(problem.family, [] if options.cold else readable))
+    cuts = make_cuts(options, problem, nonzero)
     if options.dry_run:
-        print(plan(problem, [shipped, Store(path, read_only=True, say=say)]))
+        print(plan(problem, readable))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, ())
-    outcome = (run_one_step_tasks if one_step else run_sector_tasks)(
-        problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options)
-    )
+    if len(cuts) == 1:
+        problem = replace(problem, cut=cuts[0])
+    if len(cuts) > 1:
+        parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves, lambda outcome: None) for cut in cuts]
+        outcome = merge_cuts(cuts, parts)
+        write_outputs(problem, outcome, options, cuts)
+    else:
+        run = run_one_step_tasks if one_step else run_sector_tasks
+        outcome = run(problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options, cuts))
     if not options.quiet:
         print(summary(problem, outcome, output))
+        if cuts:
+            print(describe_cuts(cuts, lowest_sectors(nonzero(), list(map(sector_of, problem.integrals)))))
         for what, path in further_outputs(options, output).items():
             print(f"{what.removeprefix('--')}: {path}")
     if outcome.unreduced:
@@ -9742,9 +10500,11 @@ def run_reduction(options: Options) -> int:
     return 1 if outcome.unreduced else 0
 
 
-def write_outputs(problem: Problem, outcome: Outcome, options: Options) -> None:
+def write_outputs(problem: Problem, outcome: Outcome, options: Options, cuts: Sequence[int]) -> None:
     """The result and what was asked for beside it. Raises ReductionError."""
     output, record = Path(options.output), result_record(problem, outcome)
+    if cuts:
+        record["cuts"] = [cut_lines(cut) for cut in cuts]
     write_pickle(record, output)
     write_exports(record, output, parse_formats(options.export))
     if options.paths is not None:
@@ -9960,6 +10720,22 @@ def system_symbols(options: Options) -> dict[str, Fraction]:
     if len(symbols) < len(values) or not all(name.isidentifier() and name != "d" for name in symbols):
         raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
     return symbols | ({} if options.d is None else {"d": parse_number(options.d, "d")})
+
+
+def known_nonzero_sectors(family: Family, shelves: Sequence[Store]) -> tuple[int, ...]:
+    """From a store, or found."""
+    for shelf in shelves:
+        if (found := shelf.load(family).nonzero) is not None:
+            return found
+    return find_nonzero_sectors(evaluate_identities(derive_identities(family), generic_point(family)), family.lines)
+
+
+def run_list_symmetries(options: Options) -> int:
+    """--list-symmetries."""
+    family = load_family(options.family)
+    nonzero = known_nonzero_sectors(family, [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)])
+    print(describe_symmetries(family, nonzero))
+    return 0
 
 
 def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
@@ -10330,6 +11106,7 @@ def perform(options: Options) -> int:
     modes = (
         (options.status or options.watch, show_status),
         (options.stop, stop_run),
+        (options.list_symmetries, run_list_symmetries),
         (options.make_training_data or options.train_policy, run_training),
         (options.benchmark_search is not None, run_search_benchmark),
         (options.replay is not None, run_replay),

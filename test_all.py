@@ -11433,6 +11433,436 @@ def test_larger_differential_equations_are_verified(name, equations, capsys):
 
 
 # =====================================================================================================================
+# Symmetries and cuts
+# =====================================================================================================================
+
+# family: unique sectors, masters with symmetries. In the literature: doublebox 8 (arXiv:1304.1806), pentabox 61 (arXiv:1511.05409),
+# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole. See also test_number_of_masters_by_feynman_parameters.
+SYMMETRIC = {
+    "trianglebox": (19, 15), "doublebox": (18, 8), "doublebox-1m": (39, 18), "nonplanar-doublebox": (23, 12), "sunrise": (2, 3),
+    "pentabox": (102, 61), "ladder3": (16, 5), "banana3": (2, 4), "box": (5, 3), "bubble": (2, 2),
+}  # fmt: skip
+NEEDS_SHIPPED_RULES = {"doublebox", "doublebox-1m", "nonplanar-doublebox", "pentabox", "ladder3", "banana3"}
+
+
+def families_with_rules(names=FAMILIES):
+    return [pytest.param(name, marks=needs_stored_rules) if name in NEEDS_SHIPPED_RULES else name for name in names]
+
+
+@functools.cache
+def symmetries_of(name):
+    family = BUILT_IN_FAMILIES[name]
+    geometry = ibp_reduce.Geometry(family)
+    nonzero = any_kinematics(family).nonzero_sectors()
+    found = ibp_reduce.find_symmetries(geometry, nonzero)
+    return geometry, nonzero, found
+
+
+# oracle: U and F as Gaussian integrals ------------------------------------------------------------------------------
+
+
+class FeynmanParameters:
+    """U and F of a family's sectors modulo p at numbers for the parameters: the quadratic form sum x_i D_i, with the loop
+    momenta eliminated one by one.
+    """
+
+    def __init__(self, family):
+        kinematics = any_kinematics(family)
+        momenta = kinematics.momenta
+        self.loops = len(kinematics.loops)
+        self.gram = [[residue(kinematics.products[x, y]) for y in kinematics.legs] for x in kinematics.legs]
+        self.forms = [[[residue(form.get((x, y), 0)) for y in momenta] for x in momenta] for form in kinematics.forms]
+        self.masses = [residue(mass) for mass in kinematics.masses]
+
+    def values(self, numbers):
+        """(U, F) with these numbers {line: x}."""
+        size = len(self.forms[0])
+        form = [[sum(x * self.forms[i][a][b] for i, x in numbers.items()) % P31 for b in range(size)] for a in range(size)]
+        u = 1
+        for k in range(self.loops):
+            u = u * form[k][k] % P31
+            inverse = pow(form[k][k], -1, P31)
+            form = [[(v - form[a][k] * inverse * form[k][b]) % P31 for b, v in enumerate(row)] for a, row in enumerate(form)]
+        external = [row[self.loops :] for row in form[self.loops :]]
+        rest = sum(v * g for row, products in zip(external, self.gram) for v, g in zip(row, products))
+        return u, u * (rest - sum(x * self.masses[i] for i, x in numbers.items())) % P31
+
+    def ways(self, bits):
+        """{(U, F): the orders of the lines that give it} for all ways to give the lines some fixed numbers."""
+        lines = [i for i in range(len(self.forms)) if bits >> i & 1]
+        numbers = random.Random(len(lines)).sample(range(1, P31), len(lines))
+        found = {}
+        for order in itertools.permutations(lines):
+            found.setdefault(self.values(dict(zip(order, numbers))), []).append(order)
+        return found
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_equivalent_sectors_are_those_with_the_same_u_and_f(name):
+    """All permutations of the Feynman parameters, at random numbers; up to six lines."""
+    _, nonzero, found = symmetries_of(name)
+    parameters = FeynmanParameters(BUILT_IN_FAMILIES[name])
+    representative, classes = {}, {}
+    for bits in sorted((bits for bits in nonzero if bits.bit_count() <= (5 if name == "pentabox" else 6)), key=sector_order):
+        representative[bits] = classes.setdefault((bits.bit_count(), min(parameters.ways(bits))), bits)
+    assert {bits: found.maps[bits].target if bits in found.maps else bits for bits in representative} == representative
+    assert not found.unshifted
+    assert len(nonzero) - len(found.maps) == SYMMETRIC[name][0]
+
+
+# oracle: momenta as vectors -----------------------------------------------------------------------------------------
+
+
+class Momenta:
+    """Vectors of rational numbers with the products that the kinematics of a family asks for.
+
+    The external momenta are the first unit vectors, with their products as the metric; loop momenta have random components, also in further
+    directions.
+    """
+
+    def __init__(self, family):
+        draw = random.Random(family.name)
+        self.invariants = {name: Fraction(draw.randrange(10**4, 10**6)) for name, _ in family.point}
+        self.kinematics = Kinematics(family, **self.invariants)
+        legs, loops = self.kinematics.legs, self.kinematics.loops
+        size = len(legs) + len(loops)
+        self.metric = np.full((size, size), Fraction(0))
+        for (a, x), (b, y) in itertools.product(enumerate(legs), repeat=2):
+            self.metric[a, b] = self.kinematics.products[x, y]
+        for a in range(len(legs), size):
+            self.metric[a, a] = Fraction(1)
+        self.vectors = {leg: np.array([Fraction(i == place) for i in range(size)]) for place, leg in enumerate(legs)}
+        self.vectors |= {loop: np.array([Fraction(draw.randrange(-99, 99)) for _ in range(size)]) for loop in loops}
+
+    def product(self, x, y):
+        return x @ self.metric @ y
+
+    def propagators(self, vectors):
+        forms = zip(self.kinematics.forms, self.kinematics.masses)
+        return [sum(c * self.product(vectors[x], vectors[y]) for (x, y), c in form.items()) - mass for form, mass in forms]
+
+    def shifted(self, texts, vectors):
+        """Vectors after a shift such as 'k1 -> -k1+(1/2)*p1'."""
+        names = vectors | self.invariants | {"Fraction": Fraction}
+        result = dict(vectors)
+        for name, text in (text.split(" -> ") for text in texts):
+            result[name] = eval(re.sub(r"(?<![\w.])\d+", r"Fraction(\g<0>)", text), {"__builtins__": {}}, names)
+        return result
+
+    def value(self, polynomial):
+        symbols = [Fraction(0), *self.invariants.values()]  # d does not occur
+        return sum(factor * math.prod(map(pow, symbols, exponents)) for exponents, factor in polynomial)
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "pentabox"] + [pytest.param("pentabox", marks=pytest.mark.slow)])
+def test_every_map_holds_for_vectors(name):
+    """The shift keeps the invariants and the measure, turns every propagator into what the map says, and lines into lines."""
+    geometry, nonzero, found = symmetries_of(name)
+    momenta = Momenta(geometry.family)
+    legs, loops = momenta.kinematics.legs, momenta.kinematics.loops
+    own = [shift for bits in nonzero if bits not in found.maps for shift in ibp_reduce.own_maps(geometry, bits)]
+    assert found.maps and own
+    before = [*momenta.propagators(momenta.vectors), Fraction(1)]
+    for shift in [*found.maps.values(), *own]:
+        after = momenta.shifted(shift.shift, momenta.vectors)
+        for x, y in itertools.product(legs, repeat=2):
+            assert momenta.product(after[x], after[y]) == momenta.kinematics.products[x, y]
+        rows = [{j: momenta.value(above) / momenta.value(below) for j, above, below in row} for row in shift.rows]
+        assert momenta.propagators(after) == [sum(c * before[j - 1] for j, c in row.items()) for row in rows]
+        assert all(rows[i - 1] == {j: 1} for i, j in shift.lines)
+        assert (sum(1 << i - 1 for i, _ in shift.lines), sum(1 << j - 1 for _, j in shift.lines)) == (shift.source, shift.target)
+        units = {q: np.eye(len(loops), dtype=int)[loops.index(q)] if q in loops else np.zeros(len(loops), int) for q in (*loops, *legs)}
+        moved = momenta.shifted(shift.shift, units)
+        assert abs(np.linalg.det(np.array([moved[k] for k in loops], float))) == pytest.approx(1)
+        assert not any(moved[leg].any() for leg in legs)
+
+
+def test_a_shift_that_is_none_is_not_proved():
+    """Wrong in the measure, an invariant, or a line."""
+    geometry, _, found = symmetries_of("doublebox")
+    shift = next(shift for shift in found.maps.values() if shift.shift[0] == "k1 -> k1+p1+p2")
+    pairs = [(i - 1, j - 1) for i, j in shift.lines]
+    good = next(iter(ibp_reduce.find_shifts(geometry, geometry, pairs)))
+    assert good.lines == shift.lines
+    names = geometry.names
+    matrix = np.array([[exact_number(i == j) for j in range(len(names))] for i in range(len(names))], object)
+    same = [(i, i) for i in range(7)]
+    assert ibp_reduce._prove(geometry, geometry, same, matrix).shift == ()
+    for place, value in (((0, 0), 2), ((0, 2), 1), ((2, 2), 2), ((2, 3), 1), ((2, 0), 1)):
+        wrong = matrix.copy()
+        wrong[place] = exact_number(value)
+        assert ibp_reduce._prove(geometry, geometry, same, wrong) is None
+
+
+def exact_number(value):
+    import sympy
+
+    return sympy.QQ(int(value))
+
+
+def test_symmetries_between_two_families():
+    """The same lines in another order and with other loop momenta: maps lead from the one family to the other."""
+    box = BUILT_IN_FAMILIES["box"]
+    moved = dataclasses.replace(box, propagators=(("k1-p1-p2-p3", "0"), ("k1-p3", "0"), ("k1-p1-p2-2*p3", "0"), ("k1-p1-p3", "0")))
+    source, target = ibp_reduce.Geometry(box), ibp_reduce.Geometry(moved)
+    (form, orders), (other, others) = source.canonical(15), target.canonical(15)
+    assert form == other
+    shifts = [shift for order in others for shift in ibp_reduce.find_shifts(source, target, list(zip(orders[0], order)))]
+    assert len(shifts) == len(orders) and {len(row) for shift in shifts for row in shift.rows} == {1}
+
+
+# masters ------------------------------------------------------------------------------------------------------------
+
+# an integral below which everything is
+TOP = {
+    "trianglebox": (1, 1, 1, 1, 1, 1, -2), "doublebox": (1, 1, 1, 1, 1, 1, 1, -1, -1), "doublebox-1m": (1, 1, 1, 1, 1, 1, 1, 0, -2),
+    "nonplanar-doublebox": (1, 1, 1, 1, 1, 1, 1, 0, -2), "sunrise": (2, 1, 1, -1, -2), "pentabox": (1, 1, 1, 1, 1, 1, 1, 1, 0, -1, 0),
+    "ladder3": (1, 1, 1, 1, 1, 1, 1, 1, -2), "banana3": (2, 1, 1, 1, -1, -1, 0, 0, 0), "box": (2, 1, 3, 1), "bubble": (2, 3),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", families_with_rules())
+def test_with_symmetries_is_without_and_masters_mapped(reduce_at, name):
+    targets = [TOP[name], *SAMPLES[name]]
+    without = reduce_at(name, targets, paper_masters_only=True)
+    outcome = reduce_at(name, targets, symmetries=True)
+    mapped = reduce_at(name, without.masters, symmetries=True).reductions
+    assert not outcome.unreduced and set(outcome.masters) <= set(without.masters)
+    assert len(outcome.masters) == SYMMETRIC[name][1]
+    for target in targets:
+        assert combine(*((value, mapped[master]) for master, value in without.reductions[target].items())) == outcome.reductions[target]
+    assert all(set(expression) <= set(outcome.masters) for expression in outcome.reductions.values())
+    assert {master: mapped[master] for master in outcome.masters} == {master: {master: 1} for master in outcome.masters}
+
+
+@pytest.mark.parametrize(
+    "name", families_with_rules(["box", "bubble", "sunrise", "doublebox", "nonplanar-doublebox", "ladder3", "banana3"])
+)
+def test_number_of_masters_by_feynman_parameters(reduce_at, name):
+    """Integrals without numerators depend on U and F alone, so permutations that keep these relate dotted integrals. Reduced without
+    symmetries, and eliminated, these equations leave as many masters as the program does.
+    """
+    family = BUILT_IN_FAMILIES[name]
+    masters = reduce_at(name, [TOP[name]]).masters
+    parameters = FeynmanParameters(family)
+    sectors = {bits: parameters.ways(bits) for bits in {sector_of(master) for master in masters} if bits.bit_count() < 7}
+    dots = 2 if name in ("sunrise", "banana3") else 1
+    equal = set()
+    for (a, ways), (_, others) in itertools.combinations_with_replacement(sectors.items(), 2):
+        for values in ways.keys() & others.keys():
+            for order, up in itertools.product(others[values], compositions(dots, a.bit_count())):
+                powers = [{line: 1 + x for line, x in zip(lines, up)} for lines in (ways[values][0], order)]
+                equal.add(tuple(tuple(power.get(i, 0) for i in range(family.n)) for power in powers))
+    found = reduce_at(name, sorted({integral for pair in equal for integral in pair})).reductions
+    rows = [combine((1, found[a]), (-1, found[b])) for a, b in equal]
+    rank = 0
+    while rows := [row for row in rows if row]:
+        pivot = rows.pop()
+        lead = max(pivot, key=oracle_weight)
+        inverse = pow(pivot[lead], -1, P31)
+        rows = [combine((1, row), (-row.get(lead, 0) * inverse, pivot)) for row in rows]
+        rank += 1
+    assert len(masters) == MASTERS[name] and len(masters) - rank == SYMMETRIC[name][1]
+
+
+@pytest.mark.parametrize("light", [0, 99])
+@pytest.mark.parametrize("name", families_with_rules(["sunrise", "trianglebox", "doublebox", "doublebox-1m", "nonplanar-doublebox"]))
+def test_mapping_integrals_or_masters_is_the_same(reduce_at, monkeypatch, name, light):
+    """Also where propagators become long sums: numerators of the integrals are mapped, or those of the masters."""
+    expected = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
+    monkeypatch.setattr(ibp_reduce, "LIGHT_MAP", light)
+    outcome = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
+    assert outcome.reductions == expected.reductions and outcome.masters == expected.masters
+    assert (outcome.statistics["mapped"] > 0) == (light == 99)
+
+
+def test_mapped_integrals_in_portions(reduce_at, monkeypatch):
+    expected = reduce_at("sunrise", [TOP["sunrise"]], shelves=[], symmetries=True).reductions
+    monkeypatch.setattr(ibp_reduce, "MAPPED_BLOCK", 2)
+    with LocalExecutor(2) as executor:
+        assert reduce_at("sunrise", [TOP["sunrise"]], shelves=[], executor=executor, symmetries=True).reductions == expected
+
+
+def test_symmetries_leave_no_trace_in_a_store(reduce_at, tmp_path):
+    """What a run with symmetries learns serves one without, and the other way round."""
+    store = [Store(tmp_path / "store.shelf")]
+    targets = [TOP["sunrise"], *SAMPLES["sunrise"]]
+    plain, symmetric = (reduce_at("sunrise", targets, shelves=[], symmetries=with_them) for with_them in (False, True))
+    for with_them in (True, False, True):
+        outcome = reduce_at("sunrise", targets, shelves=store, symmetries=with_them)
+        expected = symmetric if with_them else plain
+        assert outcome.reductions == expected.reductions and outcome.masters == expected.masters
+
+
+def test_preferred_masters_in_a_mapped_sector(reduce_at):
+    """A tadpole of other lines than the representative's, in the place of it."""
+    (target,) = targets = [TOP["sunrise"]]
+    outcome = reduce_at("sunrise", targets, symmetries=True, preferred_masters=((1, 0, 1, 0, 0),))
+    assert (1, 0, 1, 0, 0) in outcome.masters and (1, 1, 0, 0, 0) not in outcome.masters
+    back = reduce_at("sunrise", list(outcome.masters), symmetries=True).reductions
+    expected = reduce_at("sunrise", targets, symmetries=True).reductions[target]
+    assert combine(*((value, back[master]) for master, value in outcome.reductions[target].items())) == expected
+
+
+def test_symmetries_of_unequal_masses():
+    """Symmetries are those of the invariants, not of the numbers they have."""
+    family = dataclasses.replace(
+        BUILT_IN_FAMILIES["bubble"], propagators=(("k1", "m"), ("k1+p", "q")), point=(("s", "7"), ("m", "3"), ("q", "3"))
+    )
+    found = ibp_reduce.find_symmetries(ibp_reduce.Geometry(family), (1, 2, 3))
+    assert not found.maps and not ibp_reduce.own_maps(ibp_reduce.Geometry(family), 3)
+
+
+HEAVY_QUARKS = Family(
+    "heavy-quarks", ("k1", "k2"), ("v",), (("k1", "0"), ("k2", "0"), ("k1-k2", "0"), ("2*k1*v", "w"), ("2*k2*v", "w")), 0, (("v*v", "1"),),
+    (("w", "3"),),
+)  # fmt: skip
+
+
+def test_symmetries_of_linear_propagators(reduce_at):
+    """Two loops on a heavy line: k1 <-> k2 exchanges linear propagators, k -> -k must not without reversing v as well."""
+    geometry = ibp_reduce.Geometry(HEAVY_QUARKS)
+    found = ibp_reduce.find_symmetries(geometry, any_kinematics(HEAVY_QUARKS).nonzero_sectors())
+    assert {bits: shift.target for bits, shift in found.maps.items()} == {21: 14, 23: 15, 30: 29} and not found.unshifted
+    targets = [(2, 1, 1, 1, 2), (1, 2, 1, 1, 1), (0, 2, 1, 1, 1), (1, 0, 1, -1, 2)]
+    without, outcome = (reduce_at(HEAVY_QUARKS, targets, symmetries=symmetries) for symmetries in (False, True))
+    mapped = reduce_at(HEAVY_QUARKS, without.masters, symmetries=True).reductions
+    for target in targets:
+        assert combine(*((value, mapped[master]) for master, value in without.reductions[target].items())) == outcome.reductions[target]
+    assert (len(without.masters), len(outcome.masters)) == (3, 2)
+
+
+def test_symmetries_where_momenta_are_lightlike(reduce_at):
+    """No reflection is needed, and none can be made, where the external momentum has no length."""
+    family = dataclasses.replace(BUILT_IN_FAMILIES["sunrise"], kinematics=(("p*p", "0"),), point=(("m", "3"),))
+    found = ibp_reduce.find_symmetries(ibp_reduce.Geometry(family), (3, 5, 6, 7))
+    assert {bits: shift.target for bits, shift in found.maps.items()} == {5: 3, 6: 3}
+
+
+# cuts ---------------------------------------------------------------------------------------------------------------
+
+
+def line_mask(*lines):
+    return sum(1 << line - 1 for line in lines)
+
+
+@pytest.mark.parametrize("name", families_with_rules(["sunrise", "trianglebox", "doublebox", "pentabox", "ladder3"]))
+def test_spanning_cuts_make_the_whole(reduce_at, name):
+    """Each cut gives the coefficients of the masters with its lines; together they are the direct reduction."""
+    targets = [TOP[name], *SAMPLES[name]]
+    direct = reduce_at(name, targets)
+    nonzero = any_kinematics(BUILT_IN_FAMILIES[name]).nonzero_sectors()
+    cuts = ibp_reduce.lowest_sectors(nonzero, [sector_of(target) for target in targets])
+    parts = [reduce_at(name, targets, cut=cut) for cut in cuts]
+    assert len(cuts) > 1
+    for cut, part in zip(cuts, parts):
+        for target, expression in direct.reductions.items():
+            assert part.reductions[target] == {master: v for master, v in expression.items() if sector_of(master) & cut == cut}
+    merged = ibp_reduce.merge_cuts(cuts, parts)
+    assert merged.reductions == direct.reductions and merged.masters == direct.masters and not merged.unreduced
+
+
+def test_a_cut_leaves_no_trace_in_a_store(reduce_at, tmp_path):
+    """One-step results without what a cut drops must not be taken for whole ones, nor the other way round."""
+    targets = [(2, 1, 1, -1, -2), (1, 3, 1, 0, -1)]
+    direct = reduce_at("sunrise", targets, shelves=[])
+    cut = reduce_at("sunrise", targets, shelves=[], cut=line_mask(1, 2, 3))
+    assert cut.reductions != direct.reductions
+    for order in ((0, 7, 0), (7, 0, 7)):
+        store = [Store(tmp_path / f"{order}.shelf")]
+        for mask in order:
+            outcome = reduce_at("sunrise", targets, shelves=store, cut=mask)
+            assert outcome.reductions == (cut if mask else direct).reductions
+
+
+def test_cuts_that_contradict_are_refused(reduce_at):
+    target = (2, 1, 1, -1, -2)
+    part = reduce_at("sunrise", [target], cut=line_mask(1, 2))
+    other = dataclasses.replace(part, reductions={target: part.reductions[target] | {(1, 1, 1, 0, 0): 1}})
+    for parts in ([part, other], [part, dataclasses.replace(part, reductions={target: {}})]):
+        with pytest.raises(ReductionError, match="different coefficients"):
+            ibp_reduce.merge_cuts([line_mask(1, 2)] * 2, parts)
+
+
+# from outside -------------------------------------------------------------------------------------------------------
+
+SUNRISE = ["--family", "sunrise", "--integral", "2,1,1,-1,-2", "--prime", str(P31)]
+
+
+def test_symmetries_and_cuts_from_outside(place, capsys):
+    direct, symmetric = reduced(*SUNRISE), reduced(*SUNRISE, "--symmetries")
+    assert len(direct["masters"]) == 7 and len(symmetric["masters"]) == 3 and symmetric["symmetries"] and "symmetries" not in direct
+    for more in (["--batch", "auto"], ["--batch", "2"], ["--local", "2"], ["--cold"]):
+        again = reduced(*SUNRISE, "--symmetries", *more)
+        assert again["final_expr"] == symmetric["final_expr"] and again["masters"] == symmetric["masters"]
+    for cuts in (["--cut", "spanning"], ["--cut", "1,2", "--cut", "1,3", "--cut", "2,3"]):
+        whole = reduced(*SUNRISE, *cuts)
+        assert whole["final_expr"] == direct["final_expr"] and whole["cuts"] == [[1, 2], [1, 3], [2, 3]]
+    part = reduced(*SUNRISE, "--cut", "3,1", "--batch", "3")
+    assert part["final_expr"] == {m: v for m, v in direct["final_expr"].items() if m[0] == m[2] == 1} and part["cuts"] == [[1, 3]]
+    capsys.readouterr()
+    assert exit_code([*SUNRISE, "--cut", "1,2"]) == 0
+    assert "left out, such as those of the lines 1,3 | 2,3" in capsys.readouterr().out
+    assert exit_code([*SUNRISE, "--cut", "spanning"]) == 0
+    assert "this is the whole reduction" in capsys.readouterr().out
+
+
+def test_list_symmetries(place, capsys):
+    assert exit_code(["--family", "box", "--list-symmetries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "box: 7 non-zero sectors, 5 unique, 7 maps of 5 sectors into themselves"
+    assert sum(re.fullmatch(r"  (\d+) -> (?!\1 )\d+ .*", line) is not None for line in lines) == 2
+    assert sum(re.fullmatch(r"  (\d+) -> \1 .*", line) is not None for line in lines) == 7
+
+
+def test_family_without_symmetries(place, capsys):
+    data = BUBBLE_JSON | {"propagators": [["k1", "m"], ["k1+p", "q"]], "invariants": {"s": 7, "m": 3, "q": 3}}
+    Path("two.json").write_text(json.dumps(data))
+    assert exit_code(["--family", "two.json", "--list-symmetries"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["bubble: 3 non-zero sectors, 3 unique, 0 maps of 0 sectors into themselves"]
+    words = ["--family", "two.json", "--integral", "3,2"]
+    with_them, without = reduced(*words, "--symmetries"), reduced(*words)
+    assert with_them["final_expr"] == without["final_expr"] and with_them["masters"] == without["masters"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--cut", "1,4"], "propagator 4 of sunrise is an irreducible scalar product"),
+        (["--cut", "1,6"], "lines from 1 to 3"),
+        (["--cut", "0"], "lines from 1 to 3"),
+        (["--cut", "1,1"], "different lines"),
+        (["--cut", ""], "different lines"),
+        (["--cut", "a"], "different lines"),
+        (["--cut", "-1"], "--cut"),
+        (["--cut", "1", "--cut", "spanning"], "give it alone"),
+        (["--cut", "1", "--symmetries"], "contradict"),
+        (["--cut", "1", "--masters", "m.txt"], "contradict"),
+        (["--cut", "1,2", "--cut", "1,3", "--batch", "auto"], "one --cut"),
+        (["--cut", "spanning", "--batch", "auto"], "one --cut"),
+        (["--symmetries", "--paper-masters-only"], "contradict"),
+        (["--integral", "1,1,-1,0,0", "--cut", "3"], "line 3 has no positive index in I[1,1,-1,0,0]"),
+        (["--integrals", "two.txt", "--cut", "3"], "I[1,1,-1,0,0] has the lines of none of the cuts"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_symmetries_and_cuts_are_one_line(place, capsys, words, says):
+    Path("m.txt").write_text("1,1,1,0,0\n")
+    Path("two.txt").write_text("1,1,1,-1,0\n1,1,-1,0,0\n")
+    target = [] if words[0].startswith("--integral") else ["--integral", "2,1,1,-1,-2"]
+    assert exit_code(["--family", "sunrise", *target, *words, "--dry-run"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert says in said[-1] and not list(Path().glob("results*"))
+
+
+def test_list_symmetries_of_propagators_that_are_no_basis(place, capsys):
+    Path("double.json").write_text(json.dumps(BUBBLE_JSON | {"propagators": [["k1", "m"], ["-k1", "0"]]}))
+    assert exit_code(["--family", "double.json", "--list-symmetries"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "linearly dependent" in line
+
+
+# =====================================================================================================================
 # Spin model and annealer: oracles (brute force, closed forms) and laws
 # =====================================================================================================================
 
