@@ -8,6 +8,7 @@
     python ibp_reduce.py --certificate proof.cert --export mathematica,form
     python ibp_reduce.py --verify proof.cert
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --symbols d  # coefficients as functions of d; --exact: rational numbers
+    python ibp_reduce.py --family doublebox --differential-equation s,t
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 
