@@ -10,6 +10,7 @@
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --symbols d  # coefficients as functions of d; --exact: rational numbers
     python ibp_reduce.py --kira-config my_kira_project         # families, kinematics and lists of a Kira project
     python ibp_reduce.py --system equations.txt                # any homogeneous linear system
+    python ibp_reduce.py --family doublebox --differential-equation s,t
     python ibp_reduce.py --list-families
     python ibp_reduce.py --benchmark
 

@@ -6,8 +6,9 @@
 
 Parts: executors (condor_worker.py), HTCondor through fake tools and on a real pool; the reduction itself against oracles, closed forms,
 golden values and laws; the program from outside: bad input, command line, pickle, store, processes; one-step tasks, their controller
-and journal; certificates and formats; exact results; the learned policy, its training and the beam search. Nothing is compared with a
-former run of the program, every wait is for an event with a deadline, and the oracles share no code with what they test.
+and journal; certificates and formats; exact results; differential equations; Kira input, linear propagators, systems; symmetries and
+cuts; the learned policy, its training and the beam search. Nothing is compared with a former run of the program, every wait is for an
+event with a deadline, and the oracles share no code with what they test.
 """
 
 import concurrent.futures
