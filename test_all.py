@@ -5797,8 +5797,8 @@ def test_import_has_no_side_effects(bare, place):
 # Symmetries and cuts
 # =====================================================================================================================
 
-# family: unique sectors, masters with symmetries. In the literature: doublebox 8 (arXiv:1304.1806), pentabox 61 (arXiv:1511.05409), equal-mass
-# sunrise 2 and banana 3 in the top sector, and the tadpole. Further ones are confirmed by test_number_of_masters_by_feynman_parameters.
+# family: unique sectors, masters with symmetries. In the literature: doublebox 8 (arXiv:1304.1806), pentabox 61 (arXiv:1511.05409),
+# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole. See also test_number_of_masters_by_feynman_parameters.
 SYMMETRIC = {
     "trianglebox": (19, 15), "doublebox": (18, 8), "doublebox-1m": (39, 18), "nonplanar-doublebox": (23, 12), "sunrise": (2, 3),
     "pentabox": (102, 61), "ladder3": (16, 5), "banana3": (2, 4), "box": (5, 3), "bubble": (2, 2),
