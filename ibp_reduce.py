@@ -53,7 +53,7 @@ the positive ones; t = number of positive indices, r = their sum, s = minus the 
 1, others 0; seed = the indices an identity is applied to; row = (operator, seed - target), one identity; prime p: all arithmetic is in the
 integers modulo p, below 2**31 so that products fit an int64.
 References: Chetyrkin, Tkachov, Nucl. Phys. B192 (1981) 159 (IBP); Gehrmann, Remiddi, hep-ph/9912329 (LI); Laporta, hep-ph/0102033
-(ordered elimination); arXiv:2502.05121 (the default family and its 16 masters).
+(ordered elimination); Pak, arXiv:1111.0868 (canonical U and F); arXiv:2502.05121 (the default family and its 16 masters).
 """
 
 from __future__ import annotations
