@@ -4165,8 +4165,6 @@ class Controller:
             self.knowledge.update(shelf.load(self.family, self.point))
         known = all(self._sector(sector_of(target)).rules for target in self.problem.integrals)
         self.long = not known or max(map(integrals_up_to, self.problem.integrals)) > LARGE_TARGET
-        if not known and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
-            self.progress.say(self.problem.why_no_guide)
         if self.long:
             self.executor.warm_up()  # let processes start while this one prepares
         if self.knowledge.operators is None:
@@ -4190,6 +4188,8 @@ class Controller:
                 if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
                     self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
             self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
+        if not known and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
+            self.progress.say(self.problem.why_no_guide)
 
     def _leads_to(self, above: int, bits: int) -> bool:
         """Whether integrals of a sector may lead to another one."""
