@@ -9851,7 +9851,7 @@ class Options:
         None, "one-step reductions of N random integrals (200), with the policy and without", nargs="?", const=200, metavar="N"
     )
     training_data: str | None = _option(None, "file of examples (default: training.npz in the work directory)", metavar="FILE")
-    trajectories: int = _option(600, "examples to make for each sector", metavar="N")
+    trajectories: int = _option(800, "examples to make for each sector", metavar="N")
     epochs: int = _option(TrainingPlan.epochs, "how often training goes through the examples", metavar="N")
     learning_rate: float = _option(TrainingPlan.learning_rate, "of the optimiser at the start", metavar="X")
     seed: int = _option(0, "of all that is random in the examples and in training", metavar="N")
