@@ -2128,8 +2128,7 @@ class Policy:
         import torch
 
         with torch.inference_mode():
-            batches = (features[begin : begin + SCORED_TOGETHER] for begin in range(0, len(features), SCORED_TOGETHER))
-            values = np.concatenate([action_scores(self.network, join_features(batch)).double().numpy() for batch in batches])
+            values = action_scores(self.network, join_features(features)).double().numpy()
         parts = np.split(values, np.cumsum([len(part.actions) for part in features])[:-1])
         return [np.round(part - np.logaddexp.reduce(part), 4) for part in parts]  # what differs by rounding alone is the same
 
@@ -2513,13 +2512,22 @@ def search_path(
 
 def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Position]) -> list[Position]:
     """What the most probable actions of each position lead to."""
-    moves = [ground.moves(position) for position in positions]
-    features = [describe_moves(ground, position, some) for position, some in zip(positions, moves)]
     children = []
-    for position, some, scores in zip(positions, moves, policy.scores(features) if positions else ()):
-        for place in np.argsort(-scores, kind="stable")[:BEAM_BRANCHES]:
+    for begin in range(0, len(positions), SCORED_TOGETHER):
+        part = positions[begin : begin + SCORED_TOGETHER]
+        moves = [ground.moves(position) for position in part]
+        features = [describe_moves(ground, position, some) for position, some in zip(part, moves)]
+        children += _followed(ground, part, moves, policy.scores(features))
+    return children
+
+
+def _followed(ground: SearchGround, positions: Sequence[Position], moves: Sequence[Moves], scores: Sequence[np.ndarray]) -> list[Position]:
+    """What the best-scored actions of each position lead to."""
+    children = []
+    for position, some, own in zip(positions, moves, scores):
+        for place in np.argsort(-own, kind="stable")[:BEAM_BRANCHES]:
             action = (int(some.operator[place]), tuple((some.seed[place] - ground.target).tolist()))
-            child = ground.after(position, action, float(scores[place]))
+            child = ground.after(position, action, float(own[place]))
             if child is not None:
                 children.append(child)
     return children
@@ -3980,6 +3988,7 @@ class Request:
 
 FLUSH_INTERVAL_S = 10.0
 LARGE_TARGET = 100_000  # targets with more integrals up to them in their sector keep several processes busy, even with all rules known
+ROWS_WORTH_A_GUIDE = 100_000  # built in searches; below it nobody misses the guide
 SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is reduced sooner than sent to another process
 
 
@@ -4101,6 +4110,8 @@ class Controller:
             known = {master for masters in self.masters.values() for master in masters} - solved.keys()
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
             basis = sorted(known, key=weight)
+            if self.statistics["rows"] > ROWS_WORTH_A_GUIDE and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
+                self.progress.say(self.problem.why_no_guide)
             if self.problem.preferred_masters and not unreduced:
                 reductions = change_basis(reductions, self.problem.preferred_masters, self.point.prime)
                 used = {term for expression in reductions.values() for term in expression}
@@ -4188,8 +4199,6 @@ class Controller:
                 if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
                     self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
             self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
-        if not known and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
-            self.progress.say(self.problem.why_no_guide)
 
     def _leads_to(self, above: int, bits: int) -> bool:
         """Whether integrals of a sector may lead to another one."""
@@ -10310,7 +10319,7 @@ def make_guide(options: Options, family: Family) -> tuple[bytes | None, str]:
     except PolicyRefused as error:
         if options.policy is not None:
             raise
-        return None, f"{error}; searches go through all rows in the fixed order"
+        return None, f"{error}; searches went through all rows in the fixed order"
 
 
 def run_replay(options: Options) -> int:

@@ -7944,7 +7944,8 @@ def test_corners_and_beams_have_no_guide(reduce_at):
     assert plain.reductions == other.reductions
 
 
-def test_what_is_known_needs_no_guide(reduce_at, tmp_path):
+def test_what_is_known_needs_no_guide(reduce_at, tmp_path, monkeypatch):
+    monkeypatch.setattr(ibp_reduce, "ROWS_WORTH_A_GUIDE", 0)
     shelf = Store(tmp_path / "store.shelf")
     reduce_at("box", [(2, 1, 1, 2)], shelves=[shelf])
     said = []
@@ -7960,6 +7961,7 @@ def test_what_is_known_needs_no_guide(reduce_at, tmp_path):
 
 def test_missing_weights_are_said_once_and_the_order_is_fixed(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ibp_reduce, "DATA", tmp_path / "nowhere")
+    monkeypatch.setattr(ibp_reduce, "ROWS_WORTH_A_GUIDE", 0)
     words = ["--family", "box", "--integral", "2,1,1,2", "--quiet", "--cold", "--work-dir", str(tmp_path / "w")]
     rows = []
     for more, lines in (([], 1), (["--policy", "fixed"], 0), (["--batch", "5"], 1)):
