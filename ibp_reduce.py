@@ -159,9 +159,9 @@ REGION_ROWS = 8_000  # nor a region from the corner with more than this, of whic
 REGION_REACH = 120  # nor one that goes further: rules are stored as int8
 BEAM_REACH = 3  # seeds of a beam search are at most so far from the target in one index,
 BEAM_NORM = 6  # and in all together
-BEAM_STEPS = 60  # after so many the beam is lost; paths have at most half as many
 BEAM_BRANCHES = 6  # actions of a position that are followed
-BEAM_WIDENINGS = (1, 4, 16)  # a beam that finds nothing is tried again with so many times its width
+BEAM_STEPS = 30  # of a search; where it found nothing by then, one of a wider beam is the shorter way:
+BEAM_WIDENINGS = ((1, BEAM_STEPS), (4, 2 * BEAM_STEPS), (16, 2 * BEAM_STEPS))  # so many times the width, and how many steps
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
 
 
@@ -2472,7 +2472,7 @@ def beam_search(beam: Beam, children: Callable[[list[Position]], list[Position]]
     same content the most probable one is kept. children: `beam_children` of the positions.
     """
     positions, steps, seen = [Position()], 0, set()
-    while positions and steps < min(beam.max_steps, BEAM_STEPS):
+    while positions and steps < beam.max_steps:
         steps += 1
         reached = sorted(children(positions), key=lambda child: (-child.score, child.actions))
         if finished := [child for child in reached if not child.open]:
@@ -2902,9 +2902,10 @@ class _SectorReduction:
             for rule in self._rules_of(level):
                 self._apply(rule, wave.where_waiting(), wave)
         for position in wave.where_waiting()[::-1]:
-            for widening, equations in itertools.product(BEAM_WIDENINGS, (self.task.generic, self.task.equations)):
+            for (times, steps), equations in itertools.product(BEAM_WIDENINGS, (self.task.generic, self.task.equations)):
                 if wave.waiting[position]:
-                    self._beam_for(position, replace(beam, width=beam.width * widening), equations, wave)
+                    wider = replace(beam, width=beam.width * times, max_steps=min(beam.max_steps, steps))
+                    self._beam_for(position, wider, equations, wave)
             if wave.waiting[position]:
                 self._give_up(position, wave)
 
@@ -8005,6 +8006,7 @@ def run_search_benchmark(options: Options) -> int:
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
     most = min(beam.max_steps, BEAM_STEPS)
+    beam = replace(beam, max_steps=most)
     print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {most} steps")
     print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
     progress = Progress(options.quiet)
