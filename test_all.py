@@ -9950,7 +9950,7 @@ def test_shown_actions_are_the_right_ones_and_some_others():
     count, rng = len(features.actions), np.random.default_rng(0)
     assert count > 20
     right = np.isin(np.arange(count), [1, count - 1])
-    whole = ibp_reduce.Sample(features, right)
+    whole = ibp_reduce.Example(features, right)
     assert ibp_reduce._shown(whole, None, rng) is whole and ibp_reduce._shown(whole, count, rng) is whole
     shown = ibp_reduce._shown(whole, 9, rng)
     assert len(shown.right) == len(shown.features.actions) == 9 and shown.right.sum() == 2
@@ -10102,7 +10102,7 @@ def test_no_target_is_both_held_out_and_trained_on(monkeypatch):
 def test_batches_are_what_the_search_sees(examples, network):
     """Scores of samples from the file equal those of the positions they were made of."""
     parts = positions_on_the_way("box", (2, 1, 1, 2)) + positions_on_the_way("box", (1, 2, 2, 1))
-    samples = [ibp_reduce.Sample(part, np.arange(len(part.actions)) == 1) for part in parts]
+    samples = [ibp_reduce.Example(part, np.arange(len(part.actions)) == 1) for part in parts]
     data = ibp_reduce.TrainingSet(examples)
     data.arrays = ibp_reduce.pack_samples(samples)
     data.begin = {name: np.cumsum(data.arrays[f"{name}_count"]) - data.arrays[f"{name}_count"] for name in ibp_reduce.SAMPLE_WIDTHS}
