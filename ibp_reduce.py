@@ -7824,8 +7824,11 @@ class Training:
         torch.save({"name": self.name, "curve": self.curve, "seconds": self.seconds} | state, buffer)
         replace_file(self.checkpoint, buffer.getvalue())
 
-    def run_epoch(self, tick: Callable[[float], None]) -> bool:
-        """Train once on everything; False where the loss is not a number any more, and then nothing is kept of the epoch."""
+    def run_epoch(self, tick: Callable[[int, int], None]) -> bool:
+        """Train once on everything; False where the loss is not a number any more, and then nothing is kept of the epoch.
+
+        tick: is told how many batches are done, and how many there are.
+        """
         import torch
 
         started, epoch = time.monotonic(), len(self.curve)
@@ -7845,7 +7848,7 @@ class Training:
             if not math.isfinite(value := float(loss.detach())):
                 return False
             total += value
-            tick(number / len(batches))
+            tick(number + 1, len(batches))
         rng = np.random.default_rng((self.plan.seed, epoch, 1))
         if not all(train_guide(self.guide, self.guide_optimizer, self.data.lessons, rng) for _ in range(GUIDE_PASSES)):
             return False
@@ -7865,18 +7868,20 @@ def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
     replace_file(table, ("\n".join(lines) + "\n").encode())
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     loss, accuracy = figure.subplots(1, 2)
     epochs = [line["epoch"] for line in curve]
-    for name in ("loss", "held_out_loss"):
-        loss.plot(epochs, [line[name] for line in curve], marker=".", label=name.replace("_", " "))
+    for name, label in (("loss", "trained on"), ("held_out_loss", "held out")):
+        loss.plot(epochs, [line[name] for line in curve], marker=".", label=label)
     for name in ("top1", "top5"):
         accuracy.plot(epochs, [100 * line[name] for line in curve], marker=".", label=name.replace("top", "top-"))
     loss.set(xlabel="epoch", ylabel="loss of a position")
     accuracy.set(xlabel="epoch", ylabel="% of held-out positions")
     for axes in (loss, accuracy):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
@@ -7952,7 +7957,8 @@ def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weight
         write_trained(training, weights)  # whoever was killed had perhaps no time for it
     while len(training.curve) < plan.epochs:
         epoch = len(training.curve)
-        if not training.run_epoch(lambda part, epoch=epoch: progress.show("epochs", epoch + part, plan.epochs, "")):
+        name = f"epoch {epoch + 1} of {plan.epochs}, batches"
+        if not training.run_epoch(lambda done, total, name=name: progress.show(name, done, total, "")):
             raise ReductionError(
                 f"training: the loss is not a number in epoch {epoch + 1}; the weights of epoch {epoch} are kept in {weights}"
                 if epoch

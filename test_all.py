@@ -10319,7 +10319,7 @@ def test_unusable_weights_are_refused_in_one_line(what, place, capsys):
 
 def test_good_weights_are_taken(place):
     Path("w.pt").write_bytes(record_with(dict))
-    assert reduced(*BUBBLE, "--engine", "beam", "--policy", "w.pt", "--no-rules")["success"]
+    assert reduced(*BUBBLE, "--engine", "beam", "--policy", "w.pt", "--beam-width", "2")["success"]
 
 
 def arrays_with(**changes):
@@ -10533,7 +10533,7 @@ ENGINES = [  # family, targets, Problem options, beams
     ("bubble", [(3, 2), (2, -3)], {}, ["fixed 1", "fixed 20", "random 1", "random 20", "trained 1", "trained 20"]),
     ("box", [(2, 1, 1, 2), (2, 0, 1, -1)], {}, ["fixed 1", "fixed 20", "trained 1", "trained 20"]),
     ("sunrise", [(2, 1, 1, -1, -1)], {}, ["fixed 1", "trained 1"]),
-    ("trianglebox", [(1, 0, 1, 0, 2, 1, -1), (0, 1, 2, 1, -1, 0, 0)], {"paper_masters_only": True}, ["trained 2", "trained 20"]),
+    ("trianglebox", [(1, 0, 1, 0, 2, 1, -1), (0, 1, 2, 1, -1, 0, 0)], {"paper_masters_only": True}, ["trained 5"]),
 ]  # fmt: skip
 
 
@@ -10598,8 +10598,8 @@ def test_engines_agree_on_families_the_policy_has_not_seen(name, targets, reduce
 
 
 PROBLEMS_OF_A_BEAM = {  # targets, published masters only?
-    "published": ([(1, 0, 1, 0, 2, 1, -1)], True),
-    "corners": ([(1, 0, 1, 0, 2, 1, -1), (1, 0, 1, 0, 1, 1, -1)], False),
+    "published": ([(1, 0, 1, 0, 1, 1, -2)], True),
+    "corners": ([(1, 0, 1, 0, 1, 1, -2), (1, 0, 2, 0, 1, 0, -2)], False),
     "corners that stay": ([(1, 0, 1, 1, 1, 1, -1), (1, 0, 1, 0, 2, 1, -1)], False),
 }
 
@@ -10611,7 +10611,7 @@ def by_beam(reduce_at):
     @functools.cache
     def run(problem):
         targets, published = PROBLEMS_OF_A_BEAM[problem]
-        return reduce_at("trianglebox", targets, shelves=[], beam=beam_of(width=2), paper_masters_only=published)
+        return reduce_at("trianglebox", targets, shelves=[], beam=beam_of(width=5), paper_masters_only=published)
 
     return run
 
@@ -10623,7 +10623,7 @@ WAYS_OF_A_BEAM = ["by fives", "auto", "auto, no time", "two processes", "two pro
 @pytest.mark.parametrize(
     ("way", "problem"),
     [
-        *(pytest.param(way, "published", id=f"{way}, published") for way in WAYS_OF_A_BEAM if way != "two processes"),
+        *(pytest.param(way, "published", id=f"{way}, published") for way in WAYS_OF_A_BEAM if way not in ("auto", "two processes")),
         *(pytest.param(way, "corners", id=f"{way}, corners") for way in ("by fives", "two processes", "rules stored")),
         *(pytest.param(way, "corners that stay", id=f"{way}, corners that stay", marks=pytest.mark.slow) for way in WAYS_OF_A_BEAM),
     ],
@@ -10631,7 +10631,7 @@ WAYS_OF_A_BEAM = ["by fives", "auto", "auto, no time", "two processes", "two pro
 def test_search_for_every_integral_is_the_same_in_every_way(way, problem, by_beam, reduce_at, shelves, pool, tmp_path, monkeypatch):
     """Also the paths: which one an integral gets depends on nothing but the integral."""
     targets, published = PROBLEMS_OF_A_BEAM[problem]
-    expected, options = by_beam(problem), {"beam": beam_of(width=2), "paper_masters_only": published}
+    expected, options = by_beam(problem), {"beam": beam_of(width=5), "paper_masters_only": published}
     assert not expected.unreduced and len(expected.paths) == expected.statistics["integrals"] > 10
     if way == "two processes":
         outcome = reduce_at("trianglebox", targets, shelves=[], executor=pool, **options)
@@ -10656,12 +10656,13 @@ def test_search_for_every_integral_is_the_same_in_every_way(way, problem, by_bea
 @needs_policy
 def test_corners_stand_for_the_same_whichever_engine(by_beam, reduce_at):
     """Where corners stay the engines may express a result through other ones; through the published masters it is the same."""
-    reductions = by_beam("corners that stay").reductions
-    extra = sorted({term for line in reductions.values() for term in line} - set(TRIANGLEBOX.paper_masters))
+    targets, _ = PROBLEMS_OF_A_BEAM["corners that stay"]
+    results = by_beam("corners that stay").reductions, reduce_at("trianglebox", targets).reductions
+    extra = sorted({term for result in results for line in result.values() for term in line} - set(TRIANGLEBOX.paper_masters))
     assert extra and all(set(term) <= {0, 1} for term in extra)
     through = reduce_at("trianglebox", extra, paper_masters_only=True).reductions
-    published = reduce_at("trianglebox", [*reductions], paper_masters_only=True).reductions
-    for target, line in reductions.items():
+    published = reduce_at("trianglebox", targets, paper_masters_only=True).reductions
+    for target, line in ((target, result[target]) for result in results for target in targets):
         assert combine(*((value, through.get(term, {term: 1})) for term, value in line.items())) == published[target]
 
 
@@ -10688,7 +10689,7 @@ TRIANGLE_BY_BEAM = [
     "--engine",
     "beam",
     "--beam-width",
-    "2",
+    "5",
     "--policy",
     str(SHIPPED_POLICY),
 ]
@@ -10705,6 +10706,16 @@ def test_rules_found_by_a_beam_serve_the_other_engine(place):
     assert rules_in(known(place / "s")) and snapshot(place)[Path("s")] == before
     rules = reduced(*TRIANGLE_BY_BEAM[:2], "--store", "s")
     assert rules["statistics"]["rules"] == rules["statistics"]["searches"] == 0 and rules["final_expr"] == beam["final_expr"]
+
+
+@pytest.mark.parametrize("more", [[], ["--batch", "2", "--work-dir", "w"]], ids=["sectors", "one-step tasks"])
+def test_search_for_every_integral_uses_and_stores_no_rules_of_the_search_for_masters(more, place):
+    words = [*BUBBLE, "--store", "s", *more]
+    pure = reduced(*words, "--engine", "beam", "--policy", "fixed", "--no-rules")
+    assert pure["statistics"]["rules"] == 0 and pure["statistics"]["searches"] >= pure["statistics"]["integrals"] > 5
+    stored = known(place / "s", BUILT_IN_FAMILIES["bubble"])
+    assert rules_in(stored) == set() and all(sector.masters is not None for sector in stored.sectors.values())
+    assert reduced(*words)["final_expr"] == pure["final_expr"]
 
 
 @needs_policy
