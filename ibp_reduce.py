@@ -7914,8 +7914,6 @@ def run_training(options: Options) -> int:
 def check_training_options(options: Options, families: Sequence[Family]) -> None:
     """Raises InputError."""
     check_running_options(options)
-    if options.condor:
-        raise InputError("--condor is for reductions: examples are made and policies trained on this machine; give --local")
     if not 1 <= options.epochs <= 10_000 or not 0 < options.learning_rate < math.inf or not 1 <= options.trajectories <= 1_000_000:
         raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
     if options.seed < 0:
@@ -9167,6 +9165,9 @@ def run_benchmark(options: Options) -> int:
     import csv
     import tempfile
 
+    if options.benchmark < 0:
+        raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
+    check_writable(Path(options.output), "--output", is_directory=False)
     source = DATA / "benchmark_published.csv"
     if not source.is_file():
         raise InputError(f"{source}: the published figures are missing; --benchmark needs data/ beside ibp_reduce.py")
@@ -9810,8 +9811,8 @@ class Options:
     )
     output: str = _option("results/reduction.pkl", "pickle with the result", metavar="FILE")
     work_dir: str = _option("ibp_work", "directory for the store and logs", metavar="DIR")
-    local: int = _option(
-        1, "number of processes on this machine (without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N"
+    local: int | None = _option(
+        None, "number of processes on this machine (default: 1; without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N"
     )
     family: str = _option("trianglebox", "a built-in family or a JSON file; with --kira-config one of its families", metavar="NAME|FILE")
     list_families: bool = _option(False, "show the built-in families and stop")
@@ -10204,8 +10205,6 @@ def check_prime(prime: int) -> int:
 
 def make_problem(options: Options, request: Request | None = None) -> Problem:
     """The problem of a request, by default of the only one. Raises InputError."""
-    if options.local < 1:
-        raise InputError(f"--local {options.local}: expected at least 1 process")
     check_running_options(options)
     if request is None:
         request, *others = read_requests(options)
@@ -10304,8 +10303,6 @@ def make_beam(options: Options, family: Family) -> Beam | None:
     if options.engine not in ("rules", "beam"):
         raise InputError(f"--engine {options.engine}: expected rules or beam")
     if options.engine == "rules":
-        if options.no_rules or options.paths is not None:
-            raise InputError(f"{'--no-rules' if options.no_rules else '--paths'} is for --engine beam")
         return None
     if options.beam_width < 1 or options.max_steps < 1:
         raise InputError(f"--beam-width {options.beam_width}, --max-steps {options.max_steps}: expected at least 1")
@@ -10340,9 +10337,9 @@ def run_replay(options: Options) -> int:
 
 def check_running_options(options: Options) -> None:
     """Raises InputError where the options say nothing sensible about how to run."""
-    if options.local < 1:
+    if options.local is not None and options.local < 1:
         raise InputError(f"--local {options.local}: expected at least 1 process")
-    if options.condor and options.local != 1:
+    if options.condor and options.local not in (None, 1):
         raise InputError("--condor and --local contradict each other: give one of them")
     if options.resume and options.fresh:
         raise InputError("--resume and --fresh contradict each other: give one of them")
@@ -10538,9 +10535,6 @@ def write_outputs(problem: Problem, outcome: Outcome, options: Options, cuts: Se
 
 def convert_result(options: Options) -> int:
     """Write a result that is there in other formats, expanded if asked for."""
-    for name in ("integral", "integrals", "verify", "certificate"):
-        if getattr(options, name) is not None:
-            raise InputError(f"--convert and --{name} contradict each other: a result is converted as it is")
     check_output_options(options)
     source, names = Path(options.convert), parse_formats(options.export)
     if not names and options.epsilon is None:
@@ -10569,9 +10563,6 @@ def convert_result(options: Options) -> int:
 def verify_file(options: Options) -> int:
     """Check a certificate or a result. Raises InputError, CertificateError."""
     path, started = Path(options.verify), time.perf_counter()
-    for name in ("integral", "integrals", "certificate", "convert", "export", "epsilon", "order"):
-        if getattr(options, name):
-            raise InputError(f"--verify and --{name} contradict each other: a file is checked as it is, and nothing is written")
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -10691,10 +10682,6 @@ def joined_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def run_system(options: Options) -> int:
     """--system: every unknown through the independent ones."""
     started = time.perf_counter()
-    taken = ("system", "output", "prime", "masters", "kinematics", "d", "quiet", "work_dir")
-    for option in fields(Options):
-        if option.name not in taken and getattr(options, option.name) != option.default:
-            raise InputError(f"--system and --{option.name.replace('_', '-')} contradict each other: the system is all that is solved")
     p, output = check_prime(options.prime), Path(options.output)
     check_paths(options, output, Path(options.work_dir), Path(options.work_dir) / "store.shelf")
     symbols = system_symbols(options)
@@ -10774,7 +10761,7 @@ def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> A
             )
         except ValueError as error:
             raise InputError(str(error)) from None
-    if options.local == 1:
+    if options.local in (None, 1):
         return InlineExecutor()
     return LocalExecutor(options.local, stragglers=make_limits(options), straggler_cpus=options.straggler_cpus, describe=describe_task)
 
@@ -11093,48 +11080,101 @@ def read_json(path: Path, otherwise: str, **expected: Any) -> dict[str, Any]:
     return value
 
 
-def check_benchmark_options(options: Options) -> None:
-    """Raises InputError for options that the benchmark does not take."""
-    if options.benchmark < 0:
-        raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
-    for option in fields(Options):
-        if option.name not in ("benchmark", "output", "work_dir", "quiet") and getattr(options, option.name) != option.default:
-            raise InputError(
-                f"--benchmark and --{option.name.replace('_', '-')} contradict each other: the benchmark runs what was published"
-            )
+def run_list_families(options: Options) -> int:
+    """--list-families."""
+    print(list_families())
+    return 0
 
 
-def check_kira_mode(options: Options) -> None:
-    """Raises InputError where the families of a Kira project would be ignored."""
-    names = ("make_training_data", "train_policy", "benchmark_search", "replay", "benchmark", "system")
-    modes = [name.replace("_", "-") for name in names if getattr(options, name) is not None and getattr(options, name) is not False]
-    if options.kira_config is not None and modes:
-        raise InputError(f"--kira-config and --{modes[0]} contradict each other: a Kira project is for reductions")
+@dataclass(frozen=True)
+class Mode:
+    """Something else than a reduction: what is done, and with which options."""
+
+    asked: str  # the options that ask for it
+    run: Callable[[Options], int]
+    takes: str  # what it uses besides, or refuses by itself with a better reason; --quiet is for all
+    why: str  # it takes nothing else
+
+
+BEAM_OPTIONS = "engine beam_width beam_order max_steps policy"
+LOCAL_OPTIONS = "work_dir local straggler_timeout straggler_cpus"
+MODES = (  # the first that is asked for is what is done
+    Mode("list_families", run_list_families, "", "the list is of what is built in"),
+    Mode("benchmark", run_benchmark, "output work_dir", "the benchmark runs what was published"),
+    Mode("status watch", show_status, "work_dir", "shown is the run of the work directory, as it was started"),
+    Mode("stop", stop_run, "work_dir", "ended is the run of the work directory, whatever it does"),
+    Mode("list_symmetries", run_list_symmetries, "family cold", "symmetries are those of the family, at no point"),
+    Mode(
+        "train_policy",
+        run_training,
+        f"{LOCAL_OPTIONS} make_training_data family training_data trajectories epochs learning_rate seed device policy fresh",
+        "examples are made and policies trained on this machine, at points of their own",
+    ),
+    Mode(
+        "make_training_data",
+        run_training,
+        f"{LOCAL_OPTIONS} family training_data trajectories seed",
+        "examples are made on this machine, at points of their own",
+    ),
+    Mode(
+        "benchmark_search", run_search_benchmark, f"family seed {BEAM_OPTIONS}", "searched for are random integrals at a point of its own"
+    ),
+    Mode("replay", run_replay, "family", "paths are checked as they are"),
+    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family store", "a file is checked as it is, and nothing is written"),
+    Mode("convert", convert_result, "export epsilon order output", "a result is converted as it is"),
+    Mode(
+        "benchmark_points",
+        run_point_benchmark,
+        f"integral integrals family kira_config masters paper_masters_only work_dir store device {BEAM_OPTIONS}",
+        "primes and points are random",
+    ),
+    Mode("system", run_system, "output work_dir prime masters kinematics d", "the system is all that is solved"),
+)
+
+
+def is_exact(options: Options) -> bool:
+    return options.exact or options.symbols is not None or options.differential_equation is not None
+
+
+# What a reduction, exact or not, uses only together with something else: the options, what they are for, and whether that is given.
+TOGETHER: tuple[tuple[str, str, Callable[[Options], bool]], ...] = (
+    ("beam_width beam_order max_steps no_rules paths", "--engine beam", lambda options: options.engine == "beam"),
+    ("paths", "results modulo a prime", lambda options: not is_exact(options)),
+    ("check_interval condor_option transfer_files request_memory max_jobs", "--condor", lambda options: options.condor),
+    ("straggler_timeout straggler_cpus", "--local N and --condor", lambda options: options.condor or options.local is not None),
+    (
+        "job_seconds",
+        "--batch auto, --condor and exact results",
+        lambda options: options.condor or options.batch == "auto" or is_exact(options),
+    ),
+    ("device", "exact results and --train-policy", is_exact),
+    ("training_data trajectories epochs learning_rate", "--make-training-data and --train-policy", lambda options: False),
+    ("seed", "--make-training-data, --train-policy and --benchmark-search", lambda options: False),
+)
+
+
+def check_used(options: Options, mode: Mode | None, asked: str) -> None:
+    """Raises InputError for an option that was given, to a value that is not its default, and would be ignored."""
+    given = [option.name for option in fields(Options) if getattr(options, option.name) not in (option.default, EVERY_FAMILY)]
+    if mode is None:
+        unused = {name: what for names, what, there in TOGETHER if not there(options) for name in names.split()}
+        reasons = ("--{} is for {}".format(name.replace("_", "-"), unused[name]) for name in given if name in unused)
+    else:
+        taken = {"quiet", *mode.asked.split(), *mode.takes.split()}
+        reasons = (f"--{asked} and --{name} contradict each other: {mode.why}".replace("_", "-") for name in given if name not in taken)
+    if reason := next(iter(reasons), None):
+        raise InputError(reason)
 
 
 def perform(options: Options) -> int:
-    """The first of these that is asked for, else a reduction; returns the exit code."""
-    if options.list_families:
-        print(list_families())
-        return 0
-    if options.benchmark is not None:
-        check_benchmark_options(options)
-        check_writable(Path(options.output), "--output", is_directory=False)
-        return run_benchmark(options)
-    modes = (
-        (options.status or options.watch, show_status),
-        (options.stop, stop_run),
-        (options.list_symmetries, run_list_symmetries),
-        (options.make_training_data or options.train_policy, run_training),
-        (options.benchmark_search is not None, run_search_benchmark),
-        (options.replay is not None, run_replay),
-        (options.verify is not None, verify_file),
-        (options.convert is not None, convert_result),
-        (options.benchmark_points is not None, run_point_benchmark),
-        (options.system is not None, run_system),
-        (options.exact or options.symbols is not None or options.differential_equation is not None, run_exact),
-    )
-    return next((run for wanted, run in modes if wanted), run_reduction)(options)
+    """The first mode that is asked for, else a reduction; returns the exit code."""
+    for mode in MODES:
+        for name in mode.asked.split():
+            if getattr(options, name) is not None and getattr(options, name) is not False:
+                check_used(options, mode, name)
+                return mode.run(options)
+    check_used(options, None, "")
+    return run_exact(options) if is_exact(options) else run_reduction(options)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -11143,7 +11183,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     options = parse_options(arguments)
     try:
-        check_kira_mode(options)
         code = perform(options)
         sys.stdout.flush()
         return code

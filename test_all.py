@@ -4663,16 +4663,14 @@ BAD_COMMANDS = {
     "--local=0": ("--local", "at least 1"),
     "--local=-3": ("--local", "at least 1"),
     "--local=many": ("--local", "many"),
-    "--straggler-timeout=0": ("--straggler-timeout", "above 0"),
-    "--straggler-timeout=-1": ("--straggler-timeout", "above 0"),
-    "--straggler-timeout=nan": ("--straggler-timeout",),
+    "--straggler-timeout=0 --local=2": ("--straggler-timeout", "above 0"),
+    "--straggler-timeout=-1 --local=1": ("--straggler-timeout", "above 0"),
+    "--straggler-timeout=nan --local": ("--straggler-timeout",),
     "--straggler-timeout=inf --local=2": ("--straggler-timeout",),
     "--straggler-timeout=1e30 --local=2": ("--straggler-timeout",),
     # what contradicts itself, or does not exist
     "--integral=1,1,1,1,1,1,-1 --integrals=good.txt": ("--integral", "--integrals", "one of them"),
     "--integral= --integrals=good.txt": ("--integral",),
-    "--benchmark --integral=1,1,1,1,1,1,-1": ("--benchmark", "--integral"),
-    "--benchmark --integrals=good.txt": ("--benchmark", "--integral"),
     "--benchmark=-1": ("--benchmark -1",),
     "--no-such-option": ("--no-such-option",),
     "--integ=1,1,1,1,1,1,-1": ("--integ",),
@@ -4934,6 +4932,73 @@ def test_options_are_spelled_with_hyphen_or_underscore(option, value):
     more = [] if value is None else [value]
     parse = ibp_reduce.parse_options
     assert parse([f"--{option}", *more]) == parse([f"--{option.replace('-', '_')}", *more]) != parse([])
+
+
+IDLE_OPTIONS = {  # a command: options that it would ignore
+    "--integral=1,1,1,1,1,1,-1": "beam-width=5 beam-order=size max-steps=9 no-rules paths=p check-interval=2 condor-option=a=b transfer-files "
+    "request-memory=5 max-jobs=7 straggler-timeout=60 straggler-cpus=2 job-seconds=5 device=cpu training-data=t trajectories=3 epochs=3 "
+    "learning-rate=1 seed=3",
+    "--integral=1,1,1,1,1,1,-1 --batch=3": "job-seconds=5 check-interval=2",
+    "--integral=1,1,1,1,1,1,-1 --local=2": "job-seconds=5 check-interval=2 beam-width=5",
+    "--integral=1,1,1,1,1,1,-1 --symbols=d": "paths=p check-interval=2 straggler-cpus=2 seed=3 beam-width=5",
+    "--integral=1,1,1,1,1,1,-1 --symbols=d --engine=beam": "paths=p",
+    "--list-families": "family=bubble integral=1 d=3 prime=7 local=2 kira-config=k store=s work-dir=w status",
+    "--benchmark": "integral=1 integrals=good.txt certificate=c export=json store=s benchmark-search prime=7 kira-config=k",
+    "--status": "d=3 kinematics=s=1 prime=7 family=bubble integral=1 stop local=2 condor store=s output=o",
+    "--watch": "convert=good.txt resume",
+    "--stop": "integral=1 fresh kira-config=k",
+    "--list-symmetries": "integral=1 prime=7 d=3 kinematics=s=1 work-dir=w symmetries",
+    "--train-policy": "condor resume beam-width=5 engine=beam integral=1 prime=7 store=s output=o benchmark-search kira-config=k",
+    "--make-training-data": "condor epochs=3 learning-rate=1 device=cpu policy=p fresh kira-config=k",
+    "--benchmark-search=2": "epochs=3 integral=1 prime=7 work-dir=w no-rules local=2 kira-config=k",
+    "--replay=good.txt": "integral=1 prime=7 policy=p work-dir=w kira-config=k",
+    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=4-2*e order=1 condor output=o kira-config=k",
+    "--convert=good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d kira-config=k",
+    "--benchmark-points=5": "prime=7 d=3 kinematics=s=1 symbols=d exact output=o local=2",
+    "--system=good.txt": "integral=1 local=2 store=s symbols=d certificate=c kira-config=k family=bubble",
+}
+
+
+@pytest.mark.parametrize("command", IDLE_OPTIONS)
+def test_options_that_would_be_ignored_are_refused_in_one_line(command, place, capsys):
+    write_input_files(place)
+    words, asked = shlex.split(command), command.split("=")[0].split()[0]
+    for option in IDLE_OPTIONS[command].split():
+        name = option.partition("=")[0]
+        reduces = asked == "--integral"
+        check_refused(
+            [*words, f"--{option}"], place, capsys, [f"--{name} is for " if reduces else f"{asked} and --{name} contradict each other: "]
+        )
+
+
+def test_defaults_that_are_spelled_out_are_never_refused():
+    """As an older script may have them; what each mode takes is an option that there is."""
+    options = ibp_reduce.parse_options(
+        ["--beam_width", "20", "--check-interval", "5.0", "--seed", "0", "--prime", "1009", "--device", "auto"]
+    )
+    for mode in (None, *ibp_reduce.MODES):
+        ibp_reduce.check_used(options, mode, "")
+    names = {option.name for option in dataclasses.fields(options)}
+    words = [word for mode in ibp_reduce.MODES for word in f"{mode.asked} {mode.takes}".split()]
+    assert set(words) | {word for together, _, _ in ibp_reduce.TOGETHER for word in together.split()} < names
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--local 8 --straggler-timeout 900 --straggler-cpus 2 --resume",
+        "--local 1 --straggler-timeout 900",
+        "--engine beam --beam_width 5 --max_steps 40 --beam-order size --policy fixed --no-rules --paths p",
+        "--policy fixed",
+        "--fresh --work-dir w --store s --output o --prime 2147483647 --d 7/2 --kinematics m1=3",
+        "--batch auto --job-seconds 3 --local 2",
+        "--symbols d --job-seconds 3 --device cpu --export json --epsilon 4-2*eps --order 1",
+        "--differential-equation d --engine beam --policy fixed --no-rules",
+    ],
+)  # fmt: skip
+def test_options_that_mean_something_are_taken(words, place, capsys):
+    assert exit_code([*shlex.split(words), "--dry-run"]) == 0
+    assert "trianglebox" in capsys.readouterr().out
 
 
 def test_help_mentions_every_option_and_the_exit_codes(capsys):
@@ -7629,12 +7694,12 @@ USAGE_ERRORS = {
     "--batch auto --job-seconds nan": ("--job-seconds nan",),
     "--batch auto --job-seconds inf": ("--job-seconds inf",),
     "--job-seconds soon": ("--job-seconds", "soon"),
-    "--straggler-timeout never": ("--straggler-timeout never", "auto"),
+    "--straggler-timeout never --local 2": ("--straggler-timeout never", "auto"),
     "--straggler-timeout 2000000 --local 2": ("--straggler-timeout",),
-    "--straggler-cpus 0": ("--straggler-cpus 0",),
-    "--check-interval 0": ("--check-interval 0",),
-    "--request-memory -1": ("--request-memory -1",),
-    "--max-jobs 0": ("--max-jobs 0",),
+    "--straggler-cpus 0 --local 2": ("--straggler-cpus 0",),
+    "--check-interval 0 --condor": ("--check-interval 0",),
+    "--request-memory -1 --condor": ("--request-memory -1",),
+    "--max-jobs 0 --condor": ("--max-jobs 0",),
     "--condor --condor-option foo": ("--condor-option 'foo'", "KEY=VALUE"),
     "--status --work-dir nowhere": ("nowhere", "no run"),
     "--stop --work-dir nowhere": ("nowhere", "no such directory"),
@@ -8876,10 +8941,6 @@ BAD_OUTPUTS = {
     "--order 2": ("--order 2", "--epsilon"),
     "--order 2000 --epsilon 4-2*eps": ("--order 2000",),
     "--order many": ("--order", "many"),
-    "--verify good.txt": ("--verify", "--integral"),
-    "--convert good.txt --export json": ("--convert", "--integral"),
-    "--benchmark --certificate c": ("--benchmark", "--certificate"),
-    "--benchmark --export json": ("--benchmark", "--export"),
 }
 
 
@@ -8887,8 +8948,7 @@ BAD_OUTPUTS = {
 def test_bad_output_is_refused_before_the_run(command, place, capsys):
     write_input_files(place)
     (place / "taken.json").mkdir()
-    integral = [] if "--benchmark" in command else ["--integral=1,1,1,1,1,1,-1"]
-    check_refused(shlex.split(command) + integral, place, capsys, BAD_OUTPUTS[command])
+    check_refused([*shlex.split(command), "--integral=1,1,1,1,1,1,-1"], place, capsys, BAD_OUTPUTS[command])
 
 
 def test_bad_conversion_is_refused(place, capsys):
@@ -8901,8 +8961,6 @@ def test_bad_conversion_is_refused(place, capsys):
         (["--convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
         (["--convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
         (["--convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
-        (["--convert", "r.pkl", "--export", "json", "--verify", "r.pkl"], ["--verify", "--convert"]),
-        (["--verify", "r.pkl", "--certificate", "c"], ["--verify", "--certificate"]),
         (["--verify", "none"], ["--verify none", "No such file"]),
         (["--verify", "."], ["--verify .", "directory"]),
     ]:
@@ -10418,8 +10476,6 @@ BAD_SEARCHES = {
     "--engine=beam --policy=fixed --max-steps=0": ("--max-steps 0", "at least 1"),
     "--engine=beam --policy=fixed --beam-order=other": ("--beam-order other", "weight, size, policy"),
     "--engine=beam --beam-width=many": ("--beam-width", "many"),
-    "--no-rules": ("--no-rules", "--engine beam"),
-    "--paths=p": ("--paths", "--engine beam"),
     "--engine=beam": ("nothing shipped/policy.pt", "No such file", "--train-policy", "--policy fixed"),
     "--engine=beam --policy=missing.pt": ("missing.pt", "No such file", "--train-policy"),
     "--engine=beam --policy=directory": ("policy directory", "directory"),
@@ -10450,7 +10506,7 @@ BAD_SEARCHES = {
     '--train-policy --work-dir="a file"': ("--work-dir", "a file"),
     "--make-training-data --trajectories=0": ("--trajectories", "above 0"),
     "--make-training-data --local=0": ("--local 0", "at least 1"),
-    "--make-training-data --condor": ("--condor", "--local"),
+    "--make-training-data --condor": ("--make-training-data", "--condor", "on this machine"),
     "--make-training-data --family=bubble,other": ("'other'", "bubble"),
     "--make-training-data --family=bubble,": ("family",),
     "--make-training-data --family=bubble,bubble.json": ("two families of the same name",),
