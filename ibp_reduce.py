@@ -2115,11 +2115,11 @@ def action_scores(network: Any, batch: dict[str, Any]) -> Any:
 class Policy:
     """Gives each action of a position its probability to be on a short way to the end.
 
-    Without a network every action is as good as any other: in the order in which they come, or shuffled.
+    Without a network every action is as good as any other: in the order in which they come, or shuffled, another way for another seed.
     """
 
-    def __init__(self, network: Any = None, shuffled: bool = False):
-        self.network, self.shuffled = network, shuffled
+    def __init__(self, network: Any = None, shuffled: bool = False, seed: int = 0):
+        self.network, self.shuffled, self.seed = network, shuffled, seed
 
     def scores(self, features: Sequence[Features]) -> list[np.ndarray]:
         """Logarithms of probabilities [C], one array for each position."""
@@ -2132,8 +2132,8 @@ class Policy:
         parts = np.split(values, np.cumsum([len(part.actions) for part in features])[:-1])
         return [np.round(part - np.logaddexp.reduce(part), 4) for part in parts]  # what differs by rounding alone is the same
 
-    def _arbitrary(self, count: int, seed: int) -> np.ndarray:
-        order = np.random.default_rng(seed).permutation(count) if self.shuffled else np.arange(count)
+    def _arbitrary(self, count: int, still_open: int) -> np.ndarray:
+        order = np.random.default_rng((still_open, self.seed)).permutation(count) if self.shuffled else np.arange(count)
         return -math.log(max(count, 1)) - 1e-6 * order
 
 
@@ -2192,9 +2192,10 @@ def unpack_policy(content: bytes) -> tuple[Any, dict[str, Any]]:
 
 @lru_cache(maxsize=4)
 def load_policy(source: bytes | str) -> Policy:
-    """A policy from the content of a weights file, or by name: 'fixed' or 'random'. Raises PolicyRefused."""
+    """A policy from the content of a weights file, or by name: 'fixed', 'random' or 'random SEED'. Raises PolicyRefused."""
     if isinstance(source, str):
-        return Policy(shuffled=source == "random")
+        name, _, seed = source.partition(" ")
+        return Policy(shuffled=name == "random", seed=int(seed or 0))
     import torch
 
     torch.set_num_threads(1)  # processes are the parallelism here
@@ -3595,8 +3596,12 @@ class Store:
             return self._use(lambda shelf: self._load(shelf, family, point)) or Knowledge()
 
     def merge(self, family: Family, point: Point, new: Knowledge) -> None:
-        """Add what was found; what other programs wrote meanwhile stays."""
+        """Add what was found; what other programs wrote meanwhile stays. Raises ReductionError."""
         if new:
+            if self.read_only:
+                raise ReductionError(
+                    f"store {self.path}: opened to be read only, so nothing can be added; give one to write to as the last"
+                )
             try:
                 self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:
@@ -3912,23 +3917,27 @@ class Journal:
         self.file.truncate(self.end)
 
     def _read_whole(self, position: int) -> tuple[Any, int] | None:
-        """A record and where it ends; None if there is none, or not a whole one."""
-        self.file.seek(position)
-        head = self.file.read(self.HEAD.size)
-        if len(head) < self.HEAD.size:
-            return None
-        length, digest = self.HEAD.unpack(head)
-        if length > os.path.getsize(self.path) - self.file.tell():
-            return None
-        data = self.file.read(length)
-        if len(data) < length or hashlib.sha256(data).digest()[:16] != digest:
-            return None
-        try:
-            return load_builtins(zlib.decompress(data)), position + self.HEAD.size + length
-        except MemoryError:
-            raise ReductionError(f"{self.path}: not enough memory to read it; nothing of it is lost") from None
-        except UNREADABLE:  # whole, but not written by this program
-            return None
+        return read_record(self.file, position)
+
+
+def read_record(file: Any, position: int) -> tuple[Any, int] | None:
+    """A record of a journal and where it ends; None if there is none, or not a whole one. Raises ReductionError."""
+    file.seek(position)
+    head = file.read(Journal.HEAD.size)
+    if len(head) < Journal.HEAD.size:
+        return None
+    length, digest = Journal.HEAD.unpack(head)
+    if length > os.fstat(file.fileno()).st_size - file.tell():
+        return None
+    data = file.read(length)
+    if len(data) < length or hashlib.sha256(data).digest()[:16] != digest:
+        return None
+    try:
+        return load_builtins(zlib.decompress(data)), position + Journal.HEAD.size + length
+    except MemoryError:
+        raise ReductionError(f"{file.name}: not enough memory to read it; nothing of it is lost") from None
+    except UNREADABLE:  # whole, but not written by this program
+        return None
 
 
 # =====================================================================================================================
@@ -4392,7 +4401,8 @@ class Progress:
     def advance(self, counts: dict[str, int]) -> None:
         if self.bar is not None:
             hits = max(counts["references"] - counts["integrals"], 0)
-            self.bar.set_postfix_str(f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules", refresh=False)
+            text = f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules, {counts['searches']:,} searches"
+            self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(1)
 
     def show(self, what: str, done: int, total: int, text: str) -> None:
@@ -7681,6 +7691,22 @@ def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
     return total - right
 
 
+def right_ranks(scores: Any, batch: dict[str, Any]) -> Any:
+    """How many actions of each position the search would take before the first right one: rounded as its scores are, ties in order."""
+    import torch
+
+    owner, scores = batch["actions_owner"], scores.double()
+    positions, place = int(owner[-1]) + 1, torch.arange(len(owner), device=owner.device)
+    top = scores.new_full((positions,), -math.inf).scatter_reduce(0, owner, scores, "amax")
+    total = top + scores.new_zeros(positions).index_add_(0, owner, (scores - top[owner]).exp()).log()
+    scores = torch.round(scores - total[owner], decimals=4)
+    best = torch.full_like(top, -math.inf).scatter_reduce(0, owner, torch.where(batch["right"], scores, -math.inf), "amax")[owner]
+    found = torch.where(batch["right"] & (scores == best), place, len(place))
+    first = place.new_full((positions,), len(place)).scatter_reduce(0, owner, found, "amin")[owner]
+    before = (scores > best) | ((scores == best) & (place < first))
+    return place.new_zeros(positions).index_add_(0, owner, before.long())
+
+
 def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, float]:
     """Loss, top-1 and top-5 on the held-out trajectories, where every action competes."""
     import torch
@@ -7691,11 +7717,7 @@ def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, fl
             batch = {name: tensor.to(device) for name, tensor in data.batch(part).items()}
             scores = action_scores(network, batch)
             losses.append(position_losses(scores, batch))
-            owner = batch["actions_owner"]
-            best = scores.new_full((len(part),), -math.inf)
-            best = best.scatter_reduce(0, owner, torch.where(batch["right"], scores, -math.inf), "amax")
-            better = (scores > best[owner]).long()
-            ranks.append(torch.zeros(len(part), dtype=torch.long, device=device).index_add_(0, owner, better))
+            ranks.append(right_ranks(scores, batch))
     rank = torch.cat(ranks).cpu().numpy()
     scrambled = data.arrays["scrambled"][data.held_out]
 
@@ -7906,7 +7928,13 @@ def run_training(options: Options) -> int:
                 if not options.quiet:
                     progress.close()
                     print(f"{data_path}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
-            return train_policy(TrainingSet(data_path), plan, options, weights, device, progress) if options.train_policy else 0
+            if not options.train_policy:
+                return 0
+            data = TrainingSet(data_path)
+            if options.family != Options.family and data.header["families"] != {family.name: family.identifier for family in families}:
+                held = ", ".join(data.header["families"])
+                raise InputError(f"--family {options.family}: {data_path} has examples of {held}; make others by --make-training-data")
+            return train_policy(data, plan, options, weights, device, progress)
     finally:
         progress.close()
 
@@ -8014,7 +8042,7 @@ def run_search_benchmark(options: Options) -> int:
     print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {most} steps")
     print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
     progress = Progress(options.quiet)
-    for name, policy in (("trained", beam.policy), ("random", "random"), ("fixed", "fixed")):
+    for name, policy in (("trained", beam.policy), ("random", f"random {options.seed}"), ("fixed", "fixed")):
         load_policy(policy)
         steps, seconds, rows = [], [], []
         for number, (bits, target) in enumerate(targets):
@@ -9787,6 +9815,7 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int) -> LinearSyst
 # =====================================================================================================================
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
+GONE = "GONE: go on with the same command, or remove its jobs by --stop"
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
@@ -11030,12 +11059,16 @@ def show_status(options: Options) -> int:
 
 def status_text(directory: RunDirectory) -> tuple[str, bool]:
     """A table, and whether a controller is at work. Raises InputError where no run was ever started, ReductionError."""
+    if directory.exact.exists():
+        return describe_exact_run(directory)
     if directory.journal.exists() and not directory.status.exists():
         return f"{directory.path}: a run is being prepared, or ended before it had a status", False
     status = read_json(
-        directory.status, f"--status: {directory.path} holds no run of one-step tasks (--condor or --batch)", format=STATUS_FORMAT
+        directory.status,
+        f"--status: {directory.path} holds no run of one-step tasks (--condor or --batch), and no unfinished exact run",
+        format=STATUS_FORMAT,
     )
-    owner = read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
+    owner = read_owner(directory)
     try:
         return describe_run(directory, status, owner)
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -11043,12 +11076,38 @@ def status_text(directory: RunDirectory) -> tuple[str, bool]:
         raise ReductionError(f"{directory.path}: {trouble}") from None
 
 
+def read_owner(directory: RunDirectory) -> dict[str, Any]:
+    """Who claimed a work directory last. Raises InputError, ReductionError."""
+    return read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
+
+
+def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
+    """What the journal of an unfinished exact run holds. How many points it will need is not known on disk. Raises ReductionError."""
+    owner, points = read_owner(directory), 0
+    try:
+        with directory.exact.open("rb") as file:
+            name, position = read_record(file, 0) or ({}, 0)
+            age = time.time() - os.fstat(file.fileno()).st_mtime
+            while position and (found := read_record(file, position)):
+                points, position = points + len(found[0].get("samples", ())), found[1]
+        here = owner["host"] == os.uname().nodename
+        alive = process_exists(owner["pid"]) if here else age < STATUS_TRUSTED_S
+        rows = (
+            ("run", f"{name['run']}, exact"),
+            ("controller", f"pid {owner['pid']} on {owner['host']}, {'at work' if alive else GONE if here else 'silent'}"),
+            ("points", f"{points:,} done, the last {format_seconds(max(age, 0.0))} ago"),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
+        raise ReductionError(f"{directory.path}: exact.journal or controller.json is damaged ({error!r}); go on with --fresh") from None
+    return "\n".join(f"{name:12}{value}" for name, value in rows), alive
+
+
 def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[str, Any]) -> tuple[str, bool]:
     """The table of a sound status."""
     age = time.time() - status["time"]
     finished = not directory.journal.exists()
     alive = not finished and (process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
-    doing = "finished" if finished else "at work" if alive else "GONE: go on with the same command, or remove its jobs by --stop"
+    doing = "finished" if finished else "at work" if alive else GONE
     integrals = status["integrals"]
     rows = [
         ("run", status["run"]),

@@ -4935,8 +4935,8 @@ def test_options_are_spelled_with_hyphen_or_underscore(option, value):
 
 
 IDLE_OPTIONS = {  # a command: options that it would ignore
-    "--integral=1,1,1,1,1,1,-1": "beam-width=5 beam-order=size max-steps=9 no-rules paths=p check-interval=2 condor-option=a=b transfer-files "
-    "request-memory=5 max-jobs=7 straggler-timeout=60 straggler-cpus=2 job-seconds=5 device=cpu training-data=t trajectories=3 epochs=3 "
+    "--integral=1,1,1,1,1,1,-1": "beam-width=5 beam-order=size max-steps=9 no-rules paths=p check-interval=2 condor-option=a=b "
+    "transfer-files request-memory=5 max-jobs=7 straggler-timeout=60 straggler-cpus=2 job-seconds=5 device=cpu training-data=t trajectories=3 epochs=3 "
     "learning-rate=1 seed=3",
     "--integral=1,1,1,1,1,1,-1 --batch=3": "job-seconds=5 check-interval=2",
     "--integral=1,1,1,1,1,1,-1 --local=2": "job-seconds=5 check-interval=2 beam-width=5",
@@ -4952,7 +4952,7 @@ IDLE_OPTIONS = {  # a command: options that it would ignore
     "--make-training-data": "condor epochs=3 learning-rate=1 device=cpu policy=p fresh kira-config=k",
     "--benchmark-search=2": "epochs=3 integral=1 prime=7 work-dir=w no-rules local=2 kira-config=k",
     "--replay=good.txt": "integral=1 prime=7 policy=p work-dir=w kira-config=k",
-    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=4-2*e order=1 condor output=o kira-config=k",
+    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=e order=1 condor output=o kira-config=k",
     "--convert=good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d kira-config=k",
     "--benchmark-points=5": "prime=7 d=3 kinematics=s=1 symbols=d exact output=o local=2",
     "--system=good.txt": "integral=1 local=2 store=s symbols=d certificate=c kira-config=k family=bubble",
@@ -7854,6 +7854,19 @@ def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
     assert journaled[1:] == list(range(1, len(done) + 1)) and len(done) > 50
 
 
+def test_last_store_that_is_read_only_is_said_and_costs_no_result(tmp_path):
+    store = Store(tmp_path / "s")
+    problem = problem_of("bubble", [(3, 2)])
+    first = Controller(problem, InlineExecutor(), [store], Progress(quiet=True)).run()
+    before, said = store.path.read_bytes(), []
+    stores = [Store(store.path, read_only=True, say=said.append)]
+    again = Controller(problem, InlineExecutor(), stores, Progress(quiet=True)).run()
+    assert (again.store_trouble, said) == ("", [])  # nothing was learned
+    more = Controller(problem_of("bubble", [(1, -3)]), InlineExecutor(), stores, Progress(quiet=True)).run()
+    assert not more.unreduced and again.reductions == first.reductions and store.path.read_bytes() == before
+    assert said == [] and all(text in more.store_trouble for text in (str(store.path), "read only", "write to"))
+
+
 def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -9632,6 +9645,31 @@ def test_resumed_exact_run(unfinished, capsys):
     assert "--resume" in said(capsys, [*IN_D, "--store", "s", "--quiet", "--resume"], 2)
 
 
+def test_status_of_an_exact_run(unfinished, capsys, monkeypatch):
+    """Of one that is at work (this process is), of a dead one, with an end that is not whole; then of one that is finished."""
+    data, told = unfinished.read_bytes(), []
+    for alive in True, False:
+        os.utime(unfinished, (time.time() - 7300,) * 2)
+        monkeypatch.setattr(ibp_reduce, "process_exists", lambda pid, alive=alive: alive)
+        status = said(capsys, ["--status"], 0)
+        assert (
+            "of trianglebox" in status
+            and "functions of d, exact" in status
+            and ("GONE" in status, "at work" in status) == (not alive, alive)
+        )
+        told.append(int(re.search(r"^points +(\d+) done, the last 2 h 0[12] min ago$", status, re.M)[1]))
+    unfinished.write_bytes(data[:-7])
+    fewer = int(re.search(r"^points +(\d+) done", said(capsys, ["--status"], 0), re.M)[1])
+    assert 0 < fewer < told[0] == told[1] and unfinished.read_bytes() == data[:-7]
+    unfinished.write_bytes(b"x" * 99)
+    line = said(capsys, ["--status"], 1)
+    assert line.count("\n") == 1 and "exact.journal" in line and unfinished.read_bytes() == b"x" * 99
+    unfinished.write_bytes(data)
+    assert exact_result(*IN_D, "--store", "s")["statistics"]["resumed"] == told[0]
+    line = said(capsys, ["--status"], 2)
+    assert line.count("\n") == 1 and "no unfinished exact run" in line
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "garbage", "empty"])
 def test_damaged_checkpoint_costs_time_only(damage, unfinished, capsys):
     data = unfinished.read_bytes()
@@ -10119,6 +10157,9 @@ def test_without_a_network_actions_are_taken_in_order_or_shuffled():
             assert (scores == again).all() and abs(np.exp(scores).sum() - 1) < 1e-3
             assert sorted(np.argsort(-scores)) == list(range(len(scores)))
             assert (np.diff(scores) < 0).all() == (not policy.shuffled)
+    zero, none, one, again = (ibp_reduce.load_policy(name).scores(parts) for name in ("random 0", "random", "random 1", "random 1"))
+    for same, different in ((zero, none), (one, again)), ((zero, one), (none, ibp_reduce.load_policy("fixed").scores(parts))):
+        assert all(map(np.array_equal, *same)) and not any(map(np.array_equal, *different))
 
 
 # training -----------------------------------------------------------------------------------------------------------
@@ -10172,25 +10213,32 @@ def test_batches_are_what_the_search_sees(examples, network):
     assert np.abs(losses - expected).max() < ROUNDED
 
 
-@pytest.mark.parametrize("which", ["untrained", "trained"])
-def test_accuracy_counts_the_best_right_action_against_the_wrong_ones(which, examples, trained, network):
-    """Against ranks by sorting."""
+@pytest.mark.parametrize("which", ["untrained", "trained", "indifferent"])
+def test_accuracy_counts_what_the_search_would_take_before_a_right_action(which, examples, trained, network):
+    """Against ranks by sorting; where all actions are equally good, they are taken in order."""
     data = ibp_reduce.TrainingSet(examples)
-    network = network if which == "untrained" else ibp_reduce.unpack_policy((trained / "policy.pt").read_bytes())[0]
+    if which == "trained":
+        network = ibp_reduce.unpack_policy((trained / "policy.pt").read_bytes())[0]
+    elif which == "indifferent":
+        network = ibp_reduce.make_network(4)
+        for parameter in network["score"].parameters():
+            parameter.data.zero_()
     measured = ibp_reduce.measure_policy(network, data, "cpu")
+    assert 20 < len(data.held_out) < 128  # one batch
+    batch = data.batch(data.held_out)
+    everything = ibp_reduce.action_scores(network, batch).detach().numpy().astype(float)
     ranks, losses = [], []
-    for number in data.held_out:
-        batch = data.batch(np.array([number]))
-        scores, right = ibp_reduce.action_scores(network, batch).detach().numpy().astype(float), batch["right"].numpy()
-        ranks.append(sum(score > scores[right].max() for score in scores))
-        chances = np.exp(scores - scores.max())
-        losses.append(-math.log(chances[right].sum() / chances.sum()))
+    for number in range(len(data.held_out)):
+        own = batch["actions_owner"].numpy() == number
+        right, scores = batch["right"].numpy()[own], everything[own] - np.logaddexp.reduce(everything[own])
+        ranks.append(right[np.argsort(-np.round(scores, 4), kind="stable")].argmax())
+        losses.append(-math.log(np.exp(scores[right]).sum()))
     ranks, scrambled = np.array(ranks), data.arrays["scrambled"][data.held_out]
     assert measured["top1"] == pytest.approx((ranks == 0).mean()) and measured["top5"] == pytest.approx((ranks < 5).mean())
     assert measured["top1_eliminations"] == pytest.approx((ranks[~scrambled] == 0).mean())
     assert measured["top1_scrambles"] == pytest.approx((ranks[scrambled] == 0).mean())
     assert measured["held_out_loss"] == pytest.approx(np.mean(losses), rel=1e-4)
-    assert (ranks > 0).any() and len(ranks) > 20
+    assert (ranks > 0).any()
 
 
 TRAIN = ["--train-policy", "--device", "cpu", "--epochs", "3", "--quiet"]
@@ -10227,6 +10275,16 @@ def test_training_learns(trained):
     assert (trained / "policy.pt").stat().st_size < 5_000_000
     record = ibp_reduce.unpack_policy((trained / "policy.pt").read_bytes())[1]
     assert record["families"] == {name: BUILT_IN_FAMILIES[name].identifier for name in ("bubble", "box")}
+
+
+def test_training_on_examples_of_another_family_is_refused(examples, place, capsys):
+    for family in "sunrise", "box":
+        line = said(capsys, [*TRAIN, "--family", family, "--training-data", str(examples)], 2)
+        assert (
+            line.count("\n") == 1 and f"--family {family}" in line and "examples of bubble, box" in line and "--make-training-data" in line
+        )
+    assert not Path("ibp_work/policy.pt").exists()
+    assert exit_code([*TRAIN, "--epochs", "1", "--family", "box,bubble", "--training-data", str(examples)]) == 0
 
 
 @pytest.mark.parametrize(("seed", "same"), [("0", True), ("1", False)])
@@ -10831,7 +10889,11 @@ def test_beam_keeps_the_best_of_each_content_and_stops_at_the_first_end(order):
 
 def test_benchmark_of_searches_runs(capsys, monkeypatch):
     """In words that a person reads: one line for each policy, all integrals found by the fixed order in a small family."""
-    printed = said(capsys, ["--benchmark-search", "3", "--family", "bubble", "--policy", "fixed", "--beam-width", "2", "--quiet"], 0)
+    policies, original = [], ibp_reduce.load_policy
+    monkeypatch.setattr(ibp_reduce, "load_policy", lambda source: policies.append(source) or original(source))
+    words = ["--benchmark-search", "3", "--family", "bubble", "--policy", "fixed", "--beam-width", "2", "--seed", "7", "--quiet"]
+    printed = said(capsys, words, 0)
+    assert set(policies) == {"fixed", "random 7"}
     lines = printed.splitlines()
     assert "3 integrals of bubble, width 2" in lines[0] and [line.split()[0] for line in lines[2:]] == ["trained", "random", "fixed"]
     assert all("100.0%" in line for line in lines[2:])
