@@ -10391,10 +10391,12 @@ def read_kira_requests(options: Options) -> list[Request]:
 
 def _on_cut(request: Request, cut: int, config: Path) -> Request:
     """What has not all of the cut lines is zero."""
-    zero = [integral for integral in integrals_in((*request.targets, *request.combinations)) if cut & sector_of(integral) != cut]
+    integrals = integrals_in((*request.targets, *request.combinations))
     if cut:
-        where = f"{config}: family {request.family.name}: cut_propagators [{', '.join(map(str, cut_lines(cut)))}]"
-        say(f"{where}: taken as --cut" + f"; {len(zero)} integrals of the input are without these lines, so they are zero" * bool(zero))
+        zero = sum(cut & sector_of(integral) != cut for integral in integrals)
+        note = f"; zero, as without these lines: {zero} of {len(integrals)} integrals" if zero else ""
+        lines = ", ".join(map(str, cut_lines(cut)))
+        say(f"{config}: family {request.family.name}: cut_propagators [{lines}]: taken as --cut{note}")
     return replace(request, cut=cut)
 
 

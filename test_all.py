@@ -6117,6 +6117,87 @@ def test_one_of_several_families(place, capsys):
     assert reduced("--kira-config", project, "--integrals=mine")["family"] == "box, boxx"
 
 
+CUT_OF_BOX = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [3, 1]")
+WITH_SYMMETRIES = ("select_integrals", "run_symmetries: true\n              select_integrals")
+
+
+@needs_yaml
+def test_cut_propagators_of_kira(place, capsys):
+    """All of them are one cut; what is without these lines is zero."""
+    plain = write_project(place / "plain", KIRA_TWO)
+    cut = write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX)
+    whole, both = reduced("--kira-config", plain), reduced("--kira-config", cut)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"ibp_reduce: {cut}/config/integralfamilies.yaml: family box: cut_propagators [1, 3]: taken as --cut; "
+        "zero, as without these lines: 1 of 4 integrals"
+    ]
+    assert both["cuts"] == {"box": [1, 3]} and "cuts" not in whole
+    for target, row in whole["reductions"].items():
+        kept = {m: v for m, v in row.items() if not m.startswith("box[") or m.startswith(("box[1,0,1,0]", "box[1,1,1,1]"))}
+        assert both["reductions"][target] == kept
+    assert both["reductions"] != whole["reductions"]
+    one = ["--kira-config", cut, "--integral=box[2,1,1,1]"]
+    expected = reduced("--kira-config", plain, "--integral=box[2,1,1,1]", "--cut", "1,3")
+    for more in ([], ["--cut", "3,1"], ["--batch", "2"], ["--local", "2"]):
+        found = reduced(*one, *more)
+        assert found["final_expr"] == expected["final_expr"] and found["cuts"] == [[1, 3]]
+    capsys.readouterr()
+    for target in ("0,1,2,1", "1,1,-1,1"):
+        assert reduced("--kira-config", cut, f"--integral=box[{target}]")["final_expr"] == {}
+        assert "zero, as without these lines: 1 of 1 integrals" in capsys.readouterr().err
+    (place / "masters").write_text("box[2,0,1,0]\nbox[0,1,0,1]\n")
+    preferred = reduced(*one, "--masters=masters")
+    assert (2, 0, 1, 0) in preferred["masters"] and not {(0, 1, 0, 1), (1, 0, 1, 0)} & set(preferred["masters"])
+    for words, fragments in (
+        (["--cut=1,2"], ["--cut 1,2", "cut_propagators [1, 3]"]),
+        (["--cut=spanning"], ["--cut spanning", "cut_propagators"]),
+        (["--exact"], ["--exact", "cuts"]),
+        (["--certificate=c"], ["--certificate", "cuts"]),
+    ):
+        assert exit_code([*one, *words, "--quiet"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert all(fragment in last for fragment in fragments), last
+
+
+@needs_yaml
+def test_symmetries_of_kira(place, capsys):
+    """run_symmetries is --symmetries: within families and between them."""
+    plain = write_project(place / "plain", KIRA_TWO)
+    project = write_project(place / "two", KIRA_TWO, edit_jobs=WITH_SYMMETRIES)
+    found = reduced("--kira-config", project)
+    assert "jobs.yaml: run_symmetries is true: taken as --symmetries" in capsys.readouterr().err
+    assert found == {**reduced("--kira-config", plain, "--symmetries"), "time": found["time"], "peak_memory_kb": found["peak_memory_kb"],
+                     "statistics": found["statistics"]}  # fmt: skip
+    assert "taken as --symmetries" not in capsys.readouterr().err
+    assert set(found["masters"]) == {"box[1,0,1,0]", "box[0,1,0,1]", "box[1,1,1,1]", "boxx[0,1,0,1]"}  # of s, t and u
+    off = write_project(place / "off", KIRA_TWO, edit_jobs=(WITH_SYMMETRIES[0], WITH_SYMMETRIES[1].replace("true", "False")))
+    assert "symmetries" not in reduced("--kira-config", off)
+    turned = reduced("--kira-config", plain, "--symmetries", "--family=boxx,box")
+    assert turned["family"] == "boxx, box"
+    assert set(turned["masters"]) == {"boxx[1,0,1,0]", "boxx[0,1,0,1]", "box[1,0,1,0]", "box[1,1,1,1]"}
+    with_cut = write_project(place / "cut", KIRA_TWO, edit_jobs=WITH_SYMMETRIES, edit_families=CUT_OF_BOX)
+    cut = reduced("--kira-config", with_cut)
+    assert cut["symmetries"] and {"box[1,0,1,0]", "box[1,1,1,1]"} < set(cut["masters"]) and "box[0,1,0,1]" not in cut["masters"]
+    assert any(master.startswith("boxx") for master in cut["masters"])  # no line of it is cut
+
+
+@needs_yaml
+def test_list_symmetries_of_a_kira_project(place, capsys):
+    project = write_project(place / "two", KIRA_TWO)
+    os.remove(place / "two/jobs.yaml")
+    assert exit_code(["--kira-config", project, "--list-symmetries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == ["box", "boxx", "boxx"]
+    assert any(re.match(r"  \d+ -> box \d+ ", line) for line in lines)
+    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=boxx"]) == 0
+    assert capsys.readouterr().out.startswith("boxx: ")
+    write_project(place / "two", KIRA_TWO, edit_families=CUT_OF_BOX)
+    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=box"]) == 0
+    assert capsys.readouterr().out.startswith("box: 4 non-zero sectors")
+    check_refused(["--kira-config", project, "--list-symmetries", "--family=bax"], place, capsys, ["--family bax", "box, boxx"])
+
+
 RANGE = """
     jobs:
       - reduce_sectors:
@@ -6186,7 +6267,15 @@ BAD_PROJECTS = {
     ("families", "top_level_sectors: [15]", "top_level_sectors: [16]"): ("family box", "top_level_sectors", "'16'"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: []"): ("family box", "top_level_sectors"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            zero_sectors: [3]"): ("family box", "zero_sectors"),
-    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [1]"): ("family box", "cut_propagators"),
+    ("families", "[b1101, 5]", "[3, 5]\n            cut_propagators: [2, 3]"): ("boxx", "no top-level sector", "2, 3"),
+    ("families", "[b1101, 5]", "[3]\n            cut_propagators: [3]"): ("boxx", "cut_propagators", "3 is not a line"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [1, 1]"): ("1 is there twice",),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [one]"): ("cut_propagators", "'one'"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [0]"): ("cut_propagators", "least 1"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: {1: 2}"): ("cut_propagators", "a list"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [9999]"): ("9999 is not a line",),
+    ("jobs", "select_integrals", "run_symmetries: maybe\n              select_integrals"): ("jobs.yaml", "run_symmetries", "'maybe'"),
+    ("jobs", "select_integrals", "run_symmetries: [true]\n              select_integrals"): ("jobs.yaml", "run_symmetries", "a word"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [5]"): ("cut_propagators", "5"),
     ("kinematics", "scalarproduct_rules", "scalar_product_rules"): ("kinematics.yaml", "'scalar_product_rules'"),
     # propagators
@@ -6261,6 +6350,10 @@ def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
     [
         ("--kira-config=nowhere", ("nowhere", "no such directory")),
         ("--kira-config=two --family=trianglebox", ("--family trianglebox", "box, boxx")),
+        ("--kira-config=two --family=box,bax", ("--family box,bax", "box, boxx")),
+        ("--kira-config=two --family=box,box", ("--family box,box", "box, boxx")),
+        ("--kira-config=two --cut=1", ("--cut", "one family at a time", "box, boxx")),
+        ("--kira-config=two --symmetries --paper-masters-only", ("--paper-masters-only and --symmetries",)),
         ("--kira-config=two --integral=1,1,1,1", ("--integral", "box, boxx")),
         ("--kira-config=two --integral=bax[1,1,1,1]", ("--integral", "bax")),
         ("--kira-config=two --family=box", ("amplitude", "boxx", "--family")),
@@ -12025,7 +12118,9 @@ def test_preferred_masters_of_several_families(reduce_at):
     for target, row in record["reductions"].items():
         back = combine(*((value, plain["reductions"].get(term, {term: 1})) for term, value in row.items()))
         assert back == plain["reductions"][target]
-    with pytest.raises(InputError, match=re.escape(f"{label('copy', dotted)} depends linearly on the ones before it: it is 1*box[2,1,1,1]")):
+    with pytest.raises(
+        InputError, match=re.escape(f"{label('copy', dotted)} depends linearly on the ones before it: it is 1*box[2,1,1,1]")
+    ):
         reduced_together(reduce_at, [box, copy], targets, {"box": [(2, 1, 1, 1)], "copy": [dotted]})
 
 
@@ -12040,7 +12135,10 @@ def test_cuts_of_several_families(reduce_at):
     alone = reduce_at(name, [TOP[name]], symmetries=True, cut=cut)
     expected = {label(name, master): value for master, value in alone.reductions[TOP[name]].items()}
     assert both["reductions"] == {label(name, TOP[name]): expected, label("copy", there): expected}
-    assert set(both["masters"]) == {label(name, master) for master in alone.masters} and both["cuts"] == {name: [1, 3], "copy": ibp_reduce.cut_lines(moved)}
+    assert set(both["masters"]) == {label(name, master) for master in alone.masters} and both["cuts"] == {
+        name: [1, 3],
+        "copy": ibp_reduce.cut_lines(moved),
+    }
     apart = reduced_together(reduce_at, [family, copy], targets, cuts={name: line_mask(1), "copy": moved})
     assert {m.partition("[")[0] for m in apart["reductions"][label("copy", there)]} == {"copy"}
 
@@ -12059,6 +12157,10 @@ def test_symmetries_and_cuts_from_outside(place, capsys):
     for cuts in (["--cut", "spanning"], ["--cut", "1,2", "--cut", "1,3", "--cut", "2,3"]):
         whole = reduced(*SUNRISE, *cuts)
         assert whole["final_expr"] == direct["final_expr"] and whole["cuts"] == [[1, 2], [1, 3], [2, 3]]
+    on_cut = reduced(*SUNRISE, "--cut", "1,2", "--symmetries")
+    assert len(on_cut["masters"]) < len(reduced(*SUNRISE, "--cut", "1,2")["masters"]) and on_cut["cuts"] == [[1, 2]]
+    for more in (["--batch", "2"], ["--batch", "auto", "--local", "2"], ["--cut", "2,1"]):
+        assert reduced(*SUNRISE, "--cut", "1,2", "--symmetries", *more)["final_expr"] == on_cut["final_expr"]
     part = reduced(*SUNRISE, "--cut", "3,1", "--batch", "3")
     assert part["final_expr"] == {m: v for m, v in direct["final_expr"].items() if m[0] == m[2] == 1} and part["cuts"] == [[1, 3]]
     capsys.readouterr()
@@ -12086,6 +12188,90 @@ def test_family_without_symmetries(place, capsys):
     assert with_them["final_expr"] == without["final_expr"] and with_them["masters"] == without["masters"]
 
 
+def shifted_bubble(**changes):
+    return BUBBLE_JSON | {"name": "shifted", "propagators": [["k1-p", "m"], ["k1-2*p", "m"]]} | changes
+
+
+def test_several_families_from_outside(place, capsys):
+    """Names and files, lists over both, a combination over both in which all cancels; the number of processes changes nothing."""
+    Path("shifted.json").write_text(json.dumps(shifted_bubble()))
+    Path("list").write_text("bubble[3,2]\nshifted[2,3]\nnothing: 2*bubble[3,2] - (d-39)*shifted[2,3]\nall: bubble[1,1] + shifted[1,0]/s\n")
+    words = ["--family", "bubble,shifted.json", "--integrals", "list", "--prime", str(P31)]
+    apart, record = reduced(*words), reduced(*words, "--symmetries")
+    assert record["family"] == apart["family"] == "bubble, shifted" and record["symmetries"]
+    assert record["masters"] == ["bubble[1,0]", "bubble[1,1]"] and len(apart["masters"]) == 6
+    found = record["reductions"]
+    assert found["bubble[3,2]"] == found["shifted[2,3]"] != {} and found["nothing"] == {}
+    assert found["all"] == {"bubble[1,0]": residue(Fraction(1, 7)), "bubble[1,1]": 1}
+    single = reduced("--family", "shifted.json", "--integral", "shifted[2,3]", "--prime", str(P31))["final_expr"]
+    assert numbers_of(apart["reductions"]["shifted[2,3]"]) == single
+    assert {term.partition("[")[0] for term in apart["reductions"]["nothing"]} == {"bubble", "shifted"}
+    assert reduced(*words, "--symmetries", "--local", "2")["reductions"] == found
+    assert reduced(*words, "--symmetries", "--cold")["reductions"] == found
+    capsys.readouterr()
+    assert exit_code([*words, "--symmetries"]) == 0
+    assert "4 targets through 2 masters" in (said := capsys.readouterr().out) and "of later families are integrals of earlier ones" in said
+    # a family of which nothing is wanted lends its masters; without symmetries it has no part
+    words = ["--family", "bubble,shifted.json", "--integral", "shifted[2,3]", "--prime", str(P31)]
+    assert reduced(*words, "--symmetries")["reductions"] == {"shifted[2,3]": found["bubble[3,2]"]}
+    assert reduced(*words)["final_expr"] == single
+    assert exit_code([*words, "--symmetries", "--dry-run"]) == 0
+    Path("masters").write_text("shifted[2,1]\n")
+    preferred = reduced(*words, "--symmetries", "--masters", "masters")
+    assert "shifted[2,1]" in preferred["masters"] and len(preferred["masters"]) == 2
+
+
+def test_list_symmetries_of_several_families(place, capsys):
+    Path("shifted.json").write_text(json.dumps(shifted_bubble(loop_momenta=["l"], propagators=[["l-p", "m"], ["l-2*p", "m"]])))
+    assert exit_code(["--family", "bubble,shifted.json", "--list-symmetries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0].startswith("bubble: 3 non-zero sectors, 2 unique") and "shifted: 2 of its 2 unique sectors are sectors of bubble" in lines
+    )
+    assert [line.split()[:4] for line in lines[-2:]] == [["1", "->", "bubble", "1"], ["3", "->", "bubble", "3"]]
+    assert "l -> k1+p" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("--family bubble,bubble --integral bubble[1,1]", ("two families", "bubble")),
+        ("--family bubble,sunrise --integral 1,1", ("bubble, sunrise",)),
+        ("--family bubble,sunrise --integral box[1,1]", ("bubble, sunrise",)),
+        ("--family bubble,sunrise", ("needs --integral",)),
+        ("--family bubble,box --integral bubble[1,1]", ("same invariants", "s=7, m=3 (bubble)", "s=3, t=7 (box)")),
+        ("--family bubble,other.json --integral bubble[1,1]", ("same invariants", "m=4 (other)")),
+        ("--family bubble,turned.json --integral bubble[1,1]", ("same order", "m=3, s=7 (turned)")),
+        ("--family bubble,dim.json --integral bubble[1,1]", ("same invariants", "d=3, s=7, m=3 (dim)")),
+        ("--family bubble,nowhere --integral bubble[1,1]", ("unknown family 'nowhere'",)),
+        ("--family bubble, --integral bubble[1,1]", ("unknown family ''",)),
+        ("--family bubble,sunrise --integrals list --cut 1", ("--cut", "one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --batch 3", ("one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --export kira", ("one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --exact", ("one family at a time",)),
+        ("--family bubble,sunrise --integrals list --certificate c", ("one family at a time",)),
+        ("--family bubble,sunrise --differential-equation s", ("one family at a time",)),
+        ("--family bubble,sunrise --benchmark-search", ("one family at a time",)),
+        ("--family bubble,sunrise --benchmark-points 3 --integrals list", ("one family at a time",)),
+        ("--family bubble,sunrise --replay list", ("one family at a time",)),
+        ("--family bubble,sunrise --masters list --integrals list --output list", ("the same file",)),
+        ("--family bubble,other.json --list-symmetries", ("same invariants",)),
+        ("--family bubble,bubble --list-symmetries", ("two families",)),
+        ("--family bubble,twin.json --integral bubble[1,1] --symmetries --output twin.json", ("twin.json", "the same file")),
+    ],
+)
+def test_families_that_do_not_fit_are_refused(words, fragments, place, capsys):
+    Path("list").write_text("bubble[2,1]\nsunrise[1,1,1,0,0]\n")
+    for name, changes in (
+        ("other", {"invariants": {"s": 7, "m": 4}}),
+        ("turned", {"invariants": {"m": 3, "s": 7}}),
+        ("dim", {"d": 3}),
+        ("twin", {}),
+    ):
+        Path(f"{name}.json").write_text(json.dumps(shifted_bubble(name=name, **changes)))
+    check_refused(shlex.split(words), place, capsys, fragments)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -12097,8 +12283,9 @@ def test_family_without_symmetries(place, capsys):
         (["--cut", "a"], "different lines"),
         (["--cut", "-1"], "--cut"),
         (["--cut", "1", "--cut", "spanning"], "give it alone"),
-        (["--cut", "1", "--symmetries"], "contradict"),
-        (["--cut", "1", "--masters", "m.txt"], "contradict"),
+        (["--cut", "1,2", "--cut", "1,3", "--symmetries"], "contradict"),
+        (["--cut", "spanning", "--masters", "m.txt"], "contradict"),
+        (["--cut", "1", "--engine", "beam", "--policy", "fixed", "--paths", "p"], "contradict"),
         (["--cut", "1,2", "--cut", "1,3", "--batch", "auto"], "one --cut"),
         (["--cut", "spanning", "--batch", "auto"], "one --cut"),
         (["--symmetries", "--paper-masters-only"], "contradict"),
