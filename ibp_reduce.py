@@ -360,10 +360,14 @@ def load_family(text: str) -> Family:
     return define_family(data, f"family file {path}")
 
 
+def family_names(text: str) -> list[str]:
+    """Of a list A,B,…; a file may have a comma in its name."""
+    return [text] if os.path.isfile(text) else [name.strip() for name in text.split(",")]
+
+
 def load_families(text: str) -> list[Family]:
     """The families of a list A,B,…, each as for load_family. Raises InputError."""
-    names = [text] if os.path.isfile(text) else [name.strip() for name in text.split(",")]
-    return [load_family(name) for name in names]
+    return [load_family(name) for name in family_names(text)]
 
 
 def load_one_family(text: str) -> Family:
@@ -1503,6 +1507,8 @@ def describe_symmetries(geometries: Sequence[Geometry], nonzero: Sequence[Sequen
                 f"{name}: {len(others)} of its {len(own)} unique sectors are sectors of {', '.join(g.family.name for g, _ in earlier)}"
             )
             rows += [_map_line(f"{bits} -> {earlier[k][0].family.name} {to.target}", to) for bits, (k, to) in others.items()]
+            alike = ((bits, g, classes.get(geometry.canonical(bits)[0])) for bits in own if bits not in others for g, classes in earlier)
+            rows += [f"  {a} and {g.family.name} {b[0][0]} have the same U and F, but no shift was found" for a, g, b in alike if b]
         earlier.append((geometry, geometry.classes(sectors)))
     return "\n".join(rows)
 
@@ -10340,7 +10346,7 @@ def everyone_asked(
     """With the preferred masters; with symmetries, families of a list of which nothing is wanted lend their masters to later ones."""
     if options.masters is not None:
         preferred = read_targets(options.masters, families, "--masters", combinations=False)
-    if symmetries and "," in options.family:
+    if symmetries and options.family != EVERY_FAMILY:
         own = {request.family.name: request for request in requests}
         requests = [own.get(family.name, Request(family)) for family in families]
     masters = {family.name: dict.fromkeys(m for other in preferred if other.family is family for m in other.targets) for family in families}
@@ -10681,7 +10687,7 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
         f"--{name}": Path(text) for name in ("integrals", "masters", "paths", "system") if (text := getattr(options, name)) is not None
     }
     if options.kira_config is None:
-        uses |= {f"--family {name}": Path(name) for name in options.family.split(",") if name not in BUILT_IN_FAMILIES}
+        uses |= {f"--family {name}": Path(name) for name in family_names(options.family) if name not in BUILT_IN_FAMILIES}
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
     run = RunDirectory(work)
     names = (run.journal, run.exact, run.shared, run.jobs, run.status, run.stop_request, work / "controller.json", work / "controller.lock")
