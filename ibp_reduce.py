@@ -38,6 +38,7 @@ How a reduction goes (the sections below, in this order):
     Reconstruction          rational numbers and functions from values modulo primes
     Differential equations  derivatives of the masters through the masters, and their values in other dimensions
     Results                 pickle, summary
+    Several families        one result; masters of a later family through those of an earlier one
     Paths                   what beam searches found, as a file that can be checked by itself
     Training                examples for the policy out of eliminations and scrambles; how it learns and how it is measured
     Coefficients            rational functions as texts: their value, their expansion around a dimension
@@ -357,6 +358,43 @@ def load_family(text: str) -> Family:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"family file {path}: not readable as JSON ({error})") from None
     return define_family(data, f"family file {path}")
+
+
+def family_names(text: str) -> list[str]:
+    """Of a list A,B,…; a file may have a comma in its name."""
+    return [text] if os.path.isfile(text) else [name.strip() for name in text.split(",")]
+
+
+def load_families(text: str) -> list[Family]:
+    """The families of a list A,B,…, each as for load_family. Raises InputError."""
+    return [load_family(name) for name in family_names(text)]
+
+
+def load_one_family(text: str) -> Family:
+    """Where only one can be meant. Raises InputError."""
+    first, *others = load_families(text)
+    if others:
+        raise InputError(f"--family {text}: this is for one family at a time; choose one of them")
+    return first
+
+
+def check_common(families: Sequence[Family], text: str) -> None:
+    """Raises InputError where families cannot be in one run: they are told apart by their names, and there is one point for all."""
+    names = [family.name for family in families]
+    if double := next((name for name in names if names.count(name) > 1), None):
+        raise InputError(f"--family {text}: two families are called {double}; give one of them another name")
+
+    def point(family: Family) -> list[tuple[str, Fraction]]:
+        return [(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)]
+
+    for other in families[1:]:
+        if point(other) != point(families[0]):
+            shown = (", ".join(f"{name}={value}" for name, value in point(family)) for family in (families[0], other))
+            raise InputError(
+                f"--family {text}: families of one run have the same invariants in the same order, with the same defaults, not "
+                + f" ({names[0]}) and ".join(shown)
+                + f" ({other.name})"
+            )
 
 
 def define_family(data: Any, where: str) -> Family:
@@ -991,17 +1029,21 @@ class Symmetries:
     unshifted: tuple[tuple[int, int], ...]
 
 
+Classes = dict[tuple, list[tuple[int, list[tuple[int, ...]]]]]  # canonical form: sectors that have it, and orders of their lines
+
+
 class Geometry:
     """The propagators of a family as exact quadratic forms of the momenta x = (k, p): D_i = x Q_i x - m_i.
 
     forms: n arrays [M, M] of numbers; masses [n]; products[a][b]: x_a . x_b through D_1 … D_n and 1, as pairs (place, coefficient); gram
     [E, E]; routing: (loop part [L], external part [E]) of each propagator that is the square of a momentum, else None; flips: permutations
-    of the legs. Numbers are rational where they can be, else polynomials or functions of the invariants. Raises InputError.
+    of the legs; cut: bit mask of lines, which equivalence must take to cut lines. Numbers are rational where they can be, else polynomials
+    or functions of the invariants. Raises InputError.
     """
 
-    def __init__(self, family: Family):
+    def __init__(self, family: Family, cut: int = 0):
         algebra = Algebra(family)
-        self.family, self.functions, self.loops = family, algebra.functions, len(family.loop_momenta)
+        self.family, self.cut, self.functions, self.loops = family, cut, algebra.functions, len(family.loop_momenta)
         self.names = (*family.loop_momenta, *family.external_momenta)
         self.masses = [_plain(mass) for mass in algebra.masses]
         self.forms = [self._form(propagator) for propagator in algebra.propagators]
@@ -1029,7 +1071,8 @@ class Geometry:
     def polynomial(self) -> tuple[np.ndarray, list]:
         """U + F of all lines: exponents [T, lines] of the Feynman parameters, and the T coefficients, frozen.
 
-        sum x_i D_i = k M k + 2 k V + J gives U = det M, F = J U - V adj(M) V (arXiv:1111.0868; the sign of F is of no concern).
+        sum x_i D_i = k M k + 2 k V + J gives U = det M, F = J U - V adj(M) V (arXiv:1111.0868; the sign of F is of no concern). Cut lines
+        add their parameter with a coefficient like no other, so that what keeps the polynomial takes cut lines to cut lines.
         """
         from sympy.polys.rings import ring
 
@@ -1050,7 +1093,9 @@ class Geometry:
             for a, b in zip(*np.nonzero(self.gram)):
                 result -= minor * linear[i, a] * linear[j, b] * self.functions(self.gram[a, b])
         terms = sorted(result.terms())
-        return np.array([monomial for monomial, _ in terms], np.int64).reshape(-1, lines), [_freeze_ratio(value) for _, value in terms]
+        exponents = np.array([monomial for monomial, _ in terms], np.int64).reshape(-1, lines)
+        marked = np.eye(lines, dtype=np.int64)[[bool(self.cut >> i & 1) for i in range(lines)]]
+        return np.concatenate([exponents, marked]), [_freeze_ratio(value) for _, value in terms] + [((), ())] * len(marked)
 
     def canonical(self, bits: int) -> tuple[tuple, list[tuple[int, ...]]]:
         """What equivalent sectors have in common, and all orders of the lines that show it."""
@@ -1063,15 +1108,23 @@ class Geometry:
         lines = np.flatnonzero(~absent)
         return (tuple(colours), form), [tuple(lines[list(order)].tolist()) for order in orders]
 
-    def text(self, shift: np.ndarray) -> tuple[str, ...]:
-        """A shift [M, M] of the momenta for people, one entry for each that changes; all signs may be reversed."""
-        return min(self._text(shift), self._text(-shift), key=lambda lines: (len(lines), sum(map(len, lines))))
+    def classes(self, nonzero: Sequence[int]) -> Classes:
+        """These sectors by their canonical form, the lightest first, each with all orders of its lines that show it."""
+        found: Classes = {}
+        for bits in sorted(nonzero, key=sector_order):
+            form, orders = self.canonical(bits)
+            found.setdefault(form, []).append((bits, orders))
+        return found
 
-    def _text(self, shift: np.ndarray) -> tuple[str, ...]:
+    def text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
+        """A shift [M, M] of the momenta for people, one entry for each that changes; all signs may be reversed."""
+        return min(self._text(shift, target), self._text(-shift, target), key=lambda lines: (len(lines), sum(map(len, lines))))
+
+    def _text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
         lines = []
         for name, row in zip(self.names, shift):
             signs = {"1": "+", "-1": "-"}
-            parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(self.names, row) if value]
+            parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(target.names, row) if value]
             text = "".join(parts).removeprefix("+") or "0"
             if text != name:
                 lines.append(f"{name} -> {text}")
@@ -1185,7 +1238,7 @@ def find_shifts(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, i
 
     loops = source.loops
     routed = [(source.routing[i], target.routing[j]) for i, j in pairs if source.routing[i] and target.routing[j]]
-    if not routed or loops != target.loops or _differ(source.gram, target.gram):
+    if not routed or loops != target.loops or source.gram.shape != target.gram.shape or _differ(source.gram, target.gram):
         return
     (a, b), (a2, b2) = (tuple(map(np.array, zip(*side))) for side in zip(*routed))
     bases = ((list(chosen), _inverse(a[list(chosen)])) for chosen in itertools.combinations(range(len(a)), loops))
@@ -1291,36 +1344,59 @@ def _prove(source: Geometry, target: Geometry, pairs: Sequence[tuple[int, int]],
         sum(1 << i for i, _ in pairs),
         sum(1 << j for _, j in pairs),
         tuple((i + 1, j + 1) for i, j in sorted(pairs)),
-        source.text(shift),
+        source.text(shift, target),
         tuple(tuple(((j + 1) % (n + 1), *_freeze_ratio(exact(value))) for j, value in enumerate(row) if value) for row in rows),
     )
 
 
 def find_symmetries(geometry: Geometry, nonzero: Sequence[int]) -> Symmetries:
     """Which non-zero sectors of a family are equivalent at generic kinematics; the lightest of each class represents it."""
-    classes: dict[tuple, list[tuple[int, list[tuple[int, ...]]]]] = {}
     maps: dict[int, SectorMap] = {}
     unshifted = []
-    for bits in sorted(nonzero, key=sector_order):
-        form, orders = geometry.canonical(bits)
-        alike = classes.setdefault((bits.bit_count(), form), [])
-        for representative, theirs in alike:
-            if found := _lightest_map(geometry, [list(zip(orders[0], order)) for order in theirs]):
+    for alike in geometry.classes(nonzero).values():
+        unique: list[tuple[int, list[tuple[int, ...]]]] = []
+        for bits, orders in alike:
+            if found := _map_to_one(geometry, orders[0], geometry, unique):
                 maps[bits] = found
-                break
-            unshifted.append((bits, representative))
-        else:
-            alike.append((bits, orders))
-    return Symmetries(maps, tuple(unshifted))
+            else:
+                unshifted += [(bits, other) for other, _ in unique]
+                unique.append((bits, orders))
+    return Symmetries(dict(sorted(maps.items(), key=lambda item: sector_order(item[0]))), tuple(unshifted))
 
 
-def _lightest_map(geometry: Geometry, ways: Sequence[Sequence[tuple[int, int]]]) -> SectorMap | None:
+def find_family_maps(
+    geometry: Geometry, sectors: Sequence[int], earlier: Sequence[tuple[Geometry, Classes]]
+) -> dict[int, tuple[int, SectorMap]]:
+    """For each of these sectors that is equivalent to one of other families, the number of the first such family, and the map.
+
+    The families must have the same invariants in the same order, else their polynomials cannot be compared.
+    """
+    maps: dict[int, tuple[int, SectorMap]] = {}
+    for bits in sectors:
+        form, orders = geometry.canonical(bits)
+        found = (
+            (number, _map_to_one(geometry, orders[0], target, classes.get(form, ()))) for number, (target, classes) in enumerate(earlier)
+        )
+        if first := next(((number, shift) for number, shift in found if shift), None):
+            maps[bits] = first
+    return maps
+
+
+def _map_to_one(
+    source: Geometry, order: tuple[int, ...], target: Geometry, alike: Iterable[tuple[int, list[tuple[int, ...]]]]
+) -> SectorMap | None:
+    """From the sector with these lines, in canonical order, to the first of those with the same form to which a shift is found."""
+    ways = ([list(zip(order, other)) for other in others] for _, others in alike)
+    return next((found for some in ways if (found := _lightest_map(source, target, some))), None)
+
+
+def _lightest_map(source: Geometry, target: Geometry, ways: Sequence[Sequence[tuple[int, int]]]) -> SectorMap | None:
     """The shift with the fewest terms of those that carry lines into lines in one of these ways; a reflection only where it takes one."""
     for reflections in (False, True):
         found = []
         for pairs in ways:
-            found += find_shifts(geometry, geometry, pairs, reflections)
-            if found and found[-1].size == geometry.family.n:  # every propagator becomes another one
+            found += find_shifts(source, target, pairs, reflections)
+            if found and found[-1].size == target.family.n:  # every propagator becomes another one
                 return found[-1]
         if found:
             return min(found, key=lambda shift: shift.size)
@@ -1407,21 +1483,33 @@ def reachable_sectors(nonzero: Sequence[int], maps: dict[int, SectorMap]) -> dic
     return reached
 
 
-def describe_symmetries(family: Family, nonzero: Sequence[int]) -> str:
-    """Every map, one a line."""
+def _map_line(what: str, shift: SectorMap) -> str:
+    lines = " ".join(f"{i}>{j}" for i, j in shift.lines)
+    return f"  {what:12} lines {lines}   {', '.join(shift.shift) or 'no shift'}"
 
-    def line(what: str, shift: SectorMap) -> str:
-        lines = " ".join(f"{i}>{j}" for i, j in shift.lines)
-        return f"  {what:12} lines {lines}   {', '.join(shift.shift) or 'no shift'}"
 
-    geometry = Geometry(family)
-    found = find_symmetries(geometry, nonzero)
-    own = {bits: own_maps(geometry, bits) for bits in nonzero if bits not in found.maps}
-    count, sectors = sum(map(len, own.values())), sum(map(bool, own.values()))
-    rows = [f"{family.name}: {len(nonzero)} non-zero sectors, {len(own)} unique, {count} maps of {sectors} sectors into themselves"]
-    rows += [line(f"{bits} -> {shift.target}", shift) for bits, shift in found.maps.items()]
-    rows += [line(f"{bits} -> {bits}", shift) for bits, shifts in own.items() for shift in shifts]
-    rows += [f"  {a} and {b} have the same U and F, but no shift was found" for a, b in found.unshifted]
+def describe_symmetries(geometries: Sequence[Geometry], nonzero: Sequence[Sequence[int]]) -> str:
+    """Every map within each family, then those from a later family to an earlier one, one a line."""
+    rows: list[str] = []
+    earlier: list[tuple[Geometry, Classes]] = []
+    for geometry, sectors in zip(geometries, nonzero):
+        name = geometry.family.name
+        found = find_symmetries(geometry, sectors)
+        own = {bits: own_maps(geometry, bits) for bits in sectors if bits not in found.maps}
+        count, mapped = sum(map(len, own.values())), sum(map(bool, own.values()))
+        rows.append(f"{name}: {len(sectors)} non-zero sectors, {len(own)} unique, {count} maps of {mapped} sectors into themselves")
+        rows += [_map_line(f"{bits} -> {shift.target}", shift) for bits, shift in found.maps.items()]
+        rows += [_map_line(f"{bits} -> {bits}", shift) for bits, shifts in own.items() for shift in shifts]
+        rows += [f"  {a} and {b} have the same U and F, but no shift was found" for a, b in found.unshifted]
+        if earlier:
+            others = find_family_maps(geometry, list(own), earlier)
+            rows.append(
+                f"{name}: {len(others)} of its {len(own)} unique sectors are sectors of {', '.join(g.family.name for g, _ in earlier)}"
+            )
+            rows += [_map_line(f"{bits} -> {earlier[k][0].family.name} {to.target}", to) for bits, (k, to) in others.items()]
+            alike = ((bits, g, classes.get(geometry.canonical(bits)[0])) for bits in own if bits not in others for g, classes in earlier)
+            rows += [f"  {a} and {g.family.name} {b[0][0]} have the same U and F, but no shift was found" for a, g, b in alike if b]
+        earlier.append((geometry, geometry.classes(sectors)))
     return "\n".join(rows)
 
 
@@ -3980,12 +4068,14 @@ def show_target(target: Index | str) -> str:
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted of one family. preferred: masters to express it through."""
+    """What is wanted of one family. preferred: masters to express it through; cut, symmetries: as in Problem."""
 
     family: Family
     targets: tuple[Index, ...] = ()
     combinations: tuple[Combination, ...] = ()
     preferred: tuple[Index, ...] = ()
+    cut: int = 0
+    symmetries: bool = False
 
     @property
     def integrals(self) -> tuple[Index, ...]:
@@ -4023,12 +4113,14 @@ class Problem:
 
     def __post_init__(self) -> None:
         """Raises InputError."""
-        if self.symmetries and self.cut:
-            raise InputError("--cut and --symmetries contradict each other: a symmetry may take lines that are cut to others")
         if self.symmetries and self.paper_masters_only:
             raise InputError(
                 "--paper-masters-only and --symmetries contradict each other: the published masters are those without symmetries"
             )
+
+    def on_cut(self, cut: int) -> Problem:
+        """The same on a cut, where preferred masters without its lines are zero."""
+        return replace(self, cut=cut, preferred_masters=tuple(m for m in self.preferred_masters if cut & sector_of(m) == cut))
 
     @property
     def keys(self) -> tuple[Index | str, ...]:
@@ -4203,7 +4295,7 @@ class Controller:
             self.knowledge.nonzero = tuple(bits for bits in self.knowledge.nonzero if bits & cut == cut)
             self.knowledge.steps = {}  # with integrals that this cut drops
         if self.problem.symmetries:
-            self.geometry = Geometry(self.family)
+            self.geometry = Geometry(self.family, self.problem.cut)
             self.symmetries = find_symmetries(self.geometry, self.knowledge.nonzero)
             for bits, found in self.symmetries.maps.items():
                 if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
@@ -7099,12 +7191,17 @@ def merge_cuts(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
                 )
             merged[integral] = values.pop()
         reductions[target] = merged
-    counts = {name: sum(outcome.statistics[name] for outcome in outcomes) for name in outcomes[0].statistics}
+    masters, unreduced = ({x for outcome in outcomes for x in getattr(outcome, name)} for name in ("masters", "unreduced"))
+    return joined_outcome(outcomes, reductions, masters, unreduced)
+
+
+def joined_outcome(outcomes: Sequence[Outcome], reductions: dict, masters: Iterable[Index], unreduced: Iterable[Index]) -> Outcome:
+    """What several runs came to, which took the sum of their times."""
     return Outcome(
         reductions,
-        sorted({master for outcome in outcomes for master in outcome.masters}, key=weight),
-        sorted({integral for outcome in outcomes for integral in outcome.unreduced}, key=weight),
-        counts,
+        sorted(masters, key=weight),
+        sorted(unreduced, key=weight),
+        {name: sum(outcome.statistics[name] for outcome in outcomes) for name in outcomes[0].statistics},
         sum(outcome.seconds for outcome in outcomes),
         max(outcome.peak_memory_kb for outcome in outcomes),
         next((outcome.store_trouble for outcome in outcomes if outcome.store_trouble), ""),
@@ -7202,6 +7299,127 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
         lines.append(f"{count:,} beam searches of {counts['search_steps'] / max(count, 1):.1f} steps on average")
     lines.append(f"written to {output}")
     return "\n".join(lines)
+
+
+# =====================================================================================================================
+# Several families
+# =====================================================================================================================
+
+
+class JointFamilies:
+    """Integrals of several families in one order: the indices of all families in a row, 0 for the others.
+
+    At the same number of lines, those of an earlier family are the lighter ones.
+    """
+
+    def __init__(self, families: Sequence[Family]):
+        self.names = [family.name for family in families]
+        self.ends = list(itertools.accumulate(family.n for family in families))
+
+    def joint(self, number: int, integral: Index) -> Index:
+        before = self.ends[number] - len(integral)
+        return (0,) * before + integral + (0,) * (self.ends[-1] - self.ends[number])
+
+    def label(self, joint: Index | str) -> str:
+        """Such as box[1,0,1,1]; names of combinations stay."""
+        if isinstance(joint, str):
+            return joint
+        place = next((i for i, a in enumerate(joint) if a), 0)
+        number = next(number for number, end in enumerate(self.ends) if place < end)
+        begin = self.ends[number - 1] if number else 0
+        return self.names[number] + show(joint[begin : self.ends[number]])[1:]
+
+
+def reduce_families(
+    problems: Sequence[Problem], reduce: Callable[[Problem], Outcome], nonzero: Callable[[Family], Sequence[int]]
+) -> tuple[Outcome, JointFamilies]:
+    """Several families, from the last to the first, into one result, which is in joint integrals; targets stand under their labels.
+
+    With symmetries, masters of a later family in a sector that is one of an earlier family, too, are carried over by the map between them,
+    and their images are reduced there with that family's targets. Preferred masters replace others in the joint basis at the end.
+    """
+    joint, p = JointFamilies([problem.family for problem in problems]), problems[0].point.prime
+    spaces = [_sector_classes(problem, nonzero) for problem in problems if problem.symmetries]
+    images: list[dict[Index, tuple[int, Expression]]] = [{} for _ in problems]
+    outcomes: list[Outcome | None] = [None] * len(problems)
+    for number in reversed(range(len(problems))):
+        own = problems[number]
+        carried = [term for found in images for other, image in found.values() if other == number for term in image]
+        targets = tuple(dict.fromkeys((*own.targets, *own.preferred_masters, *carried)))
+        if targets or own.combinations:
+            outcomes[number] = outcome = reduce(replace(own, targets=targets, preferred_masters=()))
+            if spaces:
+                sectors = sorted({sector_of(master) for master in outcome.masters}, key=sector_order)
+                maps = find_family_maps(spaces[number][0], sectors, spaces[:number])
+                numeric = {bits: (other, NumericMap(found, own.point, own.family.n)) for bits, (other, found) in maps.items()}
+                mapped = ((master, *numeric[sector_of(master)]) for master in outcome.masters if sector_of(master) in numeric)
+                images[number] = {master: (other, shift(master)) for master, other, shift in mapped}
+    reductions = _joined_reductions(joint, outcomes, images, p)
+    wanted: dict[str, Expression] = {}
+    preferred = tuple(joint.joint(number, master) for number, problem in enumerate(problems) for master in problem.preferred_masters)
+    found = [(number, outcome) for number, outcome in enumerate(outcomes) if outcome is not None]
+    masters = {joint.joint(number, m) for number, outcome in found for m in outcome.masters if m not in images[number]}
+    unreduced = {joint.joint(number, integral) for number, outcome in found for integral in outcome.unreduced}
+    if preferred and not unreduced:
+        reductions = _change_joint_basis(joint, reductions, preferred, p)
+    for number, problem in enumerate(problems):
+        for target in problem.targets:
+            wanted[joint.names[number] + show(target)[1:]] = reductions[joint.joint(number, target)]
+        wanted |= {combination.name: reductions[combination.name] for combination in problem.combinations}
+    if preferred and not unreduced:
+        masters = {*preferred, *(term for expression in reductions.values() for term in expression)}
+    result = joined_outcome([outcome for _, outcome in found], wanted, masters, unreduced)
+    result.statistics["shared_masters"] = sum(map(len, images))
+    return result, joint
+
+
+def _sector_classes(problem: Problem, nonzero: Callable[[Family], Sequence[int]]) -> tuple[Geometry, Classes]:
+    geometry = Geometry(problem.family, problem.cut)
+    return geometry, geometry.classes([bits for bits in nonzero(problem.family) if bits & problem.cut == problem.cut])
+
+
+def _joined_reductions(
+    joint: JointFamilies, outcomes: Sequence[Outcome | None], images: Sequence[dict[Index, tuple[int, Expression]]], p: int
+) -> dict[Index | str, Expression]:
+    """Every target of every family in joint integrals; combinations of the same name are added up."""
+    total: dict[Index | str, Expression] = {}
+    for number, outcome in enumerate(outcomes):
+        in_joint = {}  # images are of earlier families
+        for master, (other, image) in images[number].items():
+            in_joint[master] = row = {}
+            for term, value in image.items():
+                _subtract(row, total[joint.joint(other, term)], p - value, p)
+        for target, expression in outcome.reductions.items() if outcome is not None else ():
+            row = total.setdefault(target if isinstance(target, str) else joint.joint(number, target), {})
+            for integral, value in expression.items():
+                _subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
+    return {target: {term: row[term] for term in sorted(row, key=weight, reverse=True)} for target, row in total.items()}
+
+
+def _change_joint_basis(
+    joint: JointFamilies, reductions: dict[Index | str, Expression], preferred: Sequence[Index], p: int
+) -> dict[Index | str, Expression]:
+    try:
+        return change_basis(reductions, preferred, p)
+    except InputError as error:
+        named = re.sub(r"I\[([-\d,]+)\]", lambda match: joint.label(tuple(map(int, match[1].split(",")))), str(error))
+        raise InputError(named) from None
+
+
+def joined_record(problems: Sequence[Problem], outcome: Outcome, joint: JointFamilies) -> dict[str, Any]:
+    """The result of several families: as of one, but integrals are texts 'family[1,0]'."""
+    record = result_record(problems[0], outcome)
+    for key in ("original_integral", "final_expr"):
+        record.pop(key, None)
+    if cuts := {problem.family.name: cut_lines(problem.cut) for problem in problems if problem.cut}:
+        record["cuts"] = cuts
+    labelled = {key: {joint.label(term): value for term, value in row.items()} for key, row in outcome.reductions.items()}
+    return record | {
+        "family": ", ".join(joint.names),
+        "reductions": labelled,
+        "masters": list(map(joint.label, outcome.masters)),
+        "unreduced": list(map(joint.label, outcome.unreduced)),
+    }
 
 
 # =====================================================================================================================
@@ -7914,7 +8132,7 @@ def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
 def run_training(options: Options) -> int:
     """--make-training-data and --train-policy."""
     plan = TrainingPlan(options.epochs, options.learning_rate, seed=options.seed)
-    families = [load_family(name) for name in dict.fromkeys(options.family.split(","))]
+    families = list(dict.fromkeys(load_families(options.family)))
     check_training_options(options, families)
     work = Path(options.work_dir)
     data_path, weights = training_paths(options)
@@ -8031,7 +8249,7 @@ def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.
 
 def run_search_benchmark(options: Options) -> int:
     """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
-    family = load_family(options.family)
+    family = load_one_family(options.family)
     if options.benchmark_search < 1 or options.seed < 0:
         raise InputError(f"--benchmark-search {options.benchmark_search}, --seed {options.seed}: expected at least 1 integral and seed 0")
     beam = make_beam(replace(options, engine="beam"), family)
@@ -9298,7 +9516,7 @@ KIRA_KINEMATICS_KEYS = (
 KIRA_JOB_NAMED = (
     *("reduce", "identities", "sector_selection", "reduce_automatic", "generate_input", "lorenz_invariance", "symbols_2_nums"),
     *("truncate_sp", "truncate_more", "truncate_more_dots", "integral_ordering", "iterative_reduction", "check_masters", "conditional"),
-    *("run_symmetries", "run_initiate", "run_triangular", "run_back_substitution", "run_firefly", "factor_scan", "pyred_database"),
+    *("run_initiate", "run_triangular", "run_back_substitution", "run_firefly", "factor_scan", "pyred_database"),
     *("algebraic_reconstruction", "alt_dir", "data_file", "write_numerical_system", "create_denominator_database"),
 )
 KIRA_JOB_REFUSED = (
@@ -9311,25 +9529,37 @@ KIRA_EXPORT_JOBS = ("kira2math", "kira2form", "kira2file", "kira2formfill")
 
 @dataclass(frozen=True)
 class KiraFamily:
-    """tops: the top-level sectors; cuts: numbers of the cut propagators, from 1; named: options that are there and not followed."""
+    """tops: the top-level sectors; cut: bit mask of the cut propagators; named: options that are there and not followed."""
 
     family: Family
     tops: tuple[int, ...]
-    cuts: tuple[int, ...]
+    cut: int
     named: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KiraProject:
+    """known: all its families; chosen: those that --family names, in its order; files: what must not be overwritten."""
+
+    known: dict[str, KiraFamily]
+    chosen: list[Family]
+    config: Path
+    jobs: Path
+    files: tuple[Path, ...]
 
 
 @dataclass(frozen=True)
 class KiraSelection:
     """What jobs.yaml selects: files of integrals (of a family, or None: each line says), integrals by range, preferred masters.
 
-    named: options that are there and not followed.
+    named: options that are there and not followed; symmetries: whether they are to be used.
     """
 
     lists: tuple[tuple[str | None, Path], ...] = ()
     ranges: tuple[tuple[str, Index], ...] = ()
     preferred: tuple[Path, ...] = ()
     named: tuple[str, ...] = ()
+    symmetries: bool = False
 
 
 @dataclass(frozen=True)
@@ -9573,18 +9803,12 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
         raise InputError(f"{where}: {n} propagators; expected 1 to {KIRA_LARGEST_COUNT}")
     tops = expect_texts(data.get("top_level_sectors", [str(2**n - 1)]), f"{where}: top_level_sectors")
     sectors = tuple(dict.fromkeys(read_sector(text, n, f"{where}: top_level_sectors") for text in tops))
-    cuts = [
-        expect_number(text, f"{where}: cut_propagators", 1)
-        for text in expect_texts(data.get("cut_propagators", ""), f"{where}: cut_propagators")
-    ]
     union = 0
     for bits in sectors:
         union |= bits
     if not union:
         raise InputError(f"{where}: top_level_sectors: no sector in it")
-    for cut in cuts:
-        if cut > n or not union >> (cut - 1) & 1:
-            raise InputError(f"{where}: cut_propagators: {cut} is not a line of the top-level sectors")
+    cut = _kira_cut(data.get("cut_propagators", ""), union, sectors, f"{where}: cut_propagators")
     family = Family(
         name,
         expect_texts(data.get("loop_momenta", ""), f"{where}: loop_momenta"),
@@ -9598,7 +9822,22 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
     if clash := sorted(set(family.loop_momenta) & set(kinematics.replaced)):
         raise InputError(f"{where}: loop_momenta: {clash[0]!r} stands for something else in kinematics.yaml")
     named = tuple(key for key in KIRA_FAMILY_NAMED if data.get(key, "false") != "false")
-    return KiraFamily(family, sectors, tuple(cuts), named)
+    return KiraFamily(family, sectors, cut, named)
+
+
+def _kira_cut(data: Any, lines: int, tops: Sequence[int], where: str) -> int:
+    """Bit mask of the cut propagators, which are numbered from 1. Raises InputError."""
+    cut = 0
+    for text in expect_texts(data, where):
+        number = expect_number(text, where, 1)
+        if not lines >> (number - 1) & 1:
+            raise InputError(f"{where}: {number} is not a line of the top-level sectors")
+        if cut >> (number - 1) & 1:
+            raise InputError(f"{where}: {number} is there twice")
+        cut |= 1 << number - 1
+    if not any(cut & top == cut for top in tops):
+        raise InputError(f"{where}: no top-level sector has all lines {', '.join(map(str, cut_lines(cut)))}, so nothing would be left")
+    return cut
 
 
 def kira_point(count: int) -> list[int]:
@@ -9632,7 +9871,11 @@ def read_jobs(path: Path, families: dict[str, KiraFamily]) -> KiraSelection:
             parts.append(_kira_job(expect(data, dict, where), path.parent, families, where))
         else:
             raise InputError(f"{path}: unknown job {reprlib.repr(kind)}; known: reduce_sectors, {', '.join(KIRA_EXPORT_JOBS)}")
-    return KiraSelection(*(tuple(dict.fromkeys(item for part in parts for item in getattr(part, f.name))) for f in fields(KiraSelection)))
+    listed = (f.name for f in fields(KiraSelection) if f.name != "symmetries")
+    return KiraSelection(
+        *(tuple(dict.fromkeys(item for part in parts for item in getattr(part, name))) for name in listed),
+        symmetries=any(part.symmetries for part in parts),
+    )
 
 
 def _kira_job(data: dict, directory: Path, families: dict[str, KiraFamily], where: str) -> KiraSelection:
@@ -9641,7 +9884,7 @@ def _kira_job(data: dict, directory: Path, families: dict[str, KiraFamily], wher
     for key in (*data, *selects):
         if key in KIRA_JOB_REFUSED:
             raise InputError(f"{where}: {key} is not supported; remove it")
-    check_keys(data, ("select_integrals", *masters, *KIRA_JOB_NAMED), where)
+    check_keys(data, ("select_integrals", *masters, "run_symmetries", *KIRA_JOB_NAMED), where)
     known = ("select_mandatory_list", "select_mandatory_recursively", "check_masters", *masters)
     optional = ("select_optional_list", "select_optional_recursively")
     check_keys(selects, (*known, *optional), f"{where}: select_integrals")
@@ -9655,7 +9898,10 @@ def _kira_job(data: dict, directory: Path, families: dict[str, KiraFamily], wher
         ranges += _kira_range(entry, families, f"{where}: {known[1]}")
     preferred = [directory / expect(part[key], str, f"{where}: {key}") for part in (data, selects) for key in masters if key in part]
     named = [key for key in (*data, *selects) if key in (*KIRA_JOB_NAMED, *optional)]
-    return KiraSelection(tuple(lists), tuple(ranges), tuple(preferred), tuple(named))
+    switch = expect(data.get("run_symmetries", "false"), str, f"{where}: run_symmetries").strip().lower()
+    if switch not in ("true", "false"):
+        raise InputError(f"{where}: run_symmetries: expected true or false, not {reprlib.repr(switch)}")
+    return KiraSelection(tuple(lists), tuple(ranges), tuple(preferred), tuple(named), switch == "true")
 
 
 def _kira_range(entry: Any, families: dict[str, KiraFamily], where: str) -> list[tuple[str, Index]]:
@@ -9843,7 +10089,9 @@ class Options:
     local: int | None = _option(
         None, "number of processes on this machine (default: 1; without a number: all cores)", nargs="?", const=os.cpu_count(), metavar="N"
     )
-    family: str = _option("trianglebox", "a built-in family or a JSON file; with --kira-config one of its families", metavar="NAME|FILE")
+    family: str = _option(
+        "trianglebox", "a built-in family or a JSON file, or several: A,B,...; with --kira-config of its families", metavar="NAME|FILE"
+    )
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
     kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
@@ -9892,7 +10140,7 @@ class Options:
     paths: str | None = _option(None, "with --engine beam: write the path found for each integral that was searched", metavar="FILE")
     replay: str | None = _option(None, "check the paths of such a file against the identities, and stop", metavar="FILE")
     policy: str | None = _option(None, "weights of the policy, or 'fixed' or 'random' for none (default: the shipped ones)", metavar="FILE")
-    make_training_data: bool = _option(False, "make examples to train a policy on; --family may be a list A,B,... here")
+    make_training_data: bool = _option(False, "make examples to train a policy on")
     train_policy: bool = _option(False, "train a policy (weights: --policy, or policy.pt in the work directory)")
     benchmark_search: int | None = _option(
         None, "one-step reductions of N random integrals (200), with the policy and without", nargs="?", const=200, metavar="N"
@@ -9934,7 +10182,7 @@ class Options:
         None, "solve the linear system of this file: lines 'unknown: coefficient', equations separated by empty lines", metavar="FILE"
     )
     symmetries: bool = _option(False, "use relations between sectors: integrals of equivalent sectors become one, fewer masters are left")
-    list_symmetries: bool = _option(False, "show the family's symmetries, each proved by substitution, and stop")
+    list_symmetries: bool = _option(False, "show the symmetries of the families, each proved by substitution, and stop")
     cut: tuple[str, ...] = _option(
         (),
         "keep only integrals with these lines; repeatable, the results are put together; 'spanning': cuts that give the whole reduction",
@@ -10006,12 +10254,6 @@ def read_lines(path: str | Path, what: str) -> list[str]:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise InputError(f"{what} {path}: not readable ({error})") from None
-
-
-def read_integrals(path: str, family: Family, what: str) -> tuple[Index, ...]:
-    """Integrals of a file, one a line, '#' starts a comment; doubles are dropped. Raises InputError."""
-    requests = read_targets(path, [family], what, combinations=False)
-    return requests[0].targets
 
 
 def read_targets(path: str | Path, families: Sequence[Family], what: str, combinations: bool = True) -> list[Request]:
@@ -10118,65 +10360,86 @@ def read_requests(options: Options) -> list[Request]:
         raise InputError("--integral and --integrals contradict each other: give one of them")
     if options.kira_config is not None:
         return read_kira_requests(options)
-    family = load_family(options.family)
-    default = options.integral is None and options.integrals is None
-    if default and family.name != "trianglebox":
-        raise InputError(f"--family {family.name} needs --integral or --integrals: there is no default integral for it")
+    families = load_families(options.family)
+    check_common(families, options.family)
+    if options.integral is None and options.integrals is None and [family.name for family in families] != ["trianglebox"]:
+        raise InputError(f"--family {options.family} needs --integral or --integrals: there is no default integral for it")
+    return everyone_asked(options, given_requests(options, families), families, options.symmetries)
+
+
+def given_requests(options: Options, families: Sequence[Family]) -> list[Request]:
+    """What --integral or --integrals want of these families. Raises InputError."""
     if options.integrals is not None:
-        (request,) = read_targets(options.integrals, [family], "--integrals")
-    else:
-        request = Request(family, (parse_integral(SEED_INTEGRAL if default else options.integral, family, "--integral"),))
-    preferred = read_integrals(options.masters, family, "--masters") if options.masters is not None else ()
-    return [replace(request, preferred=preferred)]
+        return read_targets(options.integrals, families, "--integrals")
+    text = SEED_INTEGRAL if options.integral is None else options.integral
+    family = family_of(text, families, "--integral")
+    return [Request(family, (parse_integral(text, family, "--integral"),))]
+
+
+def everyone_asked(
+    options: Options, requests: Sequence[Request], families: Sequence[Family], symmetries: bool, preferred: Sequence[Request] = ()
+) -> list[Request]:
+    """With the preferred masters; with symmetries, families of a list of which nothing is wanted lend their masters to later ones."""
+    if options.masters is not None:
+        preferred = read_targets(options.masters, families, "--masters", combinations=False)
+    if symmetries and options.family != EVERY_FAMILY:
+        own = {request.family.name: request for request in requests}
+        requests = [own.get(family.name, Request(family)) for family in families]
+    masters = {family.name: dict.fromkeys(m for other in preferred if other.family is family for m in other.targets) for family in families}
+    return [replace(request, preferred=tuple(masters[request.family.name]), symmetries=symmetries) for request in requests]
+
+
+def read_kira_project(options: Options) -> KiraProject:
+    """The families of --kira-config. Raises InputError."""
+    directory = Path(options.kira_config)
+    if not directory.is_dir():
+        raise InputError(f"--kira-config {directory}: no such directory")
+    config, kinematics = directory / "config" / "integralfamilies.yaml", directory / "config" / "kinematics.yaml"
+    known = read_kira_families(config, read_kinematics(kinematics))
+    names = list(known) if options.family == EVERY_FAMILY else [name.strip() for name in options.family.split(",")]
+    if not set(names) <= set(known) or len(set(names)) < len(names):
+        raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
+    jobs = directory / "jobs.yaml"
+    return KiraProject(known, [known[name].family for name in names], config, jobs, (config, kinematics, jobs))
 
 
 def read_kira_requests(options: Options) -> list[Request]:
     """What --integral, --integrals or jobs.yaml want of the families of a Kira project. Raises InputError."""
-    directory = Path(options.kira_config)
-    if not directory.is_dir():
-        raise InputError(f"--kira-config {directory}: no such directory")
-    jobs, config = directory / "jobs.yaml", directory / "config" / "integralfamilies.yaml"
-    known = read_kira_families(config, read_kinematics(directory / "config" / "kinematics.yaml"))
-    if options.family not in (EVERY_FAMILY, *known):
-        raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
-    families = [entry.family for name, entry in known.items() if options.family in (EVERY_FAMILY, name)]
+    project = read_kira_project(options)
+    known, families, config, jobs = project.known, project.chosen, project.config, project.jobs
     listed = options.integral is None and options.integrals is None
     if listed and not jobs.exists():
         raise InputError(f"{jobs}: no such file; give --integral or --integrals")
     selection = read_jobs(jobs, known) if listed else KiraSelection()
-    files = [config, directory / "config" / "kinematics.yaml", jobs, *(path for _, path in selection.lists), *selection.preferred]
+    files = [*project.files, *(path for _, path in selection.lists), *selection.preferred]
     for path in (options.output, options.store):
         if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
             raise InputError(f"{path} is a file of the Kira project; choose another to write")
-    if options.integral is not None:
-        family = family_of(options.integral, families, "--integral")
-        requests = [Request(family, (parse_integral(options.integral, family, "--integral"),))]
-    elif options.integrals is not None:
-        requests = read_targets(options.integrals, families, "--integrals")
-    else:
-        requests = _selected(selection, families, known, jobs)
-    if options.masters is not None:
-        preferred = read_targets(options.masters, families, "--masters", combinations=False)
-    else:
-        everyone = [entry.family for entry in known.values()]
-        preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
-    requests = [_with_masters(request, preferred) for request in requests]
+    requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
+    everyone = [entry.family for entry in known.values()]
+    preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
+    requests = everyone_asked(options, requests, families, options.symmetries or selection.symmetries, preferred)
     for request in requests:
-        entry = known[request.family.name]
-        check_tops(entry, request.integrals, str(config))
-        if entry.cuts:
-            raise InputError(f"{config}: family {request.family.name}: cut_propagators is not supported; remove it to reduce without cuts")
+        check_tops(known[request.family.name], request.integrals, str(config))
         Algebra(request.family, f"{config}: family {request.family.name}: propagators")
     named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
     for path, keys in ((config, named), (jobs, selection.named)):
         if keys:
             say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
-    return requests
+    if selection.symmetries:
+        say(f"{jobs}: run_symmetries is true: taken as --symmetries")
+    return [_on_cut(request, known[request.family.name].cut, config) for request in requests]
 
 
-def _with_masters(request: Request, preferred: Sequence[Request]) -> Request:
-    masters = dict.fromkeys(master for other in preferred if other.family is request.family for master in other.targets)
-    return replace(request, preferred=tuple(masters))
+def _on_cut(request: Request, cut: int, config: Path) -> Request:
+    """What has not all of the cut lines is zero."""
+    integrals = integrals_in((*request.targets, *request.combinations))
+    if cut:
+        zero = sum(cut & sector_of(integral) != cut for integral in integrals)
+        note = f"; zero, as without these lines: {zero} of {len(integrals)} integrals" if zero else ""
+        lines = ", ".join(map(str, cut_lines(cut)))
+        say(f"{config}: family {request.family.name}: cut_propagators [{lines}]: taken as --cut{note}")
+    return replace(request, cut=cut)
 
 
 def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[str, KiraFamily], jobs: Path) -> list[Request]:
@@ -10216,7 +10479,7 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
             raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
         values[name] = value
         given.add(name)
-    prime, largest = check_prime(options.prime), max(max(r_and_s(target)) for target in targets)
+    prime, largest = check_prime(options.prime), max((max(r_and_s(target)) for target in targets), default=0)
     if prime <= largest:
         raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
     d = parse_number(family.d if options.d is None else options.d, "d")
@@ -10255,8 +10518,8 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         guide,
         why_no_guide,
         request.combinations,
-        options.symmetries,
-    )
+        request.symmetries,
+    ).on_cut(request.cut)
     for combination in problem.combinations:
         combination.at(point)  # a slip in a coefficient is found now
     return problem
@@ -10272,40 +10535,55 @@ def check_modular_targets(options: Options, request: Request) -> None:
         "--export": bool(options.export),
     }
     name = next((name for name, given in asked.items() if given), None)
-    if name is not None and (options.symmetries or options.cut):
-        raise InputError(f"{name} is for whole reductions by identities: leave out --symmetries and --cut")
+    if name is not None and (request.symmetries or request.cut or options.cut):
+        raise InputError(f"{name} is for whole reductions by identities: leave out symmetries and cuts")
     if name is not None and request.combinations:
         raise InputError(f"{name} is for integrals: {request.combinations[0].name} is a combination; give its integrals as targets")
 
 
 def make_cuts(options: Options, problem: Problem, nonzero: Callable[[], Sequence[int]]) -> tuple[int, ...]:
     """Bit masks of the lines of each cut, () where nothing is cut. nonzero: finds the non-zero sectors. Raises InputError."""
-    if not options.cut:
+    cuts = (problem.cut,) if problem.cut else ()
+    if not cuts and not options.cut:
         return ()
-    one_step = options.condor or options.batch not in (None, "sector")
-    for name, given in (("masters", options.masters), ("paths", options.paths), ("symmetries", options.symmetries)):
-        if given:
-            raise InputError(f"--cut and --{name} contradict each other: give one of them")
-    if one_step and (len(options.cut) > 1 or options.cut == ("spanning",)):
-        raise InputError("several cuts are put together by runs with --local and --batch sector; with one-step tasks give one --cut")
+    if options.paths is not None:
+        raise InputError("cuts and --paths contradict each other: give one of them")
+    if "spanning" in options.cut and len(options.cut) > 1:
+        raise InputError("--cut spanning stands for all cuts that are needed: give it alone")
+    spanning = options.cut == ("spanning",)
+    given = () if spanning else tuple(dict.fromkeys(parse_cut(text, problem.family) for text in options.cut))
+    if cuts and options.cut and given != cuts:
+        lines = ", ".join(map(str, cut_lines(problem.cut)))
+        raise InputError(f"--cut {' --cut '.join(options.cut)}: {problem.family.name} has cut_propagators [{lines}]; leave --cut out")
+    if cuts:
+        return cuts
+    if spanning or len(given) > 1:
+        check_several_cuts(options, problem)
     tops = [sector_of(target) for target in problem.integrals]
-    if "spanning" in options.cut:
-        if len(options.cut) > 1:
-            raise InputError("--cut spanning stands for all cuts that are needed: give it alone")
+    if spanning:
         return tuple(lowest_sectors(nonzero(), tops))
-    cuts = tuple(dict.fromkeys(parse_cut(text, problem.family) for text in options.cut))
-    for text, cut in zip(options.cut, cuts):
+    for cut in given:
         if not any(cut & top == cut for top in tops):
-            missing = next(i + 1 for i in range(problem.family.n) if cut >> i & 1 and not tops[0] >> i & 1)
+            missing = next(line for line in cut_lines(cut) if not tops[0] >> line - 1 & 1)
             raise InputError(
-                f"--cut {text}: line {missing} has no positive index in {show(problem.integrals[0])}, so nothing would be left"
+                f"--cut {','.join(map(str, cut_lines(cut)))}: line {missing} has no positive index in {show(problem.integrals[0])}, "
+                "so nothing would be left"
             )
     for target, top in zip(problem.integrals, tops):
-        if not any(cut & top == cut for cut in cuts):
+        if not any(cut & top == cut for cut in given):
             raise InputError(
                 f"--cut: {show(target)} has the lines of none of the cuts, so nothing of it would be left; reduce it by itself"
             )
-    return cuts
+    return given
+
+
+def check_several_cuts(options: Options, problem: Problem) -> None:
+    """Raises InputError where results of several cuts cannot be put together."""
+    if options.condor or options.batch not in (None, "sector"):
+        raise InputError("several cuts are put together by runs with --local and --batch sector; with one-step tasks give one --cut")
+    for name, given in (("masters", problem.preferred_masters), ("symmetries", problem.symmetries)):
+        if given:
+            raise InputError(f"several cuts and --{name} contradict each other, as they end on different masters; give one --cut")
 
 
 def parse_cut(text: str, family: Family) -> int:
@@ -10359,7 +10637,7 @@ def make_guide(options: Options, family: Family) -> tuple[bytes | None, str]:
 def run_replay(options: Options) -> int:
     """--replay: check paths found earlier."""
     started = time.perf_counter()
-    paths, identities = replay_paths(Path(options.replay), load_family(options.family))
+    paths, identities = replay_paths(Path(options.replay), load_one_family(options.family))
     print(f"{paths:,} paths of {identities:,} identities replayed: each gives its expression ({time.perf_counter() - started:.1f} s)")
     return 0
 
@@ -10438,12 +10716,10 @@ def check_paths(options: Options, output: Path, work: Path, store: Path) -> None
         check_writable(path, what, is_directory=False)
         uses[what] = path
     uses |= {
-        f"--{name}": Path(text)
-        for name in ("integrals", "masters", "family", "paths", "system")
-        if (text := getattr(options, name)) is not None
+        f"--{name}": Path(text) for name in ("integrals", "masters", "paths", "system") if (text := getattr(options, name)) is not None
     }
-    if options.family in BUILT_IN_FAMILIES or options.kira_config is not None:
-        del uses["--family"]
+    if options.kira_config is None:
+        uses |= {f"--family {name}": Path(name) for name in family_names(options.family) if name not in BUILT_IN_FAMILIES}
     places = [(what, os.path.realpath(path)) for what, path in uses.items()]
     run = RunDirectory(work)
     names = (run.journal, run.exact, run.shared, run.jobs, run.status, run.stop_request, work / "controller.json", work / "controller.lock")
@@ -10522,7 +10798,7 @@ def run_reduction(options: Options) -> int:
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, ())
     if len(cuts) == 1:
-        problem = replace(problem, cut=cuts[0])
+        problem = problem.on_cut(cuts[0])
     if len(cuts) > 1:
         parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves, lambda outcome: None) for cut in cuts]
         outcome = merge_cuts(cuts, parts)
@@ -10624,7 +10900,7 @@ def verify_result_file(path: Path, options: Options) -> str:
     """What was found right, in words. Raises InputError, CertificateError."""
     record = read_result(path)
     name = record["family"]
-    family = BUILT_IN_FAMILIES.get(name) or load_family(options.family)
+    family = BUILT_IN_FAMILIES.get(name) or load_one_family(options.family)
     if family.name != name:
         raise InputError(f"--verify {path}: its family {name} is not built in; give --family with the file that defines it")
     work = Path(options.work_dir)
@@ -10654,58 +10930,41 @@ def verify_result_file(path: Path, options: Options) -> str:
 
 
 def run_families(options: Options, requests: Sequence[Request]) -> int:
-    """Several families, one after another, into one result with names such as box[1,0,1,1] for the integrals."""
-    if options.condor or options.batch not in (None, "sector") or options.paths or options.certificate or options.export:
+    """Several families into one result with names such as box[1,0,1,1] for the integrals."""
+    single = options.condor or options.batch not in (None, "sector") or options.paths or options.certificate or options.export
+    if single or options.cut:
         names = ", ".join(request.family.name for request in requests)
-        raise InputError(
-            f"one-step tasks, --paths, --certificate and --export are for one family at a time: choose by --family out of {names}"
-        )
+        what = "one-step tasks, --paths, --certificate and --export are" if single else "--cut is"
+        raise InputError(f"{what} for one family at a time: choose by --family out of {names}")
     problems = [make_problem(options, request) for request in requests]
     output, work = Path(options.output), Path(options.work_dir)
     path = Path(options.store) if options.store is not None else work / "store.shelf"
     check_paths(options, output, work, path)
     shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    readable = [shipped, Store(path, read_only=True, say=say)]
     if options.dry_run:
-        print("\n".join(plan(problem, [shipped, Store(path, read_only=True, say=say)]) for problem in problems))
+        print("\n".join(plan(problem, readable) for problem in problems if problem.keys))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
-    outcomes = [run_sector_tasks(problem, options, shelves, lambda outcome: None) for problem in problems]
-    record = joined_record([result_record(problem, outcome) for problem, outcome in zip(problems, outcomes)])
+    outcome, joint = reduce_families(
+        problems,
+        lambda problem: run_sector_tasks(problem, options, shelves, lambda outcome: None),
+        lambda family: known_nonzero_sectors(family, [] if options.cold else readable),
+    )
+    record = joined_record(problems, outcome, joint)
     write_pickle(record, output)
     if not options.quiet:
         at = ", ".join(f"{name}={value}" for name, value in (("d", record["d"]), *record["kinematics"].items()))
         print(f"{record['family']} at {at} modulo {record['prime']}")
-        print(f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s\nwritten to {output}")
-    if record["unreduced"]:
-        say(f"{len(record['unreduced'])} integrals were not reduced (listed in {output}); another --prime or point may do it")
-    if trouble := next((outcome.store_trouble for outcome in outcomes if outcome.store_trouble), ""):
-        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {trouble}")
-    return 1 if record["unreduced"] else 0
-
-
-def joined_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The results of several families as one: integrals as text 'family[1,0]', combinations of the same name added up."""
-    reductions: dict[str, dict[str, int]] = {}
-    joined: dict[str, Any] = records[0] | {"family": ", ".join(record["family"] for record in records), "statistics": {}}
-    for record in records:
-
-        def label(key: Index | str, family: str = record["family"]) -> str:
-            return key if isinstance(key, str) else family + show(key)[1:]
-
-        for key, expression in record["reductions"].items():
-            reductions.setdefault(label(key), {}).update({label(term): value for term, value in expression.items()})
-        for name, count in record["statistics"].items():
-            joined["statistics"][name] = joined["statistics"].get(name, 0) + count
-        record |= {key: [label(term) for term in record[key]] for key in ("masters", "unreduced")}
-    for key in ("original_integral", "final_expr"):
-        joined.pop(key, None)
-    joined |= {key: [term for record in records for term in record[key]] for key in ("masters", "unreduced")}
-    joined |= {key: sum(record[key] for record in records) for key in ("steps", "time")}
-    return joined | {
-        "success": not joined["unreduced"],
-        "reductions": reductions,
-        "peak_memory_kb": max(record["peak_memory_kb"] for record in records),
-    }
+        print(f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s")
+        if shared := outcome.statistics["shared_masters"]:
+            print(f"symmetries: {shared} masters of later families are integrals of earlier ones")
+        print(f"written to {output}")
+    if outcome.unreduced:
+        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point may do it")
+    if outcome.store_trouble:
+        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
+    return 1 if outcome.unreduced else 0
 
 
 def run_system(options: Options) -> int:
@@ -10766,9 +11025,17 @@ def known_nonzero_sectors(family: Family, shelves: Sequence[Store]) -> tuple[int
 
 def run_list_symmetries(options: Options) -> int:
     """--list-symmetries."""
-    family = load_family(options.family)
-    nonzero = known_nonzero_sectors(family, [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)])
-    print(describe_symmetries(family, nonzero))
+    if options.kira_config is not None:
+        project = read_kira_project(options)
+        families, cuts = project.chosen, [project.known[family.name].cut for family in project.chosen]
+    else:
+        families = load_families(options.family)
+        check_common(families, options.family)
+        cuts = [0] * len(families)
+    shelves = [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)]
+    geometries = [Geometry(family, cut) for family, cut in zip(families, cuts)]
+    nonzero = [known_nonzero_sectors(family, shelves) for family in families]
+    print(describe_symmetries(geometries, [[bits for bits in own if bits & cut == cut] for own, cut in zip(nonzero, cuts)]))
     return 0
 
 
@@ -10915,7 +11182,7 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
             raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
     if "kira" in parse_formats(options.export):
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
-    family = load_family(options.family)
+    family = load_one_family(options.family)
     variables, symbols = parse_variables(options, family)
     for name in parse_formats(options.export):
         check_export_names(name, family.name, symbols, FORM_OWN)

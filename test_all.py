@@ -6182,6 +6182,87 @@ def test_one_of_several_families(place, capsys):
     assert reduced("--kira-config", project, "--integrals=mine")["family"] == "box, boxx"
 
 
+CUT_OF_BOX = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [3, 1]")
+WITH_SYMMETRIES = ("select_integrals", "run_symmetries: true\n              select_integrals")
+
+
+@needs_yaml
+def test_cut_propagators_of_kira(place, capsys):
+    """All of them are one cut; what is without these lines is zero."""
+    plain = write_project(place / "plain", KIRA_TWO)
+    cut = write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX)
+    whole, both = reduced("--kira-config", plain), reduced("--kira-config", cut)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        f"ibp_reduce: {cut}/config/integralfamilies.yaml: family box: cut_propagators [1, 3]: taken as --cut; "
+        "zero, as without these lines: 1 of 4 integrals"
+    ]
+    assert both["cuts"] == {"box": [1, 3]} and "cuts" not in whole
+    for target, row in whole["reductions"].items():
+        kept = {m: v for m, v in row.items() if not m.startswith("box[") or m.startswith(("box[1,0,1,0]", "box[1,1,1,1]"))}
+        assert both["reductions"][target] == kept
+    assert both["reductions"] != whole["reductions"]
+    one = ["--kira-config", cut, "--integral=box[2,1,1,1]"]
+    expected = reduced("--kira-config", plain, "--integral=box[2,1,1,1]", "--cut", "1,3")
+    for more in ([], ["--cut", "3,1"], ["--batch", "2"], ["--local", "2"]):
+        found = reduced(*one, *more)
+        assert found["final_expr"] == expected["final_expr"] and found["cuts"] == [[1, 3]]
+    capsys.readouterr()
+    for target in ("0,1,2,1", "1,1,-1,1"):
+        assert reduced("--kira-config", cut, f"--integral=box[{target}]")["final_expr"] == {}
+        assert "zero, as without these lines: 1 of 1 integrals" in capsys.readouterr().err
+    (place / "masters").write_text("box[2,0,1,0]\nbox[0,1,0,1]\n")
+    preferred = reduced(*one, "--masters=masters")
+    assert (2, 0, 1, 0) in preferred["masters"] and not {(0, 1, 0, 1), (1, 0, 1, 0)} & set(preferred["masters"])
+    for words, fragments in (
+        (["--cut=1,2"], ["--cut 1,2", "cut_propagators [1, 3]"]),
+        (["--cut=spanning"], ["--cut spanning", "cut_propagators"]),
+        (["--exact"], ["--exact", "cuts"]),
+        (["--certificate=c"], ["--certificate", "cuts"]),
+    ):
+        assert exit_code([*one, *words, "--quiet"]) == 2
+        last = capsys.readouterr().err.splitlines()[-1]
+        assert all(fragment in last for fragment in fragments), last
+
+
+@needs_yaml
+def test_symmetries_of_kira(place, capsys):
+    """run_symmetries is --symmetries: within families and between them."""
+    plain = write_project(place / "plain", KIRA_TWO)
+    project = write_project(place / "two", KIRA_TWO, edit_jobs=WITH_SYMMETRIES)
+    found = reduced("--kira-config", project)
+    assert "jobs.yaml: run_symmetries is true: taken as --symmetries" in capsys.readouterr().err
+    assert found == {**reduced("--kira-config", plain, "--symmetries"), "time": found["time"], "peak_memory_kb": found["peak_memory_kb"],
+                     "statistics": found["statistics"]}  # fmt: skip
+    assert "taken as --symmetries" not in capsys.readouterr().err
+    assert set(found["masters"]) == {"box[1,0,1,0]", "box[0,1,0,1]", "box[1,1,1,1]", "boxx[0,1,0,1]"}  # of s, t and u
+    off = write_project(place / "off", KIRA_TWO, edit_jobs=(WITH_SYMMETRIES[0], WITH_SYMMETRIES[1].replace("true", "False")))
+    assert "symmetries" not in reduced("--kira-config", off)
+    turned = reduced("--kira-config", plain, "--symmetries", "--family=boxx,box")
+    assert turned["family"] == "boxx, box"
+    assert set(turned["masters"]) == {"boxx[1,0,1,0]", "boxx[0,1,0,1]", "box[1,0,1,0]", "box[1,1,1,1]"}
+    with_cut = write_project(place / "cut", KIRA_TWO, edit_jobs=WITH_SYMMETRIES, edit_families=CUT_OF_BOX)
+    cut = reduced("--kira-config", with_cut)
+    assert cut["symmetries"] and {"box[1,0,1,0]", "box[1,1,1,1]"} < set(cut["masters"]) and "box[0,1,0,1]" not in cut["masters"]
+    assert any(master.startswith("boxx") for master in cut["masters"])  # no line of it is cut
+
+
+@needs_yaml
+def test_list_symmetries_of_a_kira_project(place, capsys):
+    project = write_project(place / "two", KIRA_TWO)
+    os.remove(place / "two/jobs.yaml")
+    assert exit_code(["--kira-config", project, "--list-symmetries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == ["box", "boxx", "boxx"]
+    assert any(re.match(r"  \d+ -> box \d+ ", line) for line in lines)
+    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=boxx"]) == 0
+    assert capsys.readouterr().out.startswith("boxx: ")
+    write_project(place / "two", KIRA_TWO, edit_families=CUT_OF_BOX)
+    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=box"]) == 0
+    assert capsys.readouterr().out.startswith("box: 4 non-zero sectors")
+    check_refused(["--kira-config", project, "--list-symmetries", "--family=bax"], place, capsys, ["--family bax", "box, boxx"])
+
+
 RANGE = """
     jobs:
       - reduce_sectors:
@@ -6251,7 +6332,15 @@ BAD_PROJECTS = {
     ("families", "top_level_sectors: [15]", "top_level_sectors: [16]"): ("family box", "top_level_sectors", "'16'"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: []"): ("family box", "top_level_sectors"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            zero_sectors: [3]"): ("family box", "zero_sectors"),
-    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [1]"): ("family box", "cut_propagators"),
+    ("families", "[b1101, 5]", "[3, 5]\n            cut_propagators: [2, 3]"): ("boxx", "no top-level sector", "2, 3"),
+    ("families", "[b1101, 5]", "[3]\n            cut_propagators: [3]"): ("boxx", "cut_propagators", "3 is not a line"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [1, 1]"): ("1 is there twice",),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [one]"): ("cut_propagators", "'one'"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [0]"): ("cut_propagators", "least 1"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: {1: 2}"): ("cut_propagators", "a list"),
+    ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [9999]"): ("9999 is not a line",),
+    ("jobs", "select_integrals", "run_symmetries: maybe\n              select_integrals"): ("jobs.yaml", "run_symmetries", "'maybe'"),
+    ("jobs", "select_integrals", "run_symmetries: [true]\n              select_integrals"): ("jobs.yaml", "run_symmetries", "a word"),
     ("families", "top_level_sectors: [15]", "top_level_sectors: [15]\n            cut_propagators: [5]"): ("cut_propagators", "5"),
     ("kinematics", "scalarproduct_rules", "scalar_product_rules"): ("kinematics.yaml", "'scalar_product_rules'"),
     # propagators
@@ -6326,6 +6415,10 @@ def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
     [
         ("--kira-config=nowhere", ("nowhere", "no such directory")),
         ("--kira-config=two --family=trianglebox", ("--family trianglebox", "box, boxx")),
+        ("--kira-config=two --family=box,bax", ("--family box,bax", "box, boxx")),
+        ("--kira-config=two --family=box,box", ("--family box,box", "box, boxx")),
+        ("--kira-config=two --cut=1", ("--cut", "one family at a time", "box, boxx")),
+        ("--kira-config=two --symmetries --paper-masters-only", ("--paper-masters-only and --symmetries",)),
         ("--kira-config=two --integral=1,1,1,1", ("--integral", "box, boxx")),
         ("--kira-config=two --integral=bax[1,1,1,1]", ("--integral", "bax")),
         ("--kira-config=two --family=box", ("amplitude", "boxx", "--family")),
@@ -11939,6 +12032,249 @@ def test_cuts_that_contradict_are_refused(reduce_at):
             ibp_reduce.merge_cuts([line_mask(1, 2)] * 2, parts)
 
 
+# cuts and symmetries together ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [("sunrise", (1, 2)), ("sunrise", (3,)), ("trianglebox", (1, 3)), ("doublebox", (4,)), ("doublebox", (1, 5)), ("ladder3", (7, 8))],
+    ids=str,
+)
+def test_symmetries_on_a_cut(reduce_at, name, lines):
+    """The cut with symmetries is the cut without, its masters mapped; what a map of the cut equates, one of the whole does, too."""
+    if name in NEEDS_SHIPPED_RULES and not SHIPPED.exists():
+        pytest.skip("minutes without data/rules.shelf")
+    targets, cut = [TOP[name], *SAMPLES[name]], line_mask(*lines)
+    without, outcome = (reduce_at(name, targets, cut=cut, symmetries=some, paper_masters_only=not some) for some in (False, True))
+    mapped = reduce_at(name, without.masters, cut=cut, symmetries=True).reductions
+    for target in targets:
+        assert combine(*((value, mapped[master]) for master, value in without.reductions[target].items())) == outcome.reductions[target]
+    whole = reduce_at(name, without.masters, symmetries=True).reductions
+    for master, expression in mapped.items():
+        image = combine(*((value, whole.get(other, {other: 1})) for other, value in expression.items()))
+        assert {m: v for m, v in image.items() if sector_of(m).bit_count() == sector_of(master).bit_count()} == {
+            m: v for m, v in whole[master].items() if sector_of(m).bit_count() == sector_of(master).bit_count()
+        }
+
+
+def test_maps_on_a_cut_keep_its_lines():
+    """Those of the whole family that take cut lines to cut lines, found among all ways to order the lines."""
+    family = BUILT_IN_FAMILIES["sunrise"]
+    for cut, maps in ((0, {5: 3, 6: 3}), (line_mask(1), {5: 3}), (line_mask(3), {6: 5}), (line_mask(1, 2), {})):
+        nonzero = [bits for bits in (3, 5, 6, 7) if bits & cut == cut]
+        geometry = ibp_reduce.Geometry(family, cut)
+        found = ibp_reduce.find_symmetries(geometry, nonzero)
+        assert {bits: shift.target for bits, shift in found.maps.items()} == maps and not found.unshifted
+        whole = ibp_reduce.own_maps(ibp_reduce.Geometry(family), 7)
+        kept = {shift.lines for shift in whole if {j for i, j in shift.lines if cut >> i - 1 & 1} == set(ibp_reduce.cut_lines(cut))}
+        assert {shift.lines for shift in ibp_reduce.own_maps(geometry, 7)} == kept
+
+
+def test_preferred_masters_on_a_cut(reduce_at):
+    """The whole result in these masters, as far as it has the lines; those without are left out."""
+    target, preferred, cut = (2, 1, 1, -1, -2), ((2, 1, 1, 0, 0), (1, 2, 0, 0, 0)), line_mask(1, 3)
+    whole = reduce_at("sunrise", [target], preferred_masters=preferred[:1]).reductions[target]
+    family = BUILT_IN_FAMILIES["sunrise"]
+    problem = Problem(family, point_of(family), (target,), preferred_masters=preferred).on_cut(cut)
+    part = Controller(problem, InlineExecutor(), [], Progress(quiet=True)).run()
+    assert part.reductions[target] == {m: v for m, v in whole.items() if sector_of(m) & cut == cut}
+    assert preferred[0] in part.masters and preferred[1] not in part.masters
+
+
+# several families ---------------------------------------------------------------------------------------------------
+
+
+def reduced_together(reduce_at, families, targets, preferred=None, cuts=None, **options):
+    """reduce_families of {family: targets}, through labels: (reductions, masters, outcome)."""
+    wanted = [targets.get(family.name, ()) for family in families]
+    problems = [
+        Problem(family, point_of(family, options.get("prime", P31)), tuple(own), symmetries=options.get("symmetries", True),
+                preferred_masters=tuple((preferred or {}).get(family.name, ())), cut=(cuts or {}).get(family.name, 0))
+        for family, own in zip(families, wanted)
+    ]  # fmt: skip
+
+    def reduce(problem):
+        more = {name: getattr(problem, name) for name in ("preferred_masters", "symmetries", "cut", "combinations")}
+        return reduce_at(problem.family, problem.targets, point=problem.point, executor=options.get("executor"), **more)
+
+    outcome, joint = ibp_reduce.reduce_families(problems, reduce, lambda family: ibp_reduce.known_nonzero_sectors(family, []))
+    record = ibp_reduce.joined_record(problems, outcome, joint)
+    assert record["success"] and {term for row in record["reductions"].values() for term in row} <= set(record["masters"])
+    return record
+
+
+def label(name, indices):
+    return f"{name}[{','.join(map(str, indices))}]"
+
+
+def shifted_copy(family, draw):
+    """The family under another name, with other loop momenta, and lines and ISPs in another order: also where each index went."""
+    loops, legs = family.loop_momenta, family.external_momenta
+    matrix = {k: {k: draw.choice([1, -1])} for k in loops}
+    for k, other in itertools.permutations(loops, 2) if draw.random() < 0.7 else ():
+        sign = draw.choice([0, 1, -1])
+        matrix[k] = {q: matrix[k].get(q, 0) + sign * matrix[other].get(q, 0) for q in loops}
+    for k in loops:
+        matrix[k] |= {p: draw.randrange(-2, 3) for p in legs}
+    texts = {k: "(" + "".join(f"{c:+d}*{q}" for q, c in form.items() if c) + ")" for k, form in matrix.items()}
+    moved = [(re.sub(r"\b[a-z]\w*", lambda name: texts.get(name[0], name[0]), momentum), mass) for momentum, mass in family.propagators]
+    order = draw.sample(range(family.lines), family.lines) + draw.sample(range(family.lines, family.n), family.isps)
+    return dataclasses.replace(family, name="copy", propagators=tuple(moved[i] for i in order), paper_masters=()), order
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("name", ["bubble", "box", "sunrise", "trianglebox"])
+def test_a_family_with_itself_shifted_has_no_masters_of_its_own(reduce_at, name, seed):
+    """And every integral is reduced to what its counterpart is."""
+    family = BUILT_IN_FAMILIES[name]
+    copy, order = shifted_copy(family, random.Random(seed))
+    targets = [TOP[name], *SAMPLES[name]]
+    moved = [tuple(target[i] for i in order) for target in targets]
+    both = reduced_together(reduce_at, [family, copy], {name: targets, "copy": moved})
+    for target, there in zip(targets, moved):
+        assert both["reductions"][label("copy", there)] == both["reductions"][label(name, target)]
+    assert len(both["masters"]) == SYMMETRIC[name][1] and all(master.startswith(name) for master in both["masters"])
+    lent = reduced_together(reduce_at, [family, copy], {"copy": moved})
+    assert lent["reductions"] == {key: row for key, row in both["reductions"].items() if key.startswith("copy")}
+
+
+@pytest.mark.parametrize("name", ["sunrise", "trianglebox"])
+def test_a_family_with_itself_and_other_irreducible_products(reduce_at, name):
+    """Integrals without numerators are the same, whatever else completes the propagators."""
+    family = BUILT_IN_FAMILIES[name]
+    copy, order = shifted_copy(family, random.Random(7))
+    others = {"sunrise": (("k1+5*p", "0"), ("k2-7*p", "m")), "trianglebox": (("k1-k2+2*p1-p3", "0"),)}[name]
+    copy = dataclasses.replace(copy, propagators=copy.propagators[: copy.lines] + others)
+    targets = {"sunrise": [(2, 1, 3, 0, 0), (0, 2, 1, 0, 0)], "trianglebox": [(2, 1, 1, 1, 1, 0, 0), (1, 0, 2, 1, 1, 1, 0)]}[name]
+    moved = [tuple(target[i] for i in order) for target in targets]
+    numerators = {"sunrise": (1, 2, 1, -1, -1), "trianglebox": (1, 1, 1, 1, 1, 1, -2)}[name]
+    both = reduced_together(reduce_at, [family, copy], {name: [TOP[name], *targets], "copy": [*moved, numerators]})
+    for target, there in zip(targets, moved):
+        assert both["reductions"][label("copy", there)] == both["reductions"][label(name, target)] != {}
+    assert len(both["masters"]) == SYMMETRIC[name][1] and all(master.startswith(name) for master in both["masters"])
+
+
+BOXES = [BUILT_IN_FAMILIES["doublebox"], BUILT_IN_FAMILIES["nonplanar-doublebox"]]
+
+
+@needs_stored_rules
+@pytest.mark.parametrize("prime", [P31, 2147483629])
+def test_integrals_carried_over_and_reduced_there(reduce_at, prime):
+    """Dots and numerators in sectors of both families: what is mapped before it is reduced is what is mapped after."""
+    planar, other = BOXES
+    geometries = [ibp_reduce.Geometry(family) for family in BOXES]
+    nonzero = [any_kinematics(family).nonzero_sectors() for family in BOXES]
+    maps = ibp_reduce.find_family_maps(geometries[1], nonzero[1], [(geometries[0], geometries[0].classes(nonzero[0]))])
+    assert {maps[bits][1].target for bits in (63, 55, 53)} == {95, 79, 58} and 127 not in maps
+    targets = [(1, 2, 1, 1, 1, 1, -1, 0, 0), (1, 1, 2, 0, 1, 1, 0, -1, 0), (1, 0, 1, 0, 2, 1, 0, -1, -1)]
+    images = []
+    for target in targets:
+        number, found = maps[sector_of(target)]
+        assert number == 0
+        images.append(ibp_reduce.NumericMap(found, point_of(other, prime), other.n)(target))
+    assert all(len(image) > 1 for image in images)
+    both = reduced_together(reduce_at, BOXES, {"doublebox": sorted(set().union(*images)), other.name: targets}, prime=prime)
+    assert not any(master.startswith("nonplanar") for target in targets for master in both["reductions"][label(other.name, target)])
+    for target, image in zip(targets, images):
+        there = combine(*((value, both["reductions"][label("doublebox", term)]) for term, value in image.items()), p=prime)
+        assert there == both["reductions"][label(other.name, target)] != {}
+
+
+@needs_stored_rules
+def test_number_of_joint_masters_by_feynman_parameters(reduce_at):
+    """As test_number_of_masters_by_feynman_parameters, with equal U and F of the two families, too."""
+    both = reduced_together(reduce_at, BOXES, {family.name: [TOP[family.name]] for family in BOXES})
+    parameters = [FeynmanParameters(dataclasses.replace(family, name="the same invariants")) for family in BOXES]
+    masters = [reduce_at(family, [TOP[family.name]]).masters for family in BOXES]
+    sectors = [
+        (number, own.ways(bits)) for number, own in enumerate(parameters)
+        for bits in sorted({sector_of(master) for master in masters[number]}) if bits.bit_count() < 7
+    ]  # fmt: skip
+    equal = set()
+    for (a, ways), (b, others) in itertools.combinations_with_replacement(sectors, 2):
+        for values in ways.keys() & others.keys():
+            for order, up in itertools.product(others[values], compositions(1, len(order_of := ways[values][0]))):
+                powers = [{line: 1 + x for line, x in zip(lines, up)} for lines in (order_of, order)]
+                equal.add(tuple((family, tuple(power.get(i, 0) for i in range(9))) for family, power in zip((a, b), powers)))
+    wanted = [sorted({integral for pair in equal for number, integral in pair if number == family}) for family in (0, 1)]
+    found = [reduce_at(family, own).reductions for family, own in zip(BOXES, wanted)]
+    named = [{target: {(number, *m): v for m, v in row.items()} for target, row in own.items()} for number, own in enumerate(found)]
+    rows = [combine((1, named[x][a]), (-1, named[y][b])) for (x, a), (y, b) in equal]
+    rank = 0
+    while rows := [row for row in rows if row]:
+        pivot = rows.pop()
+        lead = next(iter(pivot))
+        inverse = pow(pivot[lead], -1, P31)
+        rows = [combine((1, row), (-row.get(lead, 0) * inverse, pivot)) for row in rows]
+        rank += 1
+    assert sum(map(len, masters)) - rank == len(both["masters"]) == 15
+
+
+def test_families_that_share_nothing(reduce_at):
+    """Other masses, another number of legs or loops: each is what it is by itself, and the order of the families does not matter."""
+    bubble, sunrise = BUILT_IN_FAMILIES["bubble"], BUILT_IN_FAMILIES["sunrise"]
+    massless = dataclasses.replace(bubble, name="massless", propagators=(("k1", "0"), ("k1+p", "0")))
+    targets = {"bubble": [(3, 2)], "massless": [(2, 2)], "sunrise": [(2, 1, 1, 0, 0)]}
+    alone = {family.name: reduce_at(family, targets[family.name], symmetries=True) for family in (bubble, massless, sunrise)}
+    for families in itertools.permutations((bubble, massless, sunrise)):
+        record = reduced_together(reduce_at, families, targets)
+        for name, outcome in alone.items():
+            for target, row in outcome.reductions.items():
+                assert record["reductions"][label(name, target)] == {label(name, master): value for master, value in row.items()}
+        assert set(record["masters"]) == {label(name, master) for name, outcome in alone.items() for master in outcome.masters}
+
+
+def test_three_families_end_on_the_first_that_has_a_sector(reduce_at):
+    """A chain: the third has the second's sectors, of which the first has the tadpole alone."""
+    bubble = BUILT_IN_FAMILIES["bubble"]
+    families = [
+        dataclasses.replace(bubble, name="lonely", propagators=(("k1-p", "m"), ("k1", "2*m")), isps=1),
+        dataclasses.replace(bubble, name="second", propagators=(("k1+p", "m"), ("k1+2*p", "m"))),
+        dataclasses.replace(bubble, name="third", propagators=(("-k1-p", "m"), ("k1", "m"))),
+    ]
+    record = reduced_together(reduce_at, families, {"third": [(3, 2)], "lonely": [(2, -1)]})
+    assert record["masters"] == ["lonely[1,0]", "second[1,1]"]
+    plain = reduce_at("bubble", [(3, 2)], symmetries=True).reductions[3, 2]
+    (tadpole,) = (master for master in plain if sum(master) == 1)
+    assert record["reductions"]["third[3,2]"] == {"lonely[1,0]": plain[tadpole], "second[1,1]": plain[1, 1]}
+
+
+def test_preferred_masters_of_several_families(reduce_at):
+    """Also one of a sector that an earlier family has; then it takes the place of a master of that family."""
+    box = BUILT_IN_FAMILIES["box"]
+    copy, order = shifted_copy(box, random.Random(3))
+    targets, dotted = {"box": [(2, 1, 1, 2)], "copy": [(3, 1, 1, 1)]}, tuple((2, 1, 1, 1)[i] for i in order)
+    plain = reduced_together(reduce_at, [box, copy], targets | {"copy": [(3, 1, 1, 1), dotted]})
+    record = reduced_together(reduce_at, [box, copy], targets, {"copy": [dotted]})
+    assert label("copy", dotted) in record["masters"] and "box[1,1,1,1]" not in record["masters"] and len(record["masters"]) == 3
+    for target, row in record["reductions"].items():
+        back = combine(*((value, plain["reductions"].get(term, {term: 1})) for term, value in row.items()))
+        assert back == plain["reductions"][target]
+    with pytest.raises(
+        InputError, match=re.escape(f"{label('copy', dotted)} depends linearly on the ones before it: it is 1*box[2,1,1,1]")
+    ):
+        reduced_together(reduce_at, [box, copy], targets, {"box": [(2, 1, 1, 1)], "copy": [dotted]})
+
+
+def test_cuts_of_several_families(reduce_at):
+    """Masters are carried over where cut lines become cut lines, and nowhere else."""
+    name = "sunrise"
+    family = BUILT_IN_FAMILIES[name]
+    copy, order = shifted_copy(family, random.Random(5))
+    there = tuple(TOP[name][i] for i in order)
+    targets, cut, moved = {name: [TOP[name]], "copy": [there]}, line_mask(1, 3), sum(1 << order.index(i) for i in (0, 2))
+    both = reduced_together(reduce_at, [family, copy], targets, cuts={name: cut, "copy": moved})
+    alone = reduce_at(name, [TOP[name]], symmetries=True, cut=cut)
+    expected = {label(name, master): value for master, value in alone.reductions[TOP[name]].items()}
+    assert both["reductions"] == {label(name, TOP[name]): expected, label("copy", there): expected}
+    assert set(both["masters"]) == {label(name, master) for master in alone.masters} and both["cuts"] == {
+        name: [1, 3],
+        "copy": ibp_reduce.cut_lines(moved),
+    }
+    apart = reduced_together(reduce_at, [family, copy], targets, cuts={name: line_mask(1), "copy": moved})
+    assert {m.partition("[")[0] for m in apart["reductions"][label("copy", there)]} == {"copy"}
+
+
 # from outside -------------------------------------------------------------------------------------------------------
 
 SUNRISE = ["--family", "sunrise", "--integral", "2,1,1,-1,-2", "--prime", str(P31)]
@@ -11953,6 +12289,10 @@ def test_symmetries_and_cuts_from_outside(place, capsys):
     for cuts in (["--cut", "spanning"], ["--cut", "1,2", "--cut", "1,3", "--cut", "2,3"]):
         whole = reduced(*SUNRISE, *cuts)
         assert whole["final_expr"] == direct["final_expr"] and whole["cuts"] == [[1, 2], [1, 3], [2, 3]]
+    on_cut = reduced(*SUNRISE, "--cut", "1,2", "--symmetries")
+    assert len(on_cut["masters"]) < len(reduced(*SUNRISE, "--cut", "1,2")["masters"]) and on_cut["cuts"] == [[1, 2]]
+    for more in (["--batch", "2"], ["--batch", "auto", "--local", "2"], ["--cut", "2,1"]):
+        assert reduced(*SUNRISE, "--cut", "1,2", "--symmetries", *more)["final_expr"] == on_cut["final_expr"]
     part = reduced(*SUNRISE, "--cut", "3,1", "--batch", "3")
     assert part["final_expr"] == {m: v for m, v in direct["final_expr"].items() if m[0] == m[2] == 1} and part["cuts"] == [[1, 3]]
     capsys.readouterr()
@@ -11980,6 +12320,90 @@ def test_family_without_symmetries(place, capsys):
     assert with_them["final_expr"] == without["final_expr"] and with_them["masters"] == without["masters"]
 
 
+def shifted_bubble(**changes):
+    return BUBBLE_JSON | {"name": "shifted", "propagators": [["k1-p", "m"], ["k1-2*p", "m"]]} | changes
+
+
+def test_several_families_from_outside(place, capsys):
+    """Names and files, lists over both, a combination over both in which all cancels; the number of processes changes nothing."""
+    Path("shifted.json").write_text(json.dumps(shifted_bubble()))
+    Path("list").write_text("bubble[3,2]\nshifted[2,3]\nnothing: 2*bubble[3,2] - (d-39)*shifted[2,3]\nall: bubble[1,1] + shifted[1,0]/s\n")
+    words = ["--family", "bubble,shifted.json", "--integrals", "list", "--prime", str(P31)]
+    apart, record = reduced(*words), reduced(*words, "--symmetries")
+    assert record["family"] == apart["family"] == "bubble, shifted" and record["symmetries"]
+    assert record["masters"] == ["bubble[1,0]", "bubble[1,1]"] and len(apart["masters"]) == 6
+    found = record["reductions"]
+    assert found["bubble[3,2]"] == found["shifted[2,3]"] != {} and found["nothing"] == {}
+    assert found["all"] == {"bubble[1,0]": residue(Fraction(1, 7)), "bubble[1,1]": 1}
+    single = reduced("--family", "shifted.json", "--integral", "shifted[2,3]", "--prime", str(P31))["final_expr"]
+    assert numbers_of(apart["reductions"]["shifted[2,3]"]) == single
+    assert {term.partition("[")[0] for term in apart["reductions"]["nothing"]} == {"bubble", "shifted"}
+    assert reduced(*words, "--symmetries", "--local", "2")["reductions"] == found
+    assert reduced(*words, "--symmetries", "--cold")["reductions"] == found
+    capsys.readouterr()
+    assert exit_code([*words, "--symmetries"]) == 0
+    assert "4 targets through 2 masters" in (said := capsys.readouterr().out) and "of later families are integrals of earlier ones" in said
+    # a family of which nothing is wanted lends its masters; without symmetries it has no part
+    words = ["--family", "bubble,shifted.json", "--integral", "shifted[2,3]", "--prime", str(P31)]
+    assert reduced(*words, "--symmetries")["reductions"] == {"shifted[2,3]": found["bubble[3,2]"]}
+    assert reduced(*words)["final_expr"] == single
+    assert exit_code([*words, "--symmetries", "--dry-run"]) == 0
+    Path("masters").write_text("shifted[2,1]\n")
+    preferred = reduced(*words, "--symmetries", "--masters", "masters")
+    assert "shifted[2,1]" in preferred["masters"] and len(preferred["masters"]) == 2
+
+
+def test_list_symmetries_of_several_families(place, capsys):
+    Path("shifted.json").write_text(json.dumps(shifted_bubble(loop_momenta=["l"], propagators=[["l-p", "m"], ["l-2*p", "m"]])))
+    assert exit_code(["--family", "bubble,shifted.json", "--list-symmetries"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert (
+        lines[0].startswith("bubble: 3 non-zero sectors, 2 unique") and "shifted: 2 of its 2 unique sectors are sectors of bubble" in lines
+    )
+    assert [line.split()[:4] for line in lines[-2:]] == [["1", "->", "bubble", "1"], ["3", "->", "bubble", "3"]]
+    assert "l -> k1+p" in lines[-2]
+
+
+@pytest.mark.parametrize(
+    ("words", "fragments"),
+    [
+        ("--family bubble,bubble --integral bubble[1,1]", ("two families", "bubble")),
+        ("--family bubble,sunrise --integral 1,1", ("bubble, sunrise",)),
+        ("--family bubble,sunrise --integral box[1,1]", ("bubble, sunrise",)),
+        ("--family bubble,sunrise", ("needs --integral",)),
+        ("--family bubble,box --integral bubble[1,1]", ("same invariants", "s=7, m=3 (bubble)", "s=3, t=7 (box)")),
+        ("--family bubble,other.json --integral bubble[1,1]", ("same invariants", "m=4 (other)")),
+        ("--family bubble,turned.json --integral bubble[1,1]", ("same order", "m=3, s=7 (turned)")),
+        ("--family bubble,dim.json --integral bubble[1,1]", ("same invariants", "d=3, s=7, m=3 (dim)")),
+        ("--family bubble,nowhere --integral bubble[1,1]", ("unknown family 'nowhere'",)),
+        ("--family bubble, --integral bubble[1,1]", ("unknown family ''",)),
+        ("--family bubble,sunrise --integrals list --cut 1", ("--cut", "one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --batch 3", ("one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --export kira", ("one family at a time", "bubble, sunrise")),
+        ("--family bubble,sunrise --integrals list --exact", ("one family at a time",)),
+        ("--family bubble,sunrise --integrals list --certificate c", ("one family at a time",)),
+        ("--family bubble,sunrise --differential-equation s", ("one family at a time",)),
+        ("--family bubble,sunrise --benchmark-search", ("one family at a time",)),
+        ("--family bubble,sunrise --benchmark-points 3 --integrals list", ("one family at a time",)),
+        ("--family bubble,sunrise --replay list", ("one family at a time",)),
+        ("--family bubble,sunrise --masters list --integrals list --output list", ("the same file",)),
+        ("--family bubble,other.json --list-symmetries", ("same invariants",)),
+        ("--family bubble,bubble --list-symmetries", ("two families",)),
+        ("--family bubble,twin.json --integral bubble[1,1] --symmetries --output twin.json", ("twin.json", "the same file")),
+    ],
+)
+def test_families_that_do_not_fit_are_refused(words, fragments, place, capsys):
+    Path("list").write_text("bubble[2,1]\nsunrise[1,1,1,0,0]\n")
+    for name, changes in (
+        ("other", {"invariants": {"s": 7, "m": 4}}),
+        ("turned", {"invariants": {"m": 3, "s": 7}}),
+        ("dim", {"d": 3}),
+        ("twin", {}),
+    ):
+        Path(f"{name}.json").write_text(json.dumps(shifted_bubble(name=name, **changes)))
+    check_refused(shlex.split(words), place, capsys, fragments)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -11991,8 +12415,9 @@ def test_family_without_symmetries(place, capsys):
         (["--cut", "a"], "different lines"),
         (["--cut", "-1"], "--cut"),
         (["--cut", "1", "--cut", "spanning"], "give it alone"),
-        (["--cut", "1", "--symmetries"], "contradict"),
-        (["--cut", "1", "--masters", "m.txt"], "contradict"),
+        (["--cut", "1,2", "--cut", "1,3", "--symmetries"], "contradict"),
+        (["--cut", "spanning", "--masters", "m.txt"], "contradict"),
+        (["--cut", "1", "--engine", "beam", "--policy", "fixed", "--paths", "p"], "contradict"),
         (["--cut", "1,2", "--cut", "1,3", "--batch", "auto"], "one --cut"),
         (["--cut", "spanning", "--batch", "auto"], "one --cut"),
         (["--symmetries", "--paper-masters-only"], "contradict"),
