@@ -137,6 +137,10 @@ class InputError(ReductionError):
     """The user's input is wrong (exit code 2)."""
 
 
+class SingularPoint(ReductionError):
+    """At this point modulo this prime something vanishes that does not vanish in general."""
+
+
 # =====================================================================================================================
 # Constants
 # =====================================================================================================================
@@ -503,23 +507,32 @@ class Algebra:
     """A family's propagators as polynomials in the momenta, over the rational functions of d and the invariants.
 
     momenta: generators for the loop, then the external momenta; propagators: quadratic forms in them; masses: what is subtracted;
-    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1. Raises InputError.
+    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1; names: the symbols as
+    functions, but for those that have numbers. Raises InputError.
     """
 
-    def __init__(self, family: Family, where: str = ""):
-        from sympy import QQ
-        from sympy.polys.fields import field as rational_functions
+    def __init__(self, family: Family, where: str = "", numbers: dict[str, Fraction] | None = None):
         from sympy.polys.rings import ring
 
         where = where or f"family {family.name}"
-        self.functions, *symbols = rational_functions(list(family.symbols), QQ)
-        momenta_ring, *self.momenta = ring([*family.loop_momenta, *family.external_momenta], self.functions.to_domain())
-        invariants = dict(zip(family.symbols, symbols)) | {"1": self.functions.one}
-        vectors = dict(zip([*family.loop_momenta, *family.external_momenta], self.momenta))
-        self.propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-        self.masses = [self.functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-        self.externals = _external_products(family, invariants, self.functions, where)
+        self.functions, self.names = function_field(family, numbers or {})
+        momenta = [*family.loop_momenta, *family.external_momenta]
+        self.ring, *self.momenta = ring(momenta, self.functions.to_domain())
+        vectors = dict(zip(momenta, self.momenta))
+        self.propagators = [_propagator(text, vectors, self.names, self.ring, where) for text, _ in family.propagators]
+        self.masses = [self.functions(evaluate(mass, self.names, where)) for _, mass in family.propagators]
+        self.externals = _external_products(family, self.names, self.functions, where)
         self.in_propagators = _scalar_products_to_propagators(family, self.propagators, self.masses, self.externals, self.functions, where)
+
+
+def function_field(family: Family, numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
+    """The rational functions of d and the invariants, and what `evaluate` needs to make them; symbols with numbers are these."""
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    given = {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
+    return functions, dict(zip(family.symbols, symbols)) | {"1": functions.one} | given
 
 
 def derive_identities(family: Family) -> tuple[Operator, ...]:
@@ -751,6 +764,50 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
             shifts.append(shift)
             rows.append(row)
     return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+
+
+def combination_at(combination: Operator, point: Point) -> Expression:
+    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
+    if not combination:
+        return {}
+    at = evaluate_identities([combination], point)
+    values = at.coefficient.sum(1) % point.prime
+    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
+
+
+def mass_dimension(terms: Operator) -> int | None:
+    """Of an identity, or of a combination less what d gives, in units of a squared mass; None where the terms differ."""
+    dimensions = set()
+    for shift, coefficients in terms:
+        for _, numerator, denominator in coefficients:
+            above, below = ({sum(exponents[1:]) for exponents, _ in poly} for poly in (numerator, denominator))
+            if len(above) != 1 or len(below) != 1:
+                return None
+            dimensions.add(above.pop() - below.pop() - sum(shift))
+    return None if len(dimensions) > 1 else dimensions.pop() if dimensions else 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """A linear combination of integrals, exact in d and the invariants: (integral, coefficients to be added up), each integral once."""
+
+    name: Any
+    terms: Operator
+
+    def at(self, point: Point) -> Expression:
+        """Raises InputError where a denominator vanishes."""
+        return combination_at(self.terms, point)
+
+    @staticmethod
+    def of(name: Any, functions: dict[Index, Any]) -> Column:
+        """From rational functions of d and the invariants as coefficients."""
+        return Column(name, _freeze_operator({integral: {0: value} for integral, value in functions.items()}))
+
+
+def unit_column(integral: Index, symbols: int) -> Column:
+    """An integral itself, of a family with so many symbols."""
+    one = (((0,) * symbols, 1),)
+    return Column(integral, ((integral, ((0, one, one),)),))
 
 
 def identities_digest(terms: Iterable[tuple[int, Iterable[int], Iterable[int]]]) -> str:
@@ -1332,6 +1389,27 @@ def own_maps(geometry: Geometry, bits: int) -> tuple[SectorMap, ...]:
     _, orders = geometry.canonical(bits)
     found = [shift for order in orders for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
     return tuple({shift.rows: shift for shift in found if shift.shift}.values())
+
+
+def exact_image(found: SectorMap, integral: Index, functions: Any) -> dict[Index, Any]:
+    """An integral of the source through integrals of the target and its subsectors, with rational functions as coefficients."""
+    lines = {i - 1: j - 1 for i, j in found.lines}
+    start = [0] * len(integral)
+    for i, j in lines.items():
+        start[j] = integral[i]
+    total = {tuple(start): functions.one}
+    for row in (found.rows[i] for i, power in enumerate(integral) if i not in lines for _ in range(-power)):
+        factors = [(j - 1, _thaw(above, functions) / _thaw(below, functions)) for j, above, below in row]
+        terms: dict[Index, Any] = {}
+        for (indices, value), (j, factor) in itertools.product(total.items(), factors):
+            term = tuple(a - (i == j) for i, a in enumerate(indices))
+            terms[term] = terms.get(term, functions.zero) + value * factor
+        total = terms
+    return total
+
+
+def _thaw(polynomial: Polynomial, functions: Any) -> Any:
+    return functions(functions.ring.from_dict({exponents: functions.domain(value) for exponents, value in polynomial}))
 
 
 class NumericMap:
@@ -3402,23 +3480,32 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide:
     raise ReductionError(f"sector {bits}: {len(masters)} integrals with dots + s < {dots + s} are not reducible, and there seem to be more")
 
 
-@dataclass(frozen=True)
-class MasterRelation:
-    """A map of a sector into itself, applied to a master, as an equation: image - master = 0, which is solved for `solved`."""
+class MasterRelation(Column):
+    """A map of a sector, applied to one of its masters: image - master, which is zero and can be solved for the master `solved`."""
 
-    solved: Index
-    master: Index
-    image: SectorMap
+    @property
+    def solved(self) -> Index:
+        return self.name[0]
+
+    @staticmethod
+    def by(found: SectorMap, master: Index, solved: Index, functions: Any) -> MasterRelation:
+        image = exact_image(found, master, functions)
+        return MasterRelation.of((solved,), image | {master: image.get(master, functions.zero) - functions.one})
+
+    @staticmethod
+    def of(name: Any, functions: dict[Index, Any]) -> MasterRelation:
+        return MasterRelation(name, Column.of(name, functions).terms)
 
 
 def find_relations(
     own: Sequence[SectorMap], point: Point, generic: Equations, bits: int, known: SectorKnowledge
-) -> tuple[list[MasterRelation], SectorKnowledge]:
+) -> tuple[list[tuple[SectorMap, Index, Index]], SectorKnowledge]:
     """Relations between the masters of one sector by its maps into itself, and the rules found on the way.
 
-    A map takes identities to identities, so it acts on the space that the masters span, and its images of the masters give all its
-    relations. What they say about subsectors follows from the maps of these: the group of maps is finite, so that taking coinvariants is
-    exact. Hence it suffices to work without subsectors here, at the generic point.
+    Each is (map, master that it is applied to, master that it can be solved for). A map takes identities to identities, so it acts on the
+    space that the masters span, and its images of the masters give all its relations. What they say about subsectors follows from the maps
+    of these: the group of maps is finite, so that taking coinvariants is exact. Hence it suffices to work without subsectors here, at the
+    generic point.
     """
     masters = known.masters or ()
     images = [(master, shift, NumericMap(shift, point, generic.n)(master)) for shift in own for master in masters]
@@ -3434,38 +3521,56 @@ def find_relations(
     layout = layout_for(here, generic.n)
     keys = Sector(layout, bits).encode(np.array(here))
     result = reduce_sector(SectorTask(layout, bits, (bits,), generic, generic, known, masters, {}, keys, coefficients))
-    relations: list[MasterRelation] = []
-    solved: dict[Index, Expression] = {}
+    relations = []
+    solved: Solved = {}
     for column, (master, shift, _) in enumerate(images):
         if any(line[column] for line in result.unreduced.values()):
             continue  # a relation to what is no master says nothing
         row = {integral: line[column] for integral, line in result.masters.items() if line[column]}
-        if pivot := solve_for_heaviest(row, solved, generic.prime):
-            relations.append(MasterRelation(pivot, master, shift))
+        if row := put_in(row, solved, generic.prime):
+            pivot = max(row, key=weight)
+            solve_for(pivot, row, solved, generic.prime)
+            relations.append((shift, master, pivot))
     return relations, result.learned
 
 
-def solve_for_heaviest(row: Expression, solved: dict[Index, Expression], p: int) -> Index | None:
-    """Solve row = 0 for its heaviest integral, in terms of what `solved` does not give, and note it there; None if it gives nothing new."""
-    for integral in [integral for integral in row if integral in solved]:
-        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
-    if not row:
-        return None
-    pivot = max(row, key=weight)
-    inverse = -pow(row.pop(pivot), -1, p)
-    replacement = {integral: value * inverse % p for integral, value in row.items()}
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+
+
+def put_in(row: dict[Any, int], solved: Solved, p: int) -> dict[Any, int]:
+    """The row in terms of what is not solved for."""
+    row = dict(row)
+    for key in [key for key in row if key in solved]:
+        _subtract(row, {key: p - 1} | solved[key], p - row[key], p)
+    return row
+
+
+def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
+    """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for."""
+    inverse = -pow(row[pivot], -1, p)
+    replacement = {key: value * inverse % p for key, value in row.items() if key != pivot}
     for other in solved.values():
         if pivot in other:
             _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
     solved[pivot] = replacement
-    return pivot
 
 
-def without_solved(expression: Expression, solved: dict[Index, Expression], p: int) -> Expression:
-    """An expression in terms of the masters that symmetries leave."""
-    row = dict(expression)
-    for integral in [integral for integral in row if integral in solved]:
-        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
+def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> dict[Any, Expression]:
+    """Rows through the masters that relations leave; those of the relations, under their names, are left out. Raises SingularPoint."""
+    solved: Solved = {}
+    for relation in relations:
+        row = put_in(rows[relation.name], solved, p)
+        if max(row, key=weight, default=None) != relation.solved:
+            raise SingularPoint(
+                f"a symmetry does not give {show(relation.solved)} through lighter masters at this point modulo {p}; "
+                "take another --prime or point"
+            )
+        solve_for(relation.solved, row, solved, p)
+    names = {relation.name for relation in relations}
+    return {name: _ordered(put_in(row, solved, p)) for name, row in rows.items() if name not in names}
+
+
+def _ordered(row: Expression) -> Expression:
     return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
@@ -3474,55 +3579,35 @@ def weight(indices: Sequence[int]) -> tuple:
     return (*sector_order(sector_of(indices)), *r_and_s(indices), *(abs(a) for a in reversed(indices)))
 
 
-def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index], p: int) -> dict[Index, Expression]:
+def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], p: int) -> dict[Any, Expression]:
     """Rewrite reductions to standard masters in terms of preferred integrals.
 
     `reductions` holds the preferred integrals too. The standard masters that the preferred ones do not replace stay. Raises InputError
     where the preferred integrals are linearly dependent modulo p.
     """
-    rows = []
+    solved: Solved = {}
     for number, integral in enumerate(preferred):
-        row: dict[Any, int] = dict(reductions[integral])
-        row[("preferred", number)] = p - 1
-        rows.append(row)
-    solved: dict[Index, dict] = {}
-    for number, row in enumerate(rows):
-        for master, replacement in solved.items():
-            if master in row:
-                _subtract(row, {master: p - 1} | replacement, p - row[master], p)
-        left = [key for key in row if key[0] != "preferred"]
-        if not left:
+        row = put_in(reductions[integral] | {number: p - 1}, solved, p)
+        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
+        if pivot is None:
             raise InputError(_dependency(preferred, number, row, p))
-        pivot = max(left, key=weight)
-        inverse = -pow(row.pop(pivot), -1, p)
-        replacement = {key: value * inverse % p for key, value in row.items()}
-        for other in solved.values():
-            if pivot in other:
-                _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
-        solved[pivot] = replacement
-    return {target: _in_new_basis(expression, solved, preferred, p) for target, expression in reductions.items()}
+        solve_for(pivot, row, solved, p)
+
+    def rewritten(expression: Expression) -> Expression:
+        row = put_in(expression, solved, p)
+        return _ordered({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
+
+    return {target: rewritten(expression) for target, expression in reductions.items()}
 
 
 def _dependency(preferred: Sequence[Index], number: int, row: dict, p: int) -> str:
-    """Why a preferred master cannot be one: row = {("preferred", i): factor} is a relation between it and the ones before it."""
-    factor = -pow(row[("preferred", number)], -1, p)
-    parts = [f"{value * factor % p}*{show(preferred[i])}" for (_, i), value in row.items() if i != number]
+    """Why a preferred master cannot be one: row = {i: factor} is a relation between it and the ones before it."""
+    factor = -pow(row[number], -1, p)
+    parts = [f"{value * factor % p}*{show(preferred[i])}" for i, value in row.items() if i != number]
     if not parts:
         return f"preferred master {show(preferred[number])} depends linearly on any others: it is zero modulo {p}; leave it out"
     shown = " + ".join(parts[:8]) + (f" + {len(parts) - 8} more" if len(parts) > 8 else "")
     return f"preferred master {show(preferred[number])} depends linearly on the ones before it: it is {shown} modulo {p}; leave one out"
-
-
-def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: Sequence[Index], p: int) -> Expression:
-    row: dict[Any, int] = dict(expression)
-    for master in list(expression):
-        if master in solved:
-            _subtract(row, {master: p - 1} | solved[master], p - row[master], p)
-    total: Expression = {}
-    for key, value in row.items():
-        integral = preferred[key[1]] if key[0] == "preferred" else key
-        total[integral] = (total.get(integral, 0) + value) % p
-    return {integral: total[integral] for integral in sorted(total, key=weight, reverse=True) if total[integral]}
 
 
 # =====================================================================================================================
@@ -3958,8 +4043,24 @@ class Combination:
             total[integral] = (total.get(integral, 0) + value.numerator * pow(value.denominator, -1, p)) % p
         return {integral: value for integral, value in total.items() if value}
 
+    def exact(self, family: Family, numbers: dict[str, Fraction]) -> Column:
+        """With functions of what has no number. Raises InputError for undefined symbols and divisions by zero."""
+        functions, names = function_field(family, numbers)
+        total: dict[Index, Any] = {}
+        for integral, text in self.terms:
+            total[integral] = total.get(integral, functions.zero) + evaluate(text, names, self.where)
+        return Column.of(self.name, total)
 
-def integrals_in(targets: Iterable[Index | Combination]) -> tuple[Index, ...]:
+
+Target = Index | Combination | Column
+
+
+def target_name(target: Target) -> Any:
+    """What a target is called in a result."""
+    return target if isinstance(target, tuple) else target.name
+
+
+def integrals_in(targets: Iterable[Target]) -> tuple[Index, ...]:
     """Every integral of these targets once."""
     parts = ([target] if isinstance(target, tuple) else [integral for integral, _ in target.terms] for target in targets)
     return tuple(dict.fromkeys(integral for part in parts for integral in part))
@@ -3997,6 +4098,7 @@ SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is red
 class Problem:
     """What to reduce: integrals of a family, and combinations of them, at a point, to which masters.
 
+    map_integrals: with symmetries, whether integrals are mapped to equivalent sectors, where that is light, or masters alone.
     guide: changes the time that a search takes, never a result. why_no_guide: what to say where one would be of use, but is missing.
     """
 
@@ -4008,9 +4110,10 @@ class Problem:
     beam: Beam | None = None
     guide: bytes | None = field(default=None, repr=False)
     why_no_guide: str = ""
-    combinations: tuple[Combination, ...] = ()
+    combinations: tuple[Combination | Column, ...] = ()
     symmetries: bool = False
     cut: int = 0  # bit mask of lines: integrals without them are dropped
+    map_integrals: bool = True
 
     def __post_init__(self) -> None:
         """Raises InputError."""
@@ -4059,7 +4162,7 @@ class Outcome:
 
     store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam. proof: where the run was
     to be certified, target - reduction as a combination of identities, the number of the target as column; identities: digest of all
-    identities at the point.
+    identities at the point. relations: between the masters, that were used.
     """
 
     reductions: dict[Index | str, Expression]
@@ -4072,6 +4175,7 @@ class Outcome:
     paths: dict[Index, StepPath] = field(default_factory=dict)
     proof: Multipliers | None = None
     identities: str = ""
+    relations: tuple[MasterRelation, ...] = ()
 
 
 class Controller:
@@ -4100,15 +4204,14 @@ class Controller:
         started = time.perf_counter()
         try:
             self._prepare()
-            wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
-            self.masters = self._find_masters(integrals_in(wanted))
-            relations, of_relations = self._find_relations(integrals_in(wanted))
-            together = tuple(dict.fromkeys(wanted + of_relations))
+            self.wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
+            self.masters = self._find_masters(integrals_in(self.wanted))
+            self.relations = self._find_relations(integrals_in(self.wanted))
+            together = (*self.wanted, *self.relations)
             self.layout = layout_for(integrals_in(together), self.family.n)
-            reductions = self._reduce_all(together)
-            solved = self._solve(relations, reductions)
-            reductions = {target: without_solved(reductions[target], solved, self.point.prime) for target in wanted}
-            known = {master for masters in self.masters.values() for master in masters} - solved.keys()
+            rows = {target_name(target): row for target, row in self._reduce_all(together).items()}
+            reductions = use_relations(rows, self.relations, self.point.prime)
+            known = {master for masters in self.masters.values() for master in masters}.difference(r.solved for r in self.relations)
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
             basis = sorted(known, key=weight)
             if self.statistics["rows"] > ROWS_WORTH_A_GUIDE and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
@@ -4134,7 +4237,7 @@ class Controller:
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
-            {key: reductions[target] for key, target in zip(self.problem.keys, self.problem.targets + self.problem.combinations)},
+            {key: reductions[key] for key in self.problem.keys},
             basis,
             unreduced,
             self.statistics,
@@ -4142,23 +4245,23 @@ class Controller:
             sum(self.memory.values()),
             trouble,
             self.paths,
-            self._whole_proof(wanted, reductions) if self.certify else None,
+            self._whole_proof(reductions) if self.certify else None,
             identities_digest(zip(self.equations.operator, self.equations.shift, self.equations.coefficient)) if self.certify else "",
+            tuple(self.relations),
         )
 
-    def _whole_proof(self, wanted: tuple[Index, ...], reductions: dict[Index, Expression]) -> Multipliers:
-        """Of the targets alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
+    def _whole_proof(self, reductions: dict[Any, Expression]) -> Multipliers:
+        """Of the problem's keys alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
         p, n = self.point.prime, self.family.n
         whole = Multipliers.join(self.proof, n).merged(p)
-        first = np.searchsorted(whole.column, np.arange(len(wanted) + 1)).tolist()
-        parts = [whole.lines(slice(0, first[len(self.problem.targets)]))]
-        for number, target in enumerate(self.problem.targets):
-            for master in self.problem.preferred_masters:
-                if master in reductions[target]:
-                    place = wanted.index(master)
-                    lines = whole.lines(slice(first[place], first[place + 1]))
-                    value = lines.value * (p - reductions[target][master]) % p
-                    parts.append(replace(lines, column=np.full_like(lines.column, number), value=value))
+        first = np.searchsorted(whole.column, np.arange(len(self.wanted) + 1)).tolist()
+        lines = {target_name(target): whole.lines(slice(*first[k : k + 2])) for k, target in enumerate(self.wanted)}
+        parts = []
+        for number, key in enumerate(self.problem.keys):
+            preferred = [(m, p - reductions[key][m]) for m in self.problem.preferred_masters if m in reductions[key]]
+            for name, factor in ((key, 1), *preferred):
+                own = lines[name]
+                parts.append(replace(own, column=np.full_like(own.column, number), value=own.value * factor % p))
         return Multipliers.join(parts, n).merged(p)
 
     @property
@@ -4197,7 +4300,8 @@ class Controller:
             self.geometry = Geometry(self.family)
             self.symmetries = find_symmetries(self.geometry, self.knowledge.nonzero)
             for bits, found in self.symmetries.maps.items():
-                if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
+                light = found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules
+                if light and self.problem.map_integrals:
                     self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
             self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
 
@@ -4222,36 +4326,19 @@ class Controller:
         self._search_masters([bits for bits in reduced if self._sector(bits).masters is None])
         return {bits: (self._sector(bits).masters if bits in reduced else ()) or () for bits in below}
 
-    def _find_relations(self, targets: Sequence[Index]) -> tuple[list[MasterRelation], tuple[Index, ...]]:
-        """What symmetries say about the masters, lightest sectors first, and the integrals to be reduced for that."""
-        if not self.problem.symmetries:
-            return [], ()
-        relations: list[MasterRelation] = []
-        for bits in self._sectors_below(targets):
+    def _find_relations(self, targets: Sequence[Index]) -> list[MasterRelation]:
+        """What symmetries say about the masters, lightest sectors first."""
+        found: list[tuple[SectorMap, Index, Index]] = []
+        for bits in self._sectors_below(targets) if self.problem.symmetries else ():
             if bits in self.symmetries.maps:
-                relations += [MasterRelation(master, master, self.symmetries.maps[bits]) for master in self.masters[bits]]
+                found += [(self.symmetries.maps[bits], master, master) for master in self.masters[bits]]
             elif any(master != corner(bits, self.family.n) for master in self.masters[bits]):  # a corner goes to itself
                 own = own_maps(self.geometry, bits)
-                found, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
-                relations += found
+                more, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
+                found += more
                 if learned:
                     self._learn(bits, learned)
-        images = (NumericMap(relation.image, self.point, self.family.n)(relation.master) for relation in relations)
-        return relations, tuple(dict.fromkeys(term for image in images for term in image))
-
-    def _solve(self, relations: Sequence[MasterRelation], reductions: dict[Index, Expression]) -> dict[Index, Expression]:
-        """The masters that symmetries give by others, at the point of the run."""
-        p, solved = self.point.prime, {}
-        for relation in relations:
-            row = {relation.master: p - 1}
-            for term, value in NumericMap(relation.image, self.point, self.family.n)(relation.master).items():
-                _subtract(row, reductions[term], p - value, p)
-            if solve_for_heaviest(row, solved, p) != relation.solved:
-                raise ReductionError(
-                    f"the symmetry of {show(relation.master)} does not give {show(relation.solved)} at this point modulo {p}; "
-                    "take another --prime or point"
-                )
-        return solved
+        return [MasterRelation.by(*relation, self.geometry.functions) for relation in found]
 
     def _search_masters(self, missing: list[int]) -> None:
         running: dict[Future, int] = {}
@@ -4293,14 +4380,14 @@ class Controller:
             self.shelves[-1].merge(self.family, self.point, self.new)
         self.new = Knowledge()
 
-    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
-        reductions: dict[Index | Combination, Expression] = {}
+    def _reduce_all(self, wanted: tuple[Target, ...]) -> dict[Target, Expression]:
+        reductions: dict[Target, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             self.first_target = begin
             reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
         return reductions
 
-    def _reduce(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _reduce(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
         """Carry the coefficients of up to TARGETS_PER_PASS targets, one column each, from the top sectors to the masters."""
         pending = self._start(targets)
         expressions: list[Expression] = [{} for _ in targets]
@@ -4316,11 +4403,11 @@ class Controller:
         ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
         return dict(zip(targets, ordered))
 
-    def _start(self, targets: tuple[Index | Combination, ...]) -> dict[int, list]:
+    def _start(self, targets: tuple[Target, ...]) -> dict[int, list]:
         """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
         pending: dict[int, list] = {}
         for column, target in enumerate(targets):
-            for integral, value in (target.at(self.point) if isinstance(target, Combination) else {target: 1}).items():
+            for integral, value in ({target: 1} if isinstance(target, tuple) else target.at(self.point)).items():
                 bits = sector_of(integral)
                 if bits in self.knowledge.nonzero:
                     coefficients = np.zeros((1, len(targets)), np.int64)
@@ -4635,7 +4722,7 @@ class StepController(Controller):
 
     # one-step results ---------------------------------------------------------------------------------------------
 
-    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _reduce_all(self, wanted: tuple[Target, ...]) -> dict[Target, Expression]:
         stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(integrals_in(wanted))}
         setting = Setting(
             self.problem.name,
@@ -4657,7 +4744,7 @@ class StepController(Controller):
             if sector_of(target) in self.knowledge.nonzero:
                 self.frontier.meet(sector_of(target), Sector(self.layout, sector_of(target)).encode(np.array([target])))
         self._work_off("integrals", running, lambda: self._submit_waiting(running), self._take_steps)
-        expressions: dict[Index | Combination, Expression] = {}
+        expressions: dict[Target, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             expressions |= self._carry_down(wanted[begin : begin + TARGETS_PER_PASS])
         self.monitor.tell("done", self, at_once=True)
@@ -4792,7 +4879,7 @@ class StepController(Controller):
 
     # coefficients -------------------------------------------------------------------------------------------------
 
-    def _carry_down(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _carry_down(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
         """From the top sector to the lowest, by the one-step results in the journal."""
         pending, p = self._start(targets), self.point.prime
         expressions: list[Expression] = [{} for _ in targets]
@@ -5095,7 +5182,7 @@ class SectorTrace:
 class Trace:
     """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
 
-    starts: (node, column) of the targets, or of the integrals in combinations, which have `weights`; ends: nodes of masters; dead: nodes
+    starts: (node, column) of the integrals in the columns, which have `weights`; ends: nodes of masters; dead: nodes
     that received zero at the first point; functions: (column, position in ends) of the coefficients that are not zero.
     """
 
@@ -5111,8 +5198,8 @@ class Trace:
     weights: Operator = ()
 
     @property
-    def names(self) -> tuple[tuple[Index, Index], ...]:
-        """(target, or name of a combination, master) of each coefficient."""
+    def names(self) -> tuple[tuple[Any, Index], ...]:
+        """(name of a column, master) of each coefficient."""
         return tuple((self.targets[column], self.end_integrals[end]) for column, end in self.functions)
 
     @property
@@ -5150,20 +5237,15 @@ class _RecordedReduction(_SectorReduction):
             self.recorded.append((rule, wave.keys[done]))
 
 
-def record_trace(
-    problem: Problem, shelves: Sequence[Store], progress: Progress, combinations: dict[Any, Operator] | None = None
-) -> tuple[Trace, Outcome]:
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
     """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
 
-    combinations: what to reduce instead of the targets, by name: sums over (integral, coefficients that are added up).
+    Combinations must be Columns, integrals must not be mapped. The trace has the rows of everything by identities alone: also those of
+    preferred masters and of the relations that symmetries give; at each point they are to be put in.
     """
     recorder = Recorder()
-    controller = Controller(replace(problem, preferred_masters=()), recorder, shelves, progress)
+    controller = Controller(problem, recorder, shelves, progress)
     controller.here = recorder
-    wanted = tuple(dict.fromkeys(problem.targets + problem.preferred_masters))
-    if combinations is not None:
-        wanted = tuple(dict.fromkeys(integral for combination in combinations.values() for integral, _ in combination))
-    controller.problem = replace(controller.problem, targets=wanted)
     outcome = controller.run()
     if outcome.unreduced:
         at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
@@ -5171,10 +5253,9 @@ def record_trace(
             f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
             f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
         )
-    one = (((0,) * len(problem.family.symbols), 1),)
-    columns = {target: ((target, ((0, one, one),)),) for target in wanted} if combinations is None else combinations
-    trace = _TraceBuilder(controller, recorder.recorded).build(columns)
-    return (trace if combinations is not None else replace(trace, weights=())), outcome
+    together, symbols = (*controller.wanted, *controller.relations), len(problem.family.symbols)
+    columns = [unit_column(target, symbols) if isinstance(target, tuple) else target for target in together]
+    return _TraceBuilder(controller, recorder.recorded).build({column.name: column.terms for column in columns}), outcome
 
 
 class _TraceBuilder:
@@ -6427,43 +6508,39 @@ class ExactProblem:
     symbols: tuple[str, ...] = ()
 
     @property
+    def given(self) -> dict[str, Fraction]:
+        """d and the invariants that have numbers."""
+        point = self.problem.point
+        return {name: value for name, value in (("d", point.d), *point.invariants) if name not in self.symbols}
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """What is to be expressed through masters. Raises InputError for undefined symbols and divisions by zero in combinations."""
+        problem = self.problem
+        units = (unit_column(target, len(problem.family.symbols)) for target in problem.targets)
+        return (*units, *(combination.exact(problem.family, self.given) for combination in problem.combinations))
+
+    @property
     def name(self) -> str:
         """What tells this problem's run from another's, for people and for a journal."""
-        problem, point = self.problem, self.problem.point
-        given = tuple((name, value) for name, value in (("d", point.d), *point.invariants) if name not in self.symbols)
+        problem = self.problem
         parts = (
             __version__,
             problem.family.identifier,
-            given,
+            tuple(self.given.items()),
             self.symbols,
             problem.targets,
             problem.paper_masters_only,
             problem.preferred_masters,
             problem.family.paper_masters,
+            problem.symmetries,
+            problem.cut,
+            *((combination.name, combination.terms) for combination in problem.combinations),
         )
-        more = f" and {len(problem.targets) - 1} more" if len(problem.targets) > 1 else ""
+        more = f" and {len(problem.keys) - 1} more" if len(problem.keys) > 1 else ""
         digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
         kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
-        return f"{show(problem.targets[0])}{more} of {problem.family.name} {kind} ({digest})"
-
-
-def has_scaling(operators: Sequence[Operator]) -> bool:
-    """Whether every invariant has the mass dimension of a propagator: then a coefficient is homogeneous in the invariants."""
-
-    def degrees(poly: Polynomial) -> set[int]:
-        return {sum(exponents[1:]) for exponents, _ in poly}
-
-    for operator in operators:
-        dimensions = set()
-        for shift, coefficients in operator:
-            for _, numerator, denominator in coefficients:
-                above, below = degrees(numerator), degrees(denominator)
-                if len(above) != 1 or len(below) != 1:
-                    return False
-                dimensions.add(above.pop() - below.pop() - sum(shift))
-        if len(dimensions) > 1:
-            return False
-    return True
+        return f"{show_target(problem.keys[0])}{more} of {problem.family.name} {kind} ({digest})"
 
 
 def probe_points(trace: Shared, primes: list[int], values: bytes, device: str) -> dict[str, Any]:
@@ -6514,10 +6591,11 @@ class Sampler:
 
     def prepare(self, rng: np.random.Generator) -> Outcome:
         """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
+        self.columns = self._find_columns(rng)
         for _ in range(ATTEMPTS):
             primes = list(itertools.islice(probe_primes(rng), 9))
             problem = self._problem_at(primes[0], self._random(rng, primes[0]))
-            trace, outcome = self._record(problem)
+            trace, outcome = record_trace(problem, self.shelves, self.progress)
             others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
             places = [self._place(p, values) for p, values in others]
             began = time.perf_counter()
@@ -6527,40 +6605,36 @@ class Sampler:
                 break
         else:
             raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
-        self._set_up(trace, outcome, problem)
+        self._set_up(trace, outcome)
         self.trace = Shared.write(trace, self.directory.shared)
         self.live = sum(sector.count for sector in trace.sectors)
         return outcome
 
-    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
-        return record_trace(problem, self.shelves, self.progress)
-
-    @property
-    def rows(self) -> tuple[Any, ...]:
-        """What is expressed through masters."""
-        return self.exact.problem.targets
+    def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
+        """What is expressed through masters. Raises ReductionError, InputError."""
+        return self.exact.columns
 
     def basis(self, outcome: Outcome) -> Iterable[Index]:
-        return self.exact.problem.preferred_masters or outcome.masters
+        return outcome.masters
 
     def degree(self, row: Any, master: Index) -> int:
-        """Mass dimension of a coefficient, in units of a squared mass."""
-        return sum(master) - sum(row)
+        """Mass dimension of a coefficient, in units of a squared mass; to be asked for where there is a scale."""
+        return self.dimensions[row] + sum(master)
 
-    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
-        self.raw_names = self.names = trace.names
-        if problem.preferred_masters:
-            reductions = change_basis(outcome.reductions, problem.preferred_masters, problem.point.prime)
-            self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
-
-    def _set_up(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
+    def _set_up(self, trace: Trace, outcome: Outcome) -> None:
         """Which functions there are, of which variables."""
-        self._name_functions(trace, outcome, problem)
-        invariants = [name for name, _ in problem.family.point]
+        self.relations = outcome.relations
+        self.names = self.raw_names = trace.names
+        if self.relations or self.exact.problem.preferred_masters:
+            self.names = tuple((column.name, master) for column in self.columns for master in outcome.reductions[column.name])
+        self.dimensions = {column.name: mass_dimension(column.terms) for column in self.columns}
+        invariants = [name for name, _ in self.exact.problem.family.point]
         variables = list(self.exact.symbols)
-        if invariants and set(invariants) <= set(variables) and has_scaling(trace.operators):
-            self.scale = invariants[0]
-            variables.remove(self.scale)
+        if invariants and set(invariants) <= set(variables):
+            homogeneous = [*trace.operators, *(relation.terms for relation in self.relations)]
+            if None not in (*self.dimensions.values(), *map(mass_dimension, homogeneous)):
+                self.scale = invariants[0]
+                variables.remove(self.scale)
         self.variables = tuple(variables)
 
     def _random(self, rng: np.random.Generator, p: int) -> dict[str, int]:
@@ -6568,13 +6642,16 @@ class Sampler:
 
     def _place(self, p: int, values: dict[str, int]) -> list[int]:
         """Residues of d and all invariants. Raises InputError where a given number has none."""
-        point = self.exact.problem.point
-        numbers = {"d": point.d, **dict(point.invariants)} | {name: Fraction(value) for name, value in values.items()}
-        return list(Point(numbers.pop("d"), tuple(numbers.items()), p).residues())
+        return list(self._point(p, values).residues())
+
+    def _point(self, p: int, values: dict[str, int]) -> Point:
+        numbers = self.exact.given | values
+        return Point(Fraction(numbers["d"]), tuple((name, Fraction(numbers[name])) for name, _ in self.exact.problem.family.point), p)
 
     def _problem_at(self, p: int, values: dict[str, int]) -> Problem:
-        d, *invariants = map(Fraction, self._place(p, values))
-        return replace(self.exact.problem, point=Point(d, tuple(zip((n for n, _ in self.exact.problem.family.point), invariants)), p))
+        """The columns at a point."""
+        point = self._point(p, values)
+        return replace(self.exact.problem, point=point, targets=(), combinations=self.columns, map_integrals=False)
 
     def restore(self) -> None:
         """Take over what the journal holds. Raises ReductionError where it does not belong here."""
@@ -6582,7 +6659,7 @@ class Sampler:
         for _, record in self.journal.records():
             try:
                 if names is None:
-                    names = tuple((tuple(target), tuple(master)) for target, master in record["names"])
+                    names = record["names"]
                     if names != self.names:
                         raise ValueError("other coefficients")
                     continue
@@ -6673,46 +6750,45 @@ class Sampler:
         self.known |= dict(zip(chunk, rows))
 
     def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        """Coefficients in the order of names, None where there are none at this point."""
-        p, values = sample
-        problem = self.exact.problem
-        if raw is None:
-            self.counts["unlucky"] += 1
-            single = self._problem_at(p, self._named(values))
-            outcome = Controller(single, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
-            if outcome.unreduced:
-                return None
-            reductions = outcome.reductions
-        elif not problem.preferred_masters:
+        """Values in the order of names, None where there are none at this point."""
+        if raw is not None and self.names is self.raw_names:
             return raw
-        else:
-            wanted = dict.fromkeys(problem.targets + problem.preferred_masters)
-            expressions: dict[Index, Expression] = {target: {} for target in wanted}
-            for (target, master), value in zip(self.raw_names, raw.tolist()):
-                if value:
-                    expressions[target][master] = value
-            try:
-                reductions = change_basis(expressions, problem.preferred_masters, p)
-            except InputError:  # dependent modulo this prime only
-                return None
-        if any((target, master) not in self._positions for target in problem.targets for master in reductions[target]):
+        self.counts["unlucky"] += raw is None
+        try:
+            rows = self._alone(sample) if raw is None else self._expressed(raw, sample[0])
+        except (InputError, SingularPoint):  # modulo this prime only
             return None
-        row = np.zeros(len(self.names), np.int64)
-        for target in problem.targets:
-            for master, value in reductions[target].items():
-                row[self._positions[target, master]] = value
-        return row
+        values = {(column.name, master): value for column in self.columns for master, value in rows.get(column.name, {}).items()}
+        if not rows or not values.keys() <= self._all_names:
+            return None
+        return np.array([values.get(name, 0) for name in self.names], np.int64)
+
+    def _expressed(self, raw: np.ndarray, p: int) -> dict[Any, Expression]:
+        """All columns through the masters of the result, from the values of a trace. Raises SingularPoint, InputError."""
+        preferred = self.exact.problem.preferred_masters
+        rows: dict[Any, Expression] = {named.name: {} for named in (*self.columns, *self.relations)} | {master: {} for master in preferred}
+        for (name, master), value in zip(self.raw_names, raw.tolist()):
+            if value:
+                rows[name][master] = value
+        return change_basis(use_relations(rows, self.relations, p), preferred, p)
+
+    def _alone(self, sample: Sample) -> dict[Any, Expression]:
+        """All columns at a point by a run of its own; {} where something is not reduced there. Raises SingularPoint, InputError."""
+        p, values = sample
+        problem = self._problem_at(p, self._named(values))
+        outcome = Controller(problem, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+        return {} if outcome.unreduced else outcome.reductions
 
     @cached_property
-    def _positions(self) -> dict[tuple[Index, Index], int]:
-        return {name: position for position, name in enumerate(self.names)}
+    def _all_names(self) -> set[tuple[Any, Index]]:
+        return set(self.names)
 
 
 @dataclass
 class ExactOutcome:
-    """reductions: every target through masters, with Fractions or with strings that sympy parses."""
+    """reductions: every target through masters, combinations by name, with Fractions or with strings that sympy parses."""
 
-    reductions: dict[Index, dict[Index, Fraction | str]]
+    reductions: dict[Any, dict[Index, Fraction | str]]
     masters: list[Index]
     statistics: dict[str, Any]
     seconds: float
@@ -6728,7 +6804,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
-    reductions: dict[Any, dict[Index, Fraction | str]] = {row: {} for row in sampler.rows}
+    reductions: dict[Any, dict[Index, Fraction | str]] = {column.name: {} for column in sampler.columns}
     for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
         scale = (sampler.scale, sampler.degree(target, master)) if sampler.scale else None
         reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
@@ -6763,23 +6839,11 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     numbers: invariants that have them; they are put in first, since at singular points not every operator exists, but one always does.
     Raises InputError where nothing depends on the variable.
     """
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-    from sympy.polys.rings import ring
-
-    where = f"family {family.name}"
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    invariants |= {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-    externals = _external_products(family, invariants, functions, where)
-    convert = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
-    x, loops = invariants[variable], len(family.loop_momenta)
-    changes = [momenta_ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
-    slopes = [mass.diff(x) for mass in masses]
+    algebra = Algebra(family, numbers=numbers)
+    functions, momenta, propagators, externals = algebra.functions, algebra.momenta, algebra.propagators, algebra.externals
+    x, loops = algebra.names[variable], len(family.loop_momenta)
+    changes = [algebra.ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
+    slopes = [mass.diff(x) for mass in algebra.masses]
     if not any((*changes, *slopes, *(value.diff(x) for value in externals.values()))):
         raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
     gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
@@ -6787,8 +6851,8 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     c = _momentum_changes(externals, uses, x, functions)
     terms: dict[Index, dict[int, Any]] = {}
     for b, form in enumerate(changes):
-        form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), momenta_ring.zero)
-        *linear, constant = convert(form)
+        form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), algebra.ring.zero)
+        *linear, constant = algebra.in_propagators(form)
         for k, value in enumerate([*linear, constant - slopes[b]]):
             if value:
                 shift = tuple((i == b) - (i == k) for i in range(family.n))
@@ -6819,20 +6883,15 @@ def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: A
 
 def graph_polynomial(family: Family) -> list[tuple[Index, Any]]:
     """U = det of the quadratic form of sum_b x_b D_b in the loop momenta, as [(exponents of x_1 … x_n, coefficient)]."""
-    from sympy import QQ, Dummy
-    from sympy.polys.fields import field as rational_functions
+    from sympy import Dummy
     from sympy.polys.matrices import DomainMatrix
     from sympy.polys.rings import ring
 
-    where, loops = f"family {family.name}", len(family.loop_momenta)
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    parameters, *x = ring([Dummy() for _ in range(family.n)], functions.to_domain())
+    algebra, loops = Algebra(family), len(family.loop_momenta)
+    momenta = algebra.momenta
+    parameters, *x = ring([Dummy() for _ in range(family.n)], algebra.functions.to_domain())
     matrix = [[parameters.zero] * loops for _ in range(loops)]
-    for b, (text, _) in enumerate(family.propagators):
-        form = _propagator(text, vectors, invariants, momenta_ring, where)
+    for b, form in enumerate(algebra.propagators):
         for i, j in itertools.product(range(loops), repeat=2):
             second = form.diff(momenta[i]).diff(momenta[j])
             if second:
@@ -6877,15 +6936,6 @@ def equations_for(family: Family, variables: Sequence[str], masters: Sequence[In
     return combinations
 
 
-def combination_at(combination: Operator, point: Point) -> Expression:
-    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
-    if not combination:
-        return {}
-    at = evaluate_identities([combination], point)
-    values = at.coefficient.sum(1) % point.prime
-    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
-
-
 @dataclass(frozen=True)
 class DifferentialProblem(ExactProblem):
     """Equations in these variables for the masters of all sectors below those of the problem's targets and of the preferred masters."""
@@ -6904,17 +6954,13 @@ class DifferentialSampler(Sampler):
 
     exact: DifferentialProblem
 
-    def prepare(self, rng: np.random.Generator) -> Outcome:
+    def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
         """Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        problem = self._problem_at(p, self._random(rng, p))
-        self.masters = self._find_basis(problem)
-        numbers = {name: value for name, value in self.exact.problem.point.invariants if name not in self.exact.symbols}
-        self.combinations = equations_for(problem.family, self.exact.variables, self.masters, numbers)
-        self.columns: dict[Any, Operator] = dict(self.combinations)
-        one = (((0,) * len(problem.family.symbols), 1),)
-        self.columns |= {integral: ((integral, ((0, one, one),)),) for integral in problem.preferred_masters}
-        return super().prepare(rng)
+        self.masters = self._find_basis(replace(self.exact.problem, point=self._point(p, self._random(rng, p))))
+        numbers = {name: value for name, value in self.exact.given.items() if name != "d"}
+        equations = equations_for(self.exact.problem.family, self.exact.variables, self.masters, numbers)
+        return tuple(Column(row, terms) for row, terms in equations.items())
 
     def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
         """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
@@ -6932,67 +6978,8 @@ class DifferentialSampler(Sampler):
             raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
         return tuple(sorted(basis, key=weight))
 
-    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
-        return record_trace(problem, self.shelves, self.progress, self.columns)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(self.combinations)
-
     def basis(self, outcome: Outcome) -> tuple[Index, ...]:
         return self.masters
-
-    def degree(self, row: Row, master: Index) -> int:
-        """Mass dimension of an entry: a derivative takes one unit away, two dimensions less one for each loop."""
-        variable, *indices = row
-        return sum(master) - sum(indices) - (len(self.exact.problem.family.loop_momenta) if variable == "d" else 1)
-
-    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
-        self.raw_names = self.names = trace.names
-        if problem.preferred_masters:
-            matrix = self._in_basis(self._columns_at(outcome.reductions, problem.point), problem)
-            self.names = tuple((row, master) for row in self.rows for master in matrix[row])
-
-    def _columns_at(self, reductions: dict[Index, Expression], point: Point) -> dict[Any, Expression]:
-        """All columns through standard masters at a point, from the reductions there. Raises InputError at a singular point."""
-        columns: dict[Any, Expression] = {name: {} for name in self.columns}
-        for name, combination in self.columns.items():
-            total = columns[name]
-            for integral, factor in combination_at(combination, point).items():
-                for master, value in reductions[integral].items():
-                    total[master] = (total.get(master, 0) + factor * value) % point.prime
-        return {name: {master: value for master, value in total.items() if value} for name, total in columns.items()}
-
-    def _alone(self, problem: Problem) -> dict[Any, Expression] | None:
-        """All columns at a point by a run of its own; None where something is not reduced there. Raises InputError at a singular point."""
-        wanted = tuple(dict.fromkeys(integral for combination in self.columns.values() for integral, _ in combination))
-        plain = replace(problem, targets=wanted, preferred_masters=())
-        outcome = Controller(plain, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
-        return None if outcome.unreduced else self._columns_at(outcome.reductions, problem.point)
-
-    def _in_basis(self, found: dict[Any, Expression], problem: Problem) -> dict[Any, Expression]:
-        """Rows through the preferred masters. Raises InputError where these are dependent."""
-        return change_basis(found, problem.preferred_masters, problem.point.prime) if problem.preferred_masters else found
-
-    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        p, values = sample
-        problem = self._problem_at(p, self._named(values))
-        if raw is not None and not problem.preferred_masters:
-            return raw
-        found: dict[Any, Expression] | None = {name: {} for name in self.columns}
-        for (name, master), value in zip(self.raw_names, () if raw is None else raw.tolist()):
-            if value:
-                found[name][master] = value
-        self.counts["unlucky"] += raw is None
-        try:
-            found = self._alone(problem) if raw is None else found
-            matrix = None if found is None else self._in_basis(found, problem)
-        except InputError:  # singular, or dependent, modulo this prime only
-            return None
-        entries = {(row, master): value for row in self.rows for master, value in (matrix or {}).get(row, {}).items()}
-        if matrix is None or not entries.keys() <= self._positions.keys():
-            return None
-        return np.array([entries.get(name, 0) for name in self.names], np.int64)
 
 
 def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> dict[str, Any]:
