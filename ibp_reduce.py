@@ -6513,7 +6513,6 @@ class ExactProblem:
         point = self.problem.point
         return {name: value for name, value in (("d", point.d), *point.invariants) if name not in self.symbols}
 
-    @cached_property
     def columns(self) -> tuple[Column, ...]:
         """What is to be expressed through masters. Raises InputError for undefined symbols and divisions by zero in combinations."""
         problem = self.problem
@@ -6521,10 +6520,22 @@ class ExactProblem:
         return (*units, *(combination.exact(problem.family, self.given) for combination in problem.combinations))
 
     @property
+    def label(self) -> str:
+        """What is done, for people."""
+        problem = self.problem
+        more = f" and {len(problem.keys) - 1} more" if len(problem.keys) > 1 else ""
+        kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
+        return f"{show_target(problem.keys[0])}{more} of {problem.family.name} {kind}"
+
+    @property
     def name(self) -> str:
         """What tells this problem's run from another's, for people and for a journal."""
+        return f"{self.label} ({hashlib.sha256(repr(self._parts).encode()).hexdigest()[:8]})"
+
+    @property
+    def _parts(self) -> tuple:
         problem = self.problem
-        parts = (
+        return (
             __version__,
             problem.family.identifier,
             tuple(self.given.items()),
@@ -6537,10 +6548,6 @@ class ExactProblem:
             problem.cut,
             *((combination.name, combination.terms) for combination in problem.combinations),
         )
-        more = f" and {len(problem.keys) - 1} more" if len(problem.keys) > 1 else ""
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-        kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
-        return f"{show_target(problem.keys[0])}{more} of {problem.family.name} {kind} ({digest})"
 
 
 def probe_points(trace: Shared, primes: list[int], values: bytes, device: str) -> dict[str, Any]:
@@ -6612,7 +6619,7 @@ class Sampler:
 
     def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
         """What is expressed through masters. Raises ReductionError, InputError."""
-        return self.exact.columns
+        return self.exact.columns()
 
     def basis(self, outcome: Outcome) -> Iterable[Index]:
         return outcome.masters
@@ -6943,10 +6950,13 @@ class DifferentialProblem(ExactProblem):
     variables: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        digest = hashlib.sha256(repr((super().name, self.variables)).encode()).hexdigest()[:8]
+    def label(self) -> str:
         of = f"the masters of {self.problem.family.name} below {show(self.problem.targets[0])}"
-        return f"differential equations in {', '.join(self.variables)} for {of} ({digest})"
+        return f"differential equations in {', '.join(self.variables)} for {of}"
+
+    @property
+    def _parts(self) -> tuple:
+        return (*super()._parts, self.variables)
 
 
 class DifferentialSampler(Sampler):
@@ -6987,7 +6997,7 @@ def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> di
     matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in exact.variables}
     for (variable, *master), entries in outcome.reductions.items():
         matrices[variable][tuple(master)] = entries
-    record = exact_record(replace(exact, problem=replace(exact.problem, targets=())), replace(outcome, reductions={}))
+    record = exact_record(exact, replace(outcome, reductions={}))
     return record | {"differential_equation": {"masters": outcome.masters, "matrices": matrices}}
 
 
@@ -7012,7 +7022,7 @@ def differential_summary(exact: DifferentialProblem, outcome: ExactOutcome, outp
             f"{problem.family.name} {at}exact: {len(outcome.masters)} masters, equations in {', '.join(exact.variables)}, "
             f"{entries:,} entries that are not zero",
             *lines,
-            exact_costs(outcome),
+            exact_costs(exact, outcome),
             f"written to {output}",
         ]
     )
@@ -7049,6 +7059,10 @@ def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None
     }
     if problem.symmetries:
         record["symmetries"] = True
+    if problem.cut:
+        record["cuts"] = [cut_lines(problem.cut)]
+    if problem.combinations:
+        record["combinations"] = {combination.name: list(combination.terms) for combination in problem.combinations}
     if len(outcome.reductions) == 1:
         ((target, expression),) = outcome.reductions.items()
         record |= {"original_integral": target, "final_expr": expression}
@@ -7118,13 +7132,13 @@ def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> s
     )
     lines = [f"{problem.family.name} {f'at {given}, ' if given else ''}exact"]
     for target, expression in list(outcome.reductions.items())[:1]:
-        lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
+        lines.append(f"{show_target(target)} = sum of {len(expression)} terms" if expression else f"{show_target(target)} = 0")
         width = max((len(show(term)) for term in expression), default=0)
         for term, value in expression.items():
             lines.append(f"  {show(term):{width}}  {shortened(str(value))}")
     if len(outcome.reductions) > 1:
-        lines.append(f"and {len(outcome.reductions) - 1} more integrals")
-    lines.append(exact_costs(outcome))
+        lines.append(f"and {len(outcome.reductions) - 1} more {'targets' if problem.combinations else 'integrals'}")
+    lines.append(exact_costs(exact, outcome))
     lines.append(f"written to {output}")
     return "\n".join(lines)
 
@@ -7133,9 +7147,9 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
-def exact_costs(outcome: ExactOutcome) -> str:
+def exact_costs(exact: ExactProblem, outcome: ExactOutcome) -> str:
     counts = outcome.statistics
-    return (
+    return (f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else "") + (
         f"{counts['integrals']:,} integrals a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
         f"{counts['primes']} primes, degrees {counts['degrees']}; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
@@ -8248,20 +8262,20 @@ def _series_quotient(above: list, below: list, order: int, zero: Any) -> Iterato
 def expand_result(record: dict[str, Any], expansion: Expansion) -> dict[str, Any]:
     """The entry 'epsilon' of a result: {'d', 'symbol', 'order', 'reductions': {target: {master: {power: coefficient}}}}.
 
-    A master whose coefficient vanishes through this order has {}. Raises InputError where the coefficients are no functions of d.
+    One of differential equations has 'matrices' of the same kind, too. A master whose coefficient vanishes through this order has {}.
+    Raises InputError where the coefficients are no functions of d.
     """
     symbols = symbols_of(record)
     if record["prime"] is not None or "d" not in symbols:
         raise InputError("--epsilon: the coefficients of this result are not functions of d; reduce with d as a symbol")
-    if "differential_equation" in record:
-        raise InputError("--epsilon: a differential equation is not expanded; its entries are functions of d, put in there what d is")
     others = sorted(symbols - {"d"})
     cached = cache(lambda text, term: expand_coefficient(text, expansion, others, f"coefficient of {show(term)}"))
-    reductions = {
-        target: {term: cached(str(value), term) for term, value in expression.items()}
-        for target, expression in record["reductions"].items()
-    }
-    return {"d": expansion.text, "symbol": expansion.symbol, "order": expansion.order, "reductions": reductions}
+
+    def expanded(rows: dict[Any, dict[Index, Any]]) -> dict[Any, dict[Index, Any]]:
+        return {row: {term: cached(str(value), term) for term, value in entries.items()} for row, entries in rows.items()}
+
+    about = {"d": expansion.text, "symbol": expansion.symbol, "order": expansion.order, "reductions": expanded(record["reductions"])}
+    return about | ({"matrices": {x: expanded(matrix) for x, matrix in matrices_of(record).items()}} if matrices_of(record) else {})
 
 
 def symbols_of(record: dict[str, Any]) -> set[str]:
@@ -8274,8 +8288,13 @@ def symbols_of(record: dict[str, Any]) -> set[str]:
 def expressions_of(record: dict[str, Any]) -> Iterator[tuple[Index, dict[Index, Any]]]:
     """Reductions of a result, and the rows of its matrices."""
     yield from record["reductions"].items()
-    for matrix in record.get("differential_equation", {"matrices": {}})["matrices"].values():
+    for matrix in matrices_of(record).values():
         yield from matrix.items()
+
+
+def matrices_of(record: dict[str, Any]) -> dict[str, dict[Index, dict[Index, Any]]]:
+    """Of a result of differential equations, by variable; {} of others."""
+    return record["differential_equation"]["matrices"] if "differential_equation" in record else {}
 
 
 def names_in_coefficients(record: dict[str, Any]) -> set[str]:
@@ -8290,12 +8309,15 @@ def is_number(value: Any) -> bool:
 def epsilon_summary(record: dict[str, Any]) -> str:
     """The expansion of a single integral term by term, of several only how many there are."""
     own, reductions = record["epsilon"], record["epsilon"]["reductions"]
-    count = sum(map(len, reductions.values()))
+    count = sum(len(row) for rows in (reductions, *own.get("matrices", {}).values()) for row in rows.values())
     lines = [f"expanded with d = {own['d']} through {own['symbol']}**{own['order']}: {count} coefficient{'s' * (count != 1)}"]
     if len(reductions) == 1:
         ((target, expression),) = reductions.items()
         width = max((len(show(term)) for term in expression), default=0)
-        lines += [f"{show(target)} =", *(f"  {show(term):{width}}  {series_text(c, own['symbol'])}" for term, c in expression.items())]
+        lines += [
+            f"{show_target(target)} =",
+            *(f"  {show(term):{width}}  {series_text(c, own['symbol'])}" for term, c in expression.items()),
+        ]
     return "\n".join(lines)
 
 
@@ -8357,34 +8379,44 @@ def write_exports(record: dict[str, Any], output: Path, names: Iterable[str]) ->
 def expanded_record(record: dict[str, Any]) -> dict[str, Any]:
     """A result with the truncated series as coefficients, in texts; 'truncated' says what d is, the symbol and the order."""
     own = record["epsilon"]
-    reductions = {
-        target: {term: series_text(series, own["symbol"]) for term, series in expression.items() if series}
-        for target, expression in own["reductions"].items()
-    }
+
+    def texts(rows: dict[Any, dict[Index, Any]]) -> dict[Any, dict[Index, str]]:
+        return {row: {term: series_text(c, own["symbol"]) for term, c in entries.items() if c} for row, entries in rows.items()}
+
     about = {name: own[name] for name in ("d", "symbol", "order")}
-    return {key: value for key, value in record.items() if key != "epsilon"} | {"reductions": reductions, "truncated": about}
+    result = {key: value for key, value in record.items() if key != "epsilon"} | {
+        "reductions": texts(own["reductions"]),
+        "truncated": about,
+    }
+    if "matrices" in own:
+        matrices = {x: texts(matrix) for x, matrix in own["matrices"].items()}
+        result["differential_equation"] = record["differential_equation"] | {"matrices": matrices}
+    return result
 
 
 def export_text(record: dict[str, Any], name: str) -> str:
     """A result in one of the formats; coefficients modulo a prime are integers, and the prime stands in the header. Raises InputError."""
     header = {"program": "ibp_reduce", "format": EXPORT_FORMAT, "export": name, "version": __version__}
-    header |= {key: record[key] for key in ("family", "prime", "d", "kinematics", "truncated", "unreduced") if key in record}
-    matrices = record["differential_equation"]["matrices"] if "differential_equation" in record else {}
+    about = ("family", "prime", "d", "kinematics", "truncated", "symmetries", "cuts", "unreduced")
+    header |= {key: record[key] for key in about if key in record}
+    matrices = matrices_of(record)
     if matrices:
         header["variables"] = list(matrices)
     if name == "json":
         return _json_text(header, record["reductions"], matrices)
-    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), FORM_OWN if matrices else FORM_OWN[:2])
+    named = [target for target in record["reductions"] if isinstance(target, str)]
+    own = FORM_OWN if matrices else FORM_OWN[:2]
+    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), own, named)
     before, after = integral_brackets(name, record["family"])
     rules = []
     sides = [("", *rule) for rule in record["reductions"].items()]
     sides += [(variable, *row) for variable, matrix in matrices.items() for row in matrix.items()]
     for variable, target, expression in sides:
-        integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in (target, *expression)]
-        integrals[0] = derivative_text(name, variable, integrals[0])
+        integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in expression]
+        left = target if isinstance(target, str) else f"{before}{','.join(map(str, target))}{after}"
         factors = [_factor(value, name) for value in expression.values()]
-        terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals[1:], factors)]
-        rules.append((integrals[0], terms or ["0"]))
+        terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals, factors)]
+        rules.append((derivative_text(name, variable, left), terms or ["0"]))
     opening, closing = COMMENTS[name]
     body = {"form": _form_text, "sympy": _sympy_text}.get(name, _mathematica_text)(rules)
     return f"{opening}{json.dumps(header)}{closing}\n{body}"
@@ -8411,7 +8443,9 @@ def _json_text(header: dict[str, Any], reductions: dict[Index, dict], matrices: 
     sides = [({}, *rule) for rule in reductions.items()]
     sides += [({"variable": variable}, *row) for variable, matrix in matrices.items() for row in matrix.items()]
     rules = [
-        more | {"integral": target, "terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
+        more
+        | {"combination" if isinstance(target, str) else "integral": target}
+        | {"terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
         for more, target, expression in sides
     ]
     return f'{{"header": {json.dumps(header)},\n"reductions": [\n' + ",\n".join(map(json.dumps, rules)) + "\n]}\n"
@@ -8433,18 +8467,27 @@ def derivative_text(name: str, variable: str, integral: str) -> str:
     return f"D({variable})*{integral}" if name == "form" else f"D{integral[:2]}{variable},{integral[2:]}"
 
 
-def check_export_names(name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2]) -> None:
+def check_export_names(
+    name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2], combinations: Sequence[str] = ()
+) -> None:
     """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them.
 
-    own: functions that the export to FORM uses.
+    own: functions that the export to FORM uses. combinations: names of targets, which become symbols.
     """
-    bad = [] if name in ("sympy", "json") else sorted(s for s in symbols if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
+    if combinations and name == "kira":
+        raise InputError(f"--export kira: holds integrals only; the combination {combinations[0]} goes to mathematica, form, json or sympy")
+    if clash := {"G", family}.intersection(combinations) | set(symbols).intersection(combinations) if name != "json" else ():
+        raise InputError(f"--export {name}: {min(clash)} would be a combination and something else there; rename it, or export to json")
+    used = (*symbols, *combinations)
+    bad = [] if name in ("sympy", "json") else sorted(s for s in used if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
+    bad += [s for s in combinations if name == "sympy" and not (s.isidentifier() and s.isascii())]
     if name in ("mathematica", "kira"):
-        bad += sorted(MATHEMATICA_OWN.intersection(symbols))
+        bad += sorted(MATHEMATICA_OWN.intersection(used))
     if name == "form":
-        bad += sorted(set(own).intersection((*symbols, family)) | {family}.intersection(symbols))
+        bad += sorted(set(own).intersection((*used, family)) | {family}.intersection(symbols))
     if bad:
-        raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to json or sympy")
+        others = "json" if name == "sympy" else "json or sympy"
+        raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to {others}")
 
 
 def _factor(value: int | Fraction | str, name: str) -> str:
@@ -8513,7 +8556,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
                 [
                     (
                         rule.get("variable", ""),
-                        tuple(rule["integral"]),
+                        rule["combination"] if "combination" in rule else tuple(rule["integral"]),
                         [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]],
                     )
                     for rule in data["reductions"]
@@ -8536,7 +8579,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, list[tuple[Index, str]]]]:
+def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
     """Variable ('' in a reduction), target, and its terms as (integral, coefficient). Raises ValueError."""
     before, after = integral_brackets(name, family)
     if name == "sympy":
@@ -8559,7 +8602,10 @@ def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, lis
     for left, right in sides:
         derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left)
         variable = derivative[1] or derivative[3] if derivative else ""
-        target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
+        if re.fullmatch(r"\s*[A-Za-z_]\w*\s*", left):  # a combination
+            target, rest = left.strip(), "1"
+        else:
+            target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
         if rest != "1":
             raise ValueError(f"{left.strip()[:40]!r} is not one integral")
         rules.append((variable, target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
@@ -8599,6 +8645,7 @@ class CertificateError(ReductionError):
 class Certificate:
     """reductions[k]: target and expression, which differ by sum_j multiplier_j * identity_j modulo the prime at the point.
 
+    A target that is a name stands for one of the combinations: {name: ((integral, text of its coefficient), …)}.
     masters: what the expressions may contain, beside unreduced; digest: of the identities at the point; operator [M], seed [M, n]:
     identities; lines start[k]:start[k+1] of identity [L] and multiplier [L] belong to target k, identity [L] is a row of the former.
     """
@@ -8614,6 +8661,7 @@ class Certificate:
     start: np.ndarray
     identity: np.ndarray
     multiplier: np.ndarray
+    combinations: dict[str, tuple[tuple[Index, str], ...]] = field(default_factory=dict)
 
 
 def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
@@ -8622,7 +8670,7 @@ def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
     order, first = sorted_rows(proof.operator, *proof.seed.T)
     identity = np.zeros(len(order), np.int64)
     identity[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
-    start = np.searchsorted(proof.column, np.arange(len(problem.targets) + 1))
+    start = np.searchsorted(proof.column, np.arange(len(problem.keys) + 1))
     return Certificate(
         problem.family,
         problem.point,
@@ -8635,6 +8683,7 @@ def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
         start,
         identity,
         proof.value,
+        {combination.name: combination.terms for combination in problem.combinations},
     )
 
 
@@ -8652,6 +8701,7 @@ def pack_certificate(certificate: Certificate) -> bytes:
         "kinematics": {name: str(value) for name, value in own.point.invariants},
         "masters": own.masters,
         "unreduced": own.unreduced,
+        "combinations": own.combinations,
         "reductions": [[target, list(expression.items())] for target, expression in own.reductions.items()],
         "identities": own.digest,
         "arrays": {name: [values.dtype.str, values.size] for name, values in arrays.items()},
@@ -8711,7 +8761,14 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         arrays.append(np.frombuffer(data, kind, size, begin).astype(np.int64))
         begin += kind.itemsize * size
     operator, seed, start, step, multiplier = arrays
-    identity, reductions = np.cumsum(step), {_indices(t, family): _expression(e, family, point.prime) for t, e in header["reductions"]}
+    combinations = {
+        name: tuple((_indices(integral, family), str(text)) for integral, text in terms)
+        for name, terms in header.get("combinations", {}).items()
+    }
+    identity, reductions = np.cumsum(step), {}
+    for target, expression in header["reductions"]:
+        named = isinstance(target, str) and target in combinations
+        reductions[target if named else _indices(target, family)] = _expression(expression, family, point.prime)
     if len(start) != len(reductions) + 1 or start[0] != 0 or start[-1] != len(step) or (np.diff(start) < 0).any() or not len(reductions):
         raise ValueError("multipliers of another number of targets")
     if len(step) != len(multiplier) or len(step) and not 0 <= identity.min() <= identity.max() < len(operator):
@@ -8732,6 +8789,7 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         start,
         identity,
         multiplier,
+        combinations,
     )
 
 
@@ -8791,10 +8849,11 @@ class Verifier:
     def digest(self) -> str:
         return identities_digest((k, shift, row) for k, operator in enumerate(self.terms) for shift, row in operator)
 
-    def check(self, claim: Expression, operator: np.ndarray, seed: np.ndarray, multiplier: np.ndarray) -> int:
+    def check(self, claim: Expression, operator: np.ndarray, seed: np.ndarray, multiplier: np.ndarray, cut: int = 0) -> int:
         """Number of terms that were added up, if sum of multiplier * identity(operator, seed) is the claim, a linear combination.
 
-        Integrals of scaleless sectors are zero. Raises CertificateError with an integral that the two sides do not share.
+        Integrals of scaleless sectors are zero, and so are those without the lines of a cut.
+        Raises CertificateError with an integral that the two sides do not share.
         """
         if len(operator) and not 0 <= operator.min() <= operator.max() < len(self.terms):
             raise CertificateError(f"operator {operator.max()} is used; there are {len(self.terms)}")
@@ -8819,7 +8878,8 @@ class Verifier:
         (keys,), (values,) = _added_up(keys, values, p)
         left = np.column_stack([keys // a % span for a, span in zip(places, spans)]).astype(np.int64) + low
         for integral, value in zip(map(tuple, left.tolist()), values.tolist()):
-            if not self.is_scaleless(sum(1 << i for i, a in enumerate(integral) if a > 0)):
+            bits = sum(1 << i for i, a in enumerate(integral) if a > 0)
+            if bits & cut == cut and not self.is_scaleless(bits):
                 raise CertificateError(f"{show(integral)} is left with coefficient {value} modulo {p}")
         return count
 
@@ -8931,60 +8991,118 @@ def verify_certificate(certificate: Certificate, verifier: Verifier | None = Non
     allowed, count = {*own.masters, *own.unreduced}, 0
     for k, (target, expression) in enumerate(own.reductions.items()):
         if foreign := [term for term in expression if term not in allowed]:
-            raise CertificateError(f"{show(target)}: {show(foreign[0])} is not in its list of masters")
+            raise CertificateError(f"{show_target(target)}: {show(foreign[0])} is not in its list of masters")
         lines = slice(own.start[k], own.start[k + 1])
         used = own.identity[lines]
         try:
-            count += verifier.check(
-                difference(target, expression, own.point.prime), own.operator[used], own.seed[used], own.multiplier[lines]
-            )
-        except CertificateError as error:
-            raise CertificateError(f"{show(target)} is not proven: {error}") from None
+            whole = Combination(target, own.combinations[target]).at(own.point) if isinstance(target, str) else {target: 1}
+            claim = difference(whole, expression, own.point.prime)
+            count += verifier.check(claim, own.operator[used], own.seed[used], own.multiplier[lines])
+        except (CertificateError, InputError) as error:
+            raise CertificateError(f"{show_target(target)} is not proven: {error}") from None
     return count
 
 
-def difference(target: Index, expression: Expression, p: int) -> Expression:
-    """target - expression."""
+def difference(whole: Expression, expression: Expression, p: int) -> Expression:
+    """whole - expression."""
     claim = {term: -value % p for term, value in expression.items()}
-    return claim | {target: (claim.get(target, 0) + 1) % p}
+    return claim | {term: (claim.get(term, 0) + value) % p for term, value in whole.items()}
 
 
-def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> tuple[int, list[Point]]:
-    """Number of identities used and the points at which a result was found right; one modulo a prime is checked where it was made.
+@dataclass(frozen=True)
+class Verified:
+    """What a verification used: numbers of identities and of relations by symmetries, and the points."""
+
+    identities: int
+    relations: int
+    points: tuple[Point, ...]
+
+
+def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> Verified:
+    """Find a result right at random points, one modulo a prime where it was made. Raises CertificateError.
 
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
-    is checked as a certificate is, so neither the solver nor the choice of masters is trusted. Raises CertificateError.
+    is checked as a certificate is, so neither the solver nor the choice of masters is trusted. A result with symmetries may differ by
+    relations that maps of sectors give, of which `find_shifts` proves each by substitution. One with cuts is checked cut by cut, for the
+    integrals that have its lines.
     """
     combinations = _claimed_combinations(record, family)
+    if any(line > family.lines for lines in record.get("cuts", ()) for line in lines):
+        raise CertificateError(f"its cuts have lines that {family.name} has not")
+    cuts = [sum(1 << line - 1 for line in set(lines)) for lines in record.get("cuts") or [[]]]
     points: list[Point] = []
+    relations: tuple[MasterRelation, ...] | None = None if record.get("symmetries") else ()
     identities = 0
     for _ in range(RESULT_CHECKS if record["prime"] is None else 1):
         point, claims = _draw_check(record, family, combinations)
-        integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
-        outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters)))
-        verifier, p = Verifier(family, point), point.prime
-        first = np.searchsorted(outcome.proof.column, np.arange(len(integrals) + 1)).tolist()
-        place = {integral: slice(first[k], first[k + 1]) for k, integral in enumerate(integrals)}
-        for name, claim in claims.items():
-            parts = [(value, outcome.proof.lines(place[integral])) for integral, value in claim.items()]
-            lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in parts]
-            proof = Multipliers.join(lines, family.n).merged(p)
-            identities += len(proof.value)
-            try:
-                verifier.check(claim, proof.operator, proof.seed, proof.value)
-            except CertificateError as error:
-                at = show_point(point)
-                if outcome.unreduced:
-                    left = show(outcome.unreduced[0])
-                    raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
-                raise CertificateError(f"{name} is wrong at {at}: {error}") from None
+        if relations is None:
+            every = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
+            relations = reduce(Problem(family, generic_point(family), every, symmetries=True, map_integrals=False)).relations
+        for cut in cuts:
+            own = {name: {i: value for i, value in claim.items() if sector_of(i) & cut == cut} for name, claim in claims.items()}
+            identities += _check_claims(own, family, point, relations, cut, reduce)
         points.append(point)
-    return identities, points
+    return Verified(identities, len(relations or ()), tuple(points))
+
+
+def _check_claims(
+    claims: dict[str, Expression],
+    family: Family,
+    point: Point,
+    relations: Sequence[MasterRelation],
+    cut: int,
+    reduce: Callable[[Problem], Outcome],
+) -> int:
+    """Number of identities by which combinations of integrals vanish, given what the relations say. Raises CertificateError."""
+    integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
+    if not integrals:
+        return 0
+    outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters), combinations=tuple(relations), cut=cut))
+    verifier, p = Verifier(family, point), point.prime
+    keys = [*integrals, *(relation.name for relation in relations)]
+    first = np.searchsorted(outcome.proof.column, np.arange(len(keys) + 1)).tolist()
+    place = {key: slice(*first[k : k + 2]) for k, key in enumerate(keys)}
+    solved = _labelled(outcome.reductions, relations, p)
+    identities = 0
+    for name, claim in claims.items():
+        rest: dict[Any, int] = {}
+        for integral, value in claim.items():
+            _subtract(rest, outcome.reductions[integral], p - value, p)
+        used = [(relations[k], value) for k, value in put_in(rest, solved, p).items() if isinstance(k, int)]
+        parts = [(value, place[integral]) for integral, value in claim.items()]
+        for relation, value in used:
+            claim = difference(claim, {integral: v * value % p for integral, v in relation.at(point).items()}, p)
+            parts.append((p - value, place[relation.name]))
+        pieces = [(value, outcome.proof.lines(lines)) for value, lines in parts]
+        lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in pieces]
+        proof = Multipliers.join(lines, family.n).merged(p)
+        identities += len(proof.value)
+        try:
+            verifier.check(claim, proof.operator, proof.seed, proof.value, cut)
+        except CertificateError as error:
+            at = show_point(point)
+            if outcome.unreduced:
+                left = show(outcome.unreduced[0])
+                raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
+            raise CertificateError(f"{name} is wrong at {at}: {error}") from None
+    return identities
+
+
+def _labelled(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> Solved:
+    """The relations solved for their heaviest masters; k stands for what relation k is, so that it is known which were used."""
+    solved: Solved = {}
+    for k, relation in enumerate(relations):
+        row = put_in(rows[relation.name] | {k: p - 1}, solved, p)
+        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
+        if pivot is not None:
+            solve_for(pivot, row, solved, p)
+    return solved
 
 
 def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
     """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
-    _check_range({integral for row, expression in expressions_of(record) for integral in (row, *expression)}, family)
+    used = {integral for row, expression in expressions_of(record) for integral in (row, *expression) if isinstance(integral, tuple)}
+    _check_range(used.union(integral for terms in record.get("combinations", {}).values() for integral, _ in terms), family)
     own = record.get("differential_equation")
     if own is None:
         return {}
@@ -9033,7 +9151,13 @@ def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values:
     def at(expression: dict[Index, Any]) -> Expression:
         return {term: _residue(value, values, p) for term, value in expression.items()}
 
-    claims = {show(target): difference(target, at(expression), p) for target, expression in record["reductions"].items()}
+    def whole(target: Index | str) -> Expression:
+        total: Expression = {}
+        for integral, text in [(target, 1)] if isinstance(target, tuple) else record["combinations"][target]:
+            total[integral] = (total.get(integral, 0) + _residue(text, values, p)) % p
+        return total
+
+    claims = {show_target(target): difference(whole(target), at(expression), p) for target, expression in record["reductions"].items()}
     for (variable, master), combination in combinations.items():
         row = at(record["differential_equation"]["matrices"][variable][master])
         claim = combination_at(combination, point)
@@ -9092,18 +9216,33 @@ def _check_record(record: Any) -> None:
     lengths = set()
     if "differential_equation" in record:
         _check_matrices(record["differential_equation"], record["kinematics"])
+    named = record.get("combinations", {})
+    _check_origin(record, named)
     for target, expression in expressions_of(record):
-        for integral in (target, *expression):
+        whole = [integral for integral, _ in named[target]] if isinstance(target, str) else [target]
+        for integral in (*whole, *expression):
             if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
                 raise ValueError(f"{integral!r} is no integral")
             lengths.add(len(integral))
         if any(type(value) not in kinds for value in expression.values()):
-            raise ValueError(f"a coefficient of {show(target)} is of another type")
+            raise ValueError(f"a coefficient of {show_target(target)} is of another type")
     if len(lengths) != 1 or type(record["kinematics"]) is not dict:
         raise ValueError("integrals of several families, or none")
-    for value in {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}:
+    texts = {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}
+    for value in texts.union(text for terms in named.values() for _, text in terms):
         with suppress(ZeroDivisionError):  # at this point alone
             calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
+
+
+def _check_origin(record: dict[str, Any], named: Any) -> None:
+    """Raises ValueError, or one of UNREADABLE, where combinations or cuts are not what they should be."""
+    if any(type(name) is not str or any(type(text) is not str for _, text in terms) for name, terms in named.items()):
+        raise ValueError("a combination that is none")
+    if not set(named).issuperset(target for target in record["reductions"] if isinstance(target, str)):
+        raise ValueError("a combination of unknown integrals")
+    lines = [line for lines in record.get("cuts", []) for line in lines]
+    if any(type(line) is not int or not 0 < line <= 60 for line in lines) or record.get("symmetries", True) is not True:
+        raise ValueError("cuts or symmetries that are none")
 
 
 def _check_matrices(own: Any, kinematics: Any) -> None:
@@ -9767,6 +9906,7 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int) -> LinearSyst
 # =====================================================================================================================
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
+DEFAULT_PRIME = 1009
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
@@ -9798,7 +9938,7 @@ class Options:
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
     kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
-    prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
+    prime: int | None = _option(None, f"all arithmetic is modulo this prime, below 2**31 (default: {DEFAULT_PRIME})")
     paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
     masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
     condor: bool = _option(False, "run on an HTCondor pool; this program must be on a host that can submit jobs")
@@ -10176,8 +10316,9 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
     return point
 
 
-def check_prime(prime: int) -> int:
-    """Raises InputError."""
+def check_prime(prime: int | None) -> int:
+    """The prime of a run modulo one. Raises InputError."""
+    prime = DEFAULT_PRIME if prime is None else prime
     if not is_usable_prime(prime):
         raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
     return prime
@@ -10193,7 +10334,7 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         if others:
             names = ", ".join(each.family.name for each in (request, *others))
             raise InputError(f"this is for one family at a time: choose by --family out of {names}")
-    check_modular_targets(options, request)
+    check_certified(options)
     family = request.family
     point = parse_point(options, family, request.integrals)
     default = options.integral is None and options.integrals is None and options.kira_config is None
@@ -10210,25 +10351,20 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         request.combinations,
         options.symmetries,
     )
-    for combination in problem.combinations:
-        combination.at(point)  # a slip in a coefficient is found now
+    if not is_exact(options):
+        for combination in problem.combinations:
+            combination.at(point)  # a slip in a coefficient is found now
     return problem
 
 
-def check_modular_targets(options: Options, request: Request) -> None:
-    """Raises InputError where something is asked for that knows integrals only as targets."""
-    asked = {
-        "--exact": options.exact,
-        "--symbols": options.symbols is not None,
-        "--differential-equation": options.differential_equation is not None,
-        "--certificate": options.certificate is not None,
-        "--export": bool(options.export),
-    }
-    name = next((name for name, given in asked.items() if given), None)
-    if name is not None and (options.symmetries or options.cut):
-        raise InputError(f"{name} is for whole reductions by identities: leave out --symmetries and --cut")
-    if name is not None and request.combinations:
-        raise InputError(f"{name} is for integrals: {request.combinations[0].name} is a combination; give its integrals as targets")
+def is_exact(options: Options) -> bool:
+    return options.exact or options.symbols is not None or options.differential_equation is not None
+
+
+def check_certified(options: Options) -> None:
+    """Raises InputError where something is asked for that a certificate does not show."""
+    if options.certificate is not None and (options.symmetries or options.cut):
+        raise InputError("--certificate is for whole reductions by identities: leave out --symmetries and --cut; --verify checks those")
 
 
 def make_cuts(options: Options, problem: Problem, nonzero: Callable[[], Sequence[int]]) -> tuple[int, ...]:
@@ -10351,7 +10487,8 @@ def check_output_options(options: Options) -> None:
         raise InputError(f"--order {options.order}: give --epsilon, too")
     if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
         raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
-    if options.epsilon is not None and options.convert is None and "d" not in (options.symbols or "").replace(" ", "").split(","):
+    in_d = options.differential_equation is not None or "d" in (options.symbols or "").replace(" ", "").split(",")
+    if options.epsilon is not None and options.convert is None and not in_d:
         raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
 
 
@@ -10432,7 +10569,7 @@ def list_families() -> str:
     return "\n".join(lines)
 
 
-def plan(problem: Problem, shelves: Sequence[Store]) -> str:
+def plan(problem: Problem, shelves: Sequence[Store], exact: ExactProblem | None = None) -> str:
     """What a dry run says."""
     knowledge = Knowledge()
     for shelf in shelves:
@@ -10444,7 +10581,7 @@ def plan(problem: Problem, shelves: Sequence[Store]) -> str:
         [
             f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
             f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
-            f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
+            exact.label if exact else f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
             f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
         ]
     )
@@ -10475,7 +10612,7 @@ def run_reduction(options: Options) -> int:
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
     for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, ())
+        check_export_names(name, problem.family.name, (), combinations=[c.name for c in problem.combinations])
     if len(cuts) == 1:
         problem = replace(problem, cut=cuts[0])
     if len(cuts) > 1:
@@ -10534,7 +10671,8 @@ def convert_result(options: Options) -> int:
         if os.path.realpath(path) == os.path.realpath(source):
             raise InputError(f"{what} {path}: is the result to be converted; give another --output")
     for name in names:
-        check_export_names(name, record["family"], symbols_of(record))
+        named = [target for target in record["reductions"] if isinstance(target, str)]
+        check_export_names(name, record["family"], symbols_of(record), combinations=named)
     if options.epsilon is not None:
         record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, symbols_of(record)))
     if own:
@@ -10576,9 +10714,9 @@ def verify_certificate_content(content: bytes) -> str:
     return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
 
 
-def show_targets(targets: Iterable[Index]) -> str:
+def show_targets(targets: Iterable[Index | str]) -> str:
     first, *others = targets
-    return f"{show(first)} and {len(others)} more" if others else show(first)
+    return f"{show_target(first)} and {len(others)} more" if others else show_target(first)
 
 
 def verify_result_file(path: Path, options: Options) -> str:
@@ -10598,11 +10736,11 @@ def verify_result_file(path: Path, options: Options) -> str:
             return Controller(problem, executor, shelves, progress, certify=True).run()
 
     try:
-        identities, points = verify_result(record, family, reduce)
+        found = verify_result(record, family, reduce)
     finally:
         progress.close()
-    primes = ", ".join(str(point.prime) for point in points)
-    where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
+    primes = ", ".join(str(point.prime) for point in found.points)
+    where = f"at {len(found.points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(found.points[0])}"
     symbols = sorted(symbols_of(record))
     values = f" and values of {', '.join(symbols)}" if symbols else ""
     own = record.get("differential_equation")
@@ -10611,7 +10749,10 @@ def verify_result_file(path: Path, options: Options) -> str:
         if own is None
         else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
     )
-    return f"{what} of {name} {where}{values}, by {identities:,} identities"
+    cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
+    where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
+    by = f"{found.identities:,} identities" + f" and {found.relations:,} relations by symmetries" * ("symmetries" in record)
+    return f"{what} of {name} {where}{values}, by {by}"
 
 
 def run_families(options: Options, requests: Sequence[Request]) -> int:
@@ -10658,7 +10799,7 @@ def joined_record(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for name, count in record["statistics"].items():
             joined["statistics"][name] = joined["statistics"].get(name, 0) + count
         record |= {key: [label(term) for term in record[key]] for key in ("masters", "unreduced")}
-    for key in ("original_integral", "final_expr"):
+    for key in ("original_integral", "final_expr", "combinations"):
         joined.pop(key, None)
     joined |= {key: [term for record in records for term in record[key]] for key in ("masters", "unreduced")}
     joined |= {key: sum(record[key] for record in records) for key in ("steps", "time")}
@@ -10837,17 +10978,21 @@ def make_exact_problem(options: Options) -> ExactProblem:
     """Raises InputError."""
     if options.exact and options.symbols is not None:
         raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
-    if options.prime != Options.prime:
+    if options.prime is not None:
         raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
     if options.batch is not None:
         raise InputError(f"--batch {options.batch}: the tasks of an exact run are points; leave it out")
     if options.certificate is not None:
         raise InputError("--certificate: an exact result is proven by --verify RESULT, at random primes and points")
     check_device(options.device)
+    if len(options.cut) > 1 or options.cut == ("spanning",):
+        raise InputError("several cuts are put together modulo a prime only; give one --cut to an exact run, or none for the whole")
     problem = make_problem(replace(options, prime=MAX_PRIME))
-    exact = ExactProblem(problem, parse_symbols(options, problem.family))
+    cuts = make_cuts(options, problem, tuple)
+    exact = ExactProblem(replace(problem, cut=cuts[0] if cuts else 0), parse_symbols(options, problem.family))
+    exact.columns()  # a slip in a coefficient is found now
     for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, exact.symbols)
+        check_export_names(name, problem.family.name, exact.symbols, combinations=[c.name for c in problem.combinations])
     if options.epsilon is not None:
         parse_expansion(options.epsilon, options.order or 0, problem.family.symbols)
     return exact
@@ -10875,20 +11020,23 @@ def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], 
 
 def make_differential_problem(options: Options) -> DifferentialProblem:
     """Raises InputError."""
-    for name, taken in (("exact", options.exact), ("symbols", options.symbols), ("epsilon", options.epsilon)):
+    for name, taken in (("exact", options.exact), ("symbols", options.symbols)):
         if taken:
             raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
     if "kira" in parse_formats(options.export):
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     family = load_family(options.family)
     variables, symbols = parse_variables(options, family)
+    if options.epsilon is not None and "d" not in symbols:
+        raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
     for name in parse_formats(options.export):
         check_export_names(name, family.name, symbols, FORM_OWN)
     everything = ",".join(["1"] * family.lines + ["0"] * family.isps)
     integral = everything if options.integral is None and options.integrals is None else options.integral
     exact = make_exact_problem(replace(options, integral=integral, symbols=",".join(symbols)))
-    targets = tuple(dict.fromkeys(corner(sector_of(target), family.n) for target in exact.problem.targets))
-    problem = replace(exact.problem, targets=targets, paper_masters_only=bool(family.paper_masters))
+    targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
+    published = bool(family.paper_masters) and not exact.problem.symmetries
+    problem = replace(exact.problem, targets=targets, combinations=(), paper_masters_only=published)
     return DifferentialProblem(problem, exact.symbols, variables)
 
 
@@ -10901,7 +11049,7 @@ def run_exact(options: Options) -> int:
     check_paths(options, output, work, path)
     shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
     if options.dry_run:
-        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)]))
+        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)], exact))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     progress = Progress(options.quiet, lines=True)
@@ -10936,6 +11084,9 @@ def run_exact(options: Options) -> int:
         directory.clear()  # only now that the result is safe
     if not options.quiet:
         print((differential_summary if differential else exact_summary)(exact, outcome, output))
+        if exact.problem.cut:
+            nonzero = known_nonzero_sectors(exact.problem.family, shelves)
+            print(describe_cuts([exact.problem.cut], lowest_sectors(nonzero, list(map(sector_of, exact.problem.integrals)))))
         if options.epsilon is not None:
             print(epsilon_summary(record))
         for what, place in further_outputs(options, output).items():
@@ -10947,7 +11098,8 @@ def run_point_benchmark(options: Options) -> int:
     """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
     if options.benchmark_points < 1:
         raise InputError(f"--benchmark-points {options.benchmark_points}: expected the number of points")
-    problem = make_exact_problem(options).problem
+    exact = make_exact_problem(options)
+    problem = exact.problem
     rng, symbols = np.random.default_rng(1), problem.family.symbols
     primes = list(itertools.islice(probe_primes(rng), max(options.benchmark_points // 50, 2)))
     first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
@@ -10955,9 +11107,10 @@ def run_point_benchmark(options: Options) -> int:
     started = time.perf_counter()
     path = Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
     shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
-    trace, _ = record_trace(replace(problem, point=point), shelves, Progress(options.quiet))
+    columns = replace(problem, point=point, targets=(), combinations=exact.columns(), map_integrals=False)
+    trace, _ = record_trace(columns, shelves, Progress(options.quiet))
     live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
-    print(f"{show(problem.targets[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
+    print(f"{show_target(problem.keys[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
     print(f"{'points':>8}{'seconds':>10}{'ms/point':>10}{'peak MB':>9}")
     counts = sorted(
         {n for k in range(7) for n in (10**k, 2 * 10**k, 5 * 10**k) if n < options.benchmark_points} | {options.benchmark_points}
@@ -11113,7 +11266,7 @@ def perform(options: Options) -> int:
         (options.convert is not None, convert_result),
         (options.benchmark_points is not None, run_point_benchmark),
         (options.system is not None, run_system),
-        (options.exact or options.symbols is not None or options.differential_equation is not None, run_exact),
+        (is_exact(options), run_exact),
     )
     return next((run for wanted, run in modes if wanted), run_reduction)(options)
 
