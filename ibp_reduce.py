@@ -138,6 +138,10 @@ class InputError(ReductionError):
     """The user's input is wrong (exit code 2)."""
 
 
+class SingularPoint(ReductionError):
+    """At this point modulo this prime something vanishes that does not vanish in general."""
+
+
 # =====================================================================================================================
 # Constants
 # =====================================================================================================================
@@ -541,23 +545,32 @@ class Algebra:
     """A family's propagators as polynomials in the momenta, over the rational functions of d and the invariants.
 
     momenta: generators for the loop, then the external momenta; propagators: quadratic forms in them; masses: what is subtracted;
-    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1. Raises InputError.
+    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1; names: the symbols as
+    functions, but for those that have numbers. Raises InputError.
     """
 
-    def __init__(self, family: Family, where: str = ""):
-        from sympy import QQ
-        from sympy.polys.fields import field as rational_functions
+    def __init__(self, family: Family, where: str = "", numbers: dict[str, Fraction] | None = None):
         from sympy.polys.rings import ring
 
         where = where or f"family {family.name}"
-        self.functions, *symbols = rational_functions(list(family.symbols), QQ)
-        momenta_ring, *self.momenta = ring([*family.loop_momenta, *family.external_momenta], self.functions.to_domain())
-        invariants = dict(zip(family.symbols, symbols)) | {"1": self.functions.one}
-        vectors = dict(zip([*family.loop_momenta, *family.external_momenta], self.momenta))
-        self.propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-        self.masses = [self.functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-        self.externals = _external_products(family, invariants, self.functions, where)
+        self.functions, self.names = function_field(family, numbers or {})
+        momenta = [*family.loop_momenta, *family.external_momenta]
+        self.ring, *self.momenta = ring(momenta, self.functions.to_domain())
+        vectors = dict(zip(momenta, self.momenta))
+        self.propagators = [_propagator(text, vectors, self.names, self.ring, where) for text, _ in family.propagators]
+        self.masses = [self.functions(evaluate(mass, self.names, where)) for _, mass in family.propagators]
+        self.externals = _external_products(family, self.names, self.functions, where)
         self.in_propagators = _scalar_products_to_propagators(family, self.propagators, self.masses, self.externals, self.functions, where)
+
+
+def function_field(family: Family, numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
+    """The rational functions of d and the invariants, and what `evaluate` needs to make them; symbols with numbers are these."""
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+
+    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    given = {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
+    return functions, dict(zip(family.symbols, symbols)) | {"1": functions.one} | given
 
 
 def derive_identities(family: Family) -> tuple[Operator, ...]:
@@ -789,6 +802,50 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
             shifts.append(shift)
             rows.append(row)
     return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+
+
+def combination_at(combination: Operator, point: Point) -> Expression:
+    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
+    if not combination:
+        return {}
+    at = evaluate_identities([combination], point)
+    values = at.coefficient.sum(1) % point.prime
+    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
+
+
+def mass_dimension(terms: Operator) -> int | None:
+    """Of an identity, or of a combination less what d gives, in units of a squared mass; None where the terms differ."""
+    dimensions = set()
+    for shift, coefficients in terms:
+        for _, numerator, denominator in coefficients:
+            above, below = ({sum(exponents[1:]) for exponents, _ in poly} for poly in (numerator, denominator))
+            if len(above) != 1 or len(below) != 1:
+                return None
+            dimensions.add(above.pop() - below.pop() - sum(shift))
+    return None if len(dimensions) > 1 else dimensions.pop() if dimensions else 0
+
+
+@dataclass(frozen=True)
+class Column:
+    """A linear combination of integrals, exact in d and the invariants: (integral, coefficients to be added up), each integral once."""
+
+    name: Any
+    terms: Operator
+
+    def at(self, point: Point) -> Expression:
+        """Raises InputError where a denominator vanishes."""
+        return combination_at(self.terms, point)
+
+    @staticmethod
+    def of(name: Any, functions: dict[Index, Any]) -> Column:
+        """From rational functions of d and the invariants as coefficients."""
+        return Column(name, _freeze_operator({integral: {0: value} for integral, value in functions.items()}))
+
+
+def unit_column(integral: Index, symbols: int) -> Column:
+    """An integral itself, of a family with so many symbols."""
+    one = (((0,) * symbols, 1),)
+    return Column(integral, ((integral, ((0, one, one),)),))
 
 
 def identities_digest(terms: Iterable[tuple[int, Iterable[int], Iterable[int]]]) -> str:
@@ -1408,6 +1465,27 @@ def own_maps(geometry: Geometry, bits: int) -> tuple[SectorMap, ...]:
     _, orders = geometry.canonical(bits)
     found = [shift for order in orders for shift in find_shifts(geometry, geometry, list(zip(orders[0], order)))]
     return tuple({shift.rows: shift for shift in found if shift.shift}.values())
+
+
+def exact_image(found: SectorMap, integral: Index, functions: Any) -> dict[Index, Any]:
+    """An integral of the source through integrals of the target and its subsectors, with rational functions as coefficients."""
+    lines = {i - 1: j - 1 for i, j in found.lines}
+    start = [0] * len(integral)
+    for i, j in lines.items():
+        start[j] = integral[i]
+    total = {tuple(start): functions.one}
+    for row in (found.rows[i] for i, power in enumerate(integral) if i not in lines for _ in range(-power)):
+        factors = [(j - 1, _thaw(above, functions) / _thaw(below, functions)) for j, above, below in row]
+        terms: dict[Index, Any] = {}
+        for (indices, value), (j, factor) in itertools.product(total.items(), factors):
+            term = tuple(a - (i == j) for i, a in enumerate(indices))
+            terms[term] = terms.get(term, functions.zero) + value * factor
+        total = terms
+    return total
+
+
+def _thaw(polynomial: Polynomial, functions: Any) -> Any:
+    return functions(functions.ring.from_dict({exponents: functions.domain(value) for exponents, value in polynomial}))
 
 
 class NumericMap:
@@ -3491,23 +3569,32 @@ def find_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide:
     raise ReductionError(f"sector {bits}: {len(masters)} integrals with dots + s < {dots + s} are not reducible, and there seem to be more")
 
 
-@dataclass(frozen=True)
-class MasterRelation:
-    """A map of a sector into itself, applied to a master, as an equation: image - master = 0, which is solved for `solved`."""
+class MasterRelation(Column):
+    """A map of a sector, applied to one of its masters: image - master, which is zero and can be solved for the master `solved`."""
 
-    solved: Index
-    master: Index
-    image: SectorMap
+    @property
+    def solved(self) -> Index:
+        return self.name[0]
+
+    @staticmethod
+    def by(found: SectorMap, master: Index, solved: Index, functions: Any) -> MasterRelation:
+        image = exact_image(found, master, functions)
+        return MasterRelation.of((solved,), image | {master: image.get(master, functions.zero) - functions.one})
+
+    @staticmethod
+    def of(name: Any, functions: dict[Index, Any]) -> MasterRelation:
+        return MasterRelation(name, Column.of(name, functions).terms)
 
 
 def find_relations(
     own: Sequence[SectorMap], point: Point, generic: Equations, bits: int, known: SectorKnowledge
-) -> tuple[list[MasterRelation], SectorKnowledge]:
+) -> tuple[list[tuple[SectorMap, Index, Index]], SectorKnowledge]:
     """Relations between the masters of one sector by its maps into itself, and the rules found on the way.
 
-    A map takes identities to identities, so it acts on the space that the masters span, and its images of the masters give all its
-    relations. What they say about subsectors follows from the maps of these: the group of maps is finite, so that taking coinvariants is
-    exact. Hence it suffices to work without subsectors here, at the generic point.
+    Each is (map, master that it is applied to, master that it can be solved for). A map takes identities to identities, so it acts on the
+    space that the masters span, and its images of the masters give all its relations. What they say about subsectors follows from the maps
+    of these: the group of maps is finite, so that taking coinvariants is exact. Hence it suffices to work without subsectors here, at the
+    generic point.
     """
     masters = known.masters or ()
     images = [(master, shift, NumericMap(shift, point, generic.n)(master)) for shift in own for master in masters]
@@ -3523,38 +3610,56 @@ def find_relations(
     layout = layout_for(here, generic.n)
     keys = Sector(layout, bits).encode(np.array(here))
     result = reduce_sector(SectorTask(layout, bits, (bits,), generic, generic, known, masters, {}, keys, coefficients))
-    relations: list[MasterRelation] = []
-    solved: dict[Index, Expression] = {}
+    relations = []
+    solved: Solved = {}
     for column, (master, shift, _) in enumerate(images):
         if any(line[column] for line in result.unreduced.values()):
             continue  # a relation to what is no master says nothing
         row = {integral: line[column] for integral, line in result.masters.items() if line[column]}
-        if pivot := solve_for_heaviest(row, solved, generic.prime):
-            relations.append(MasterRelation(pivot, master, shift))
+        if row := put_in(row, solved, generic.prime):
+            pivot = max(row, key=weight)
+            solve_for(pivot, row, solved, generic.prime)
+            relations.append((shift, master, pivot))
     return relations, result.learned
 
 
-def solve_for_heaviest(row: Expression, solved: dict[Index, Expression], p: int) -> Index | None:
-    """Solve row = 0 for its heaviest integral, in terms of what `solved` does not give, and note it there; None if it gives nothing new."""
-    for integral in [integral for integral in row if integral in solved]:
-        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
-    if not row:
-        return None
-    pivot = max(row, key=weight)
-    inverse = -pow(row.pop(pivot), -1, p)
-    replacement = {integral: value * inverse % p for integral, value in row.items()}
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+
+
+def put_in(row: dict[Any, int], solved: Solved, p: int) -> dict[Any, int]:
+    """The row in terms of what is not solved for."""
+    row = dict(row)
+    for key in [key for key in row if key in solved]:
+        _subtract(row, {key: p - 1} | solved[key], p - row[key], p)
+    return row
+
+
+def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
+    """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for."""
+    inverse = -pow(row[pivot], -1, p)
+    replacement = {key: value * inverse % p for key, value in row.items() if key != pivot}
     for other in solved.values():
         if pivot in other:
             _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
     solved[pivot] = replacement
-    return pivot
 
 
-def without_solved(expression: Expression, solved: dict[Index, Expression], p: int) -> Expression:
-    """An expression in terms of the masters that symmetries leave."""
-    row = dict(expression)
-    for integral in [integral for integral in row if integral in solved]:
-        _subtract(row, {integral: p - 1} | solved[integral], p - row[integral], p)
+def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> dict[Any, Expression]:
+    """Rows through the masters that relations leave; those of the relations, under their names, are left out. Raises SingularPoint."""
+    solved: Solved = {}
+    for relation in relations:
+        row = put_in(rows[relation.name], solved, p)
+        if max(row, key=weight, default=None) != relation.solved:
+            raise SingularPoint(
+                f"a symmetry does not give {show(relation.solved)} through lighter masters at this point modulo {p}; "
+                "take another --prime or point"
+            )
+        solve_for(relation.solved, row, solved, p)
+    names = {relation.name for relation in relations}
+    return {name: _ordered(put_in(row, solved, p)) for name, row in rows.items() if name not in names}
+
+
+def _ordered(row: Expression) -> Expression:
     return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
@@ -3563,55 +3668,35 @@ def weight(indices: Sequence[int]) -> tuple:
     return (*sector_order(sector_of(indices)), *r_and_s(indices), *(abs(a) for a in reversed(indices)))
 
 
-def change_basis(reductions: dict[Index, Expression], preferred: Sequence[Index], p: int) -> dict[Index, Expression]:
+def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], p: int) -> dict[Any, Expression]:
     """Rewrite reductions to standard masters in terms of preferred integrals.
 
     `reductions` holds the preferred integrals too. The standard masters that the preferred ones do not replace stay. Raises InputError
     where the preferred integrals are linearly dependent modulo p.
     """
-    rows = []
+    solved: Solved = {}
     for number, integral in enumerate(preferred):
-        row: dict[Any, int] = dict(reductions[integral])
-        row[("preferred", number)] = p - 1
-        rows.append(row)
-    solved: dict[Index, dict] = {}
-    for number, row in enumerate(rows):
-        for master, replacement in solved.items():
-            if master in row:
-                _subtract(row, {master: p - 1} | replacement, p - row[master], p)
-        left = [key for key in row if key[0] != "preferred"]
-        if not left:
+        row = put_in(reductions[integral] | {number: p - 1}, solved, p)
+        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
+        if pivot is None:
             raise InputError(_dependency(preferred, number, row, p))
-        pivot = max(left, key=weight)
-        inverse = -pow(row.pop(pivot), -1, p)
-        replacement = {key: value * inverse % p for key, value in row.items()}
-        for other in solved.values():
-            if pivot in other:
-                _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
-        solved[pivot] = replacement
-    return {target: _in_new_basis(expression, solved, preferred, p) for target, expression in reductions.items()}
+        solve_for(pivot, row, solved, p)
+
+    def rewritten(expression: Expression) -> Expression:
+        row = put_in(expression, solved, p)
+        return _ordered({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
+
+    return {target: rewritten(expression) for target, expression in reductions.items()}
 
 
 def _dependency(preferred: Sequence[Index], number: int, row: dict, p: int) -> str:
-    """Why a preferred master cannot be one: row = {("preferred", i): factor} is a relation between it and the ones before it."""
-    factor = -pow(row[("preferred", number)], -1, p)
-    parts = [f"{value * factor % p}*{show(preferred[i])}" for (_, i), value in row.items() if i != number]
+    """Why a preferred master cannot be one: row = {i: factor} is a relation between it and the ones before it."""
+    factor = -pow(row[number], -1, p)
+    parts = [f"{value * factor % p}*{show(preferred[i])}" for i, value in row.items() if i != number]
     if not parts:
         return f"preferred master {show(preferred[number])} depends linearly on any others: it is zero modulo {p}; leave it out"
     shown = " + ".join(parts[:8]) + (f" + {len(parts) - 8} more" if len(parts) > 8 else "")
     return f"preferred master {show(preferred[number])} depends linearly on the ones before it: it is {shown} modulo {p}; leave one out"
-
-
-def _in_new_basis(expression: Expression, solved: dict[Index, dict], preferred: Sequence[Index], p: int) -> Expression:
-    row: dict[Any, int] = dict(expression)
-    for master in list(expression):
-        if master in solved:
-            _subtract(row, {master: p - 1} | solved[master], p - row[master], p)
-    total: Expression = {}
-    for key, value in row.items():
-        integral = preferred[key[1]] if key[0] == "preferred" else key
-        total[integral] = (total.get(integral, 0) + value) % p
-    return {integral: total[integral] for integral in sorted(total, key=weight, reverse=True) if total[integral]}
 
 
 # =====================================================================================================================
@@ -4055,8 +4140,24 @@ class Combination:
             total[integral] = (total.get(integral, 0) + value.numerator * pow(value.denominator, -1, p)) % p
         return {integral: value for integral, value in total.items() if value}
 
+    def exact(self, family: Family, numbers: dict[str, Fraction]) -> Column:
+        """With functions of what has no number. Raises InputError for undefined symbols and divisions by zero."""
+        functions, names = function_field(family, numbers)
+        total: dict[Index, Any] = {}
+        for integral, text in self.terms:
+            total[integral] = total.get(integral, functions.zero) + evaluate(text, names, self.where)
+        return Column.of(self.name, total)
 
-def integrals_in(targets: Iterable[Index | Combination]) -> tuple[Index, ...]:
+
+Target = Index | Combination | Column
+
+
+def target_name(target: Target) -> Any:
+    """What a target is called in a result."""
+    return target if isinstance(target, tuple) else target.name
+
+
+def integrals_in(targets: Iterable[Target]) -> tuple[Index, ...]:
     """Every integral of these targets once."""
     parts = ([target] if isinstance(target, tuple) else [integral for integral, _ in target.terms] for target in targets)
     return tuple(dict.fromkeys(integral for part in parts for integral in part))
@@ -4096,6 +4197,7 @@ SMALL_TASK = 2000  # below it, a sector with at most so many coefficients is red
 class Problem:
     """What to reduce: integrals of a family, and combinations of them, at a point, to which masters.
 
+    map_integrals: with symmetries, whether integrals are mapped to equivalent sectors, where that is light, or masters alone.
     guide: changes the time that a search takes, never a result. why_no_guide: what to say where one would be of use, but is missing.
     """
 
@@ -4107,9 +4209,10 @@ class Problem:
     beam: Beam | None = None
     guide: bytes | None = field(default=None, repr=False)
     why_no_guide: str = ""
-    combinations: tuple[Combination, ...] = ()
+    combinations: tuple[Combination | Column, ...] = ()
     symmetries: bool = False
     cut: int = 0  # bit mask of lines: integrals without them are dropped
+    map_integrals: bool = True
 
     def __post_init__(self) -> None:
         """Raises InputError."""
@@ -4160,7 +4263,7 @@ class Outcome:
 
     store_trouble: why what was learned could not be stored, if so. paths: of what was searched for by a beam. proof: where the run was
     to be certified, target - reduction as a combination of identities, the number of the target as column; identities: digest of all
-    identities at the point.
+    identities at the point. relations: between the masters, that were used.
     """
 
     reductions: dict[Index | str, Expression]
@@ -4173,6 +4276,7 @@ class Outcome:
     paths: dict[Index, StepPath] = field(default_factory=dict)
     proof: Multipliers | None = None
     identities: str = ""
+    relations: tuple[MasterRelation, ...] = ()
 
 
 class Controller:
@@ -4201,15 +4305,14 @@ class Controller:
         started = time.perf_counter()
         try:
             self._prepare()
-            wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
-            self.masters = self._find_masters(integrals_in(wanted))
-            relations, of_relations = self._find_relations(integrals_in(wanted))
-            together = tuple(dict.fromkeys(wanted + of_relations))
+            self.wanted = (*dict.fromkeys(self.problem.targets + self.problem.preferred_masters), *self.problem.combinations)
+            self.masters = self._find_masters(integrals_in(self.wanted))
+            self.relations = self._find_relations(integrals_in(self.wanted))
+            together = (*self.wanted, *self.relations)
             self.layout = layout_for(integrals_in(together), self.family.n)
-            reductions = self._reduce_all(together)
-            solved = self._solve(relations, reductions)
-            reductions = {target: without_solved(reductions[target], solved, self.point.prime) for target in wanted}
-            known = {master for masters in self.masters.values() for master in masters} - solved.keys()
+            rows = {target_name(target): row for target, row in self._reduce_all(together).items()}
+            reductions = use_relations(rows, self.relations, self.point.prime)
+            known = {master for masters in self.masters.values() for master in masters}.difference(r.solved for r in self.relations)
             unreduced = sorted({term for expression in reductions.values() for term in expression} - known, key=weight)
             basis = sorted(known, key=weight)
             if self.statistics["rows"] > ROWS_WORTH_A_GUIDE and self.problem.why_no_guide and self.beam is None and not self.corners_stay:
@@ -4235,7 +4338,7 @@ class Controller:
         self.statistics["hits"] = max(self.statistics["references"] - self.statistics["integrals"], 0)
         self.memory[os.getpid()] = peak_memory_kb()
         return Outcome(
-            {key: reductions[target] for key, target in zip(self.problem.keys, self.problem.targets + self.problem.combinations)},
+            {key: reductions[key] for key in self.problem.keys},
             basis,
             unreduced,
             self.statistics,
@@ -4243,23 +4346,23 @@ class Controller:
             sum(self.memory.values()),
             trouble,
             self.paths,
-            self._whole_proof(wanted, reductions) if self.certify else None,
+            self._whole_proof(reductions) if self.certify else None,
             identities_digest(zip(self.equations.operator, self.equations.shift, self.equations.coefficient)) if self.certify else "",
+            tuple(self.relations),
         )
 
-    def _whole_proof(self, wanted: tuple[Index, ...], reductions: dict[Index, Expression]) -> Multipliers:
-        """Of the targets alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
+    def _whole_proof(self, reductions: dict[Any, Expression]) -> Multipliers:
+        """Of the problem's keys alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
         p, n = self.point.prime, self.family.n
         whole = Multipliers.join(self.proof, n).merged(p)
-        first = np.searchsorted(whole.column, np.arange(len(wanted) + 1)).tolist()
-        parts = [whole.lines(slice(0, first[len(self.problem.targets)]))]
-        for number, target in enumerate(self.problem.targets):
-            for master in self.problem.preferred_masters:
-                if master in reductions[target]:
-                    place = wanted.index(master)
-                    lines = whole.lines(slice(first[place], first[place + 1]))
-                    value = lines.value * (p - reductions[target][master]) % p
-                    parts.append(replace(lines, column=np.full_like(lines.column, number), value=value))
+        first = np.searchsorted(whole.column, np.arange(len(self.wanted) + 1)).tolist()
+        lines = {target_name(target): whole.lines(slice(*first[k : k + 2])) for k, target in enumerate(self.wanted)}
+        parts = []
+        for number, key in enumerate(self.problem.keys):
+            preferred = [(m, p - reductions[key][m]) for m in self.problem.preferred_masters if m in reductions[key]]
+            for name, factor in ((key, 1), *preferred):
+                own = lines[name]
+                parts.append(replace(own, column=np.full_like(own.column, number), value=own.value * factor % p))
         return Multipliers.join(parts, n).merged(p)
 
     @property
@@ -4298,7 +4401,8 @@ class Controller:
             self.geometry = Geometry(self.family, self.problem.cut)
             self.symmetries = find_symmetries(self.geometry, self.knowledge.nonzero)
             for bits, found in self.symmetries.maps.items():
-                if found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules:
+                light = found.size <= LIGHT_MAP * self.family.n or not self._sector(bits).rules
+                if light and self.problem.map_integrals:
                     self.numeric_maps[bits] = NumericMap(found, self.point, self.family.n)
             self.reachable = reachable_sectors(self.knowledge.nonzero, self.symmetries.maps)
 
@@ -4323,36 +4427,19 @@ class Controller:
         self._search_masters([bits for bits in reduced if self._sector(bits).masters is None])
         return {bits: (self._sector(bits).masters if bits in reduced else ()) or () for bits in below}
 
-    def _find_relations(self, targets: Sequence[Index]) -> tuple[list[MasterRelation], tuple[Index, ...]]:
-        """What symmetries say about the masters, lightest sectors first, and the integrals to be reduced for that."""
-        if not self.problem.symmetries:
-            return [], ()
-        relations: list[MasterRelation] = []
-        for bits in self._sectors_below(targets):
+    def _find_relations(self, targets: Sequence[Index]) -> list[MasterRelation]:
+        """What symmetries say about the masters, lightest sectors first."""
+        found: list[tuple[SectorMap, Index, Index]] = []
+        for bits in self._sectors_below(targets) if self.problem.symmetries else ():
             if bits in self.symmetries.maps:
-                relations += [MasterRelation(master, master, self.symmetries.maps[bits]) for master in self.masters[bits]]
+                found += [(self.symmetries.maps[bits], master, master) for master in self.masters[bits]]
             elif any(master != corner(bits, self.family.n) for master in self.masters[bits]):  # a corner goes to itself
                 own = own_maps(self.geometry, bits)
-                found, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
-                relations += found
+                more, learned = find_relations(own, generic_point(self.family), self.generic, bits, self._sector(bits))
+                found += more
                 if learned:
                     self._learn(bits, learned)
-        images = (NumericMap(relation.image, self.point, self.family.n)(relation.master) for relation in relations)
-        return relations, tuple(dict.fromkeys(term for image in images for term in image))
-
-    def _solve(self, relations: Sequence[MasterRelation], reductions: dict[Index, Expression]) -> dict[Index, Expression]:
-        """The masters that symmetries give by others, at the point of the run."""
-        p, solved = self.point.prime, {}
-        for relation in relations:
-            row = {relation.master: p - 1}
-            for term, value in NumericMap(relation.image, self.point, self.family.n)(relation.master).items():
-                _subtract(row, reductions[term], p - value, p)
-            if solve_for_heaviest(row, solved, p) != relation.solved:
-                raise ReductionError(
-                    f"the symmetry of {show(relation.master)} does not give {show(relation.solved)} at this point modulo {p}; "
-                    "take another --prime or point"
-                )
-        return solved
+        return [MasterRelation.by(*relation, self.geometry.functions) for relation in found]
 
     def _search_masters(self, missing: list[int]) -> None:
         running: dict[Future, int] = {}
@@ -4394,14 +4481,14 @@ class Controller:
             self.shelves[-1].merge(self.family, self.point, self.new)
         self.new = Knowledge()
 
-    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
-        reductions: dict[Index | Combination, Expression] = {}
+    def _reduce_all(self, wanted: tuple[Target, ...]) -> dict[Target, Expression]:
+        reductions: dict[Target, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             self.first_target = begin
             reductions |= self._reduce(wanted[begin : begin + TARGETS_PER_PASS])
         return reductions
 
-    def _reduce(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _reduce(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
         """Carry the coefficients of up to TARGETS_PER_PASS targets, one column each, from the top sectors to the masters."""
         pending = self._start(targets)
         expressions: list[Expression] = [{} for _ in targets]
@@ -4417,11 +4504,11 @@ class Controller:
         ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
         return dict(zip(targets, ordered))
 
-    def _start(self, targets: tuple[Index | Combination, ...]) -> dict[int, list]:
+    def _start(self, targets: tuple[Target, ...]) -> dict[int, list]:
         """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
         pending: dict[int, list] = {}
         for column, target in enumerate(targets):
-            for integral, value in (target.at(self.point) if isinstance(target, Combination) else {target: 1}).items():
+            for integral, value in ({target: 1} if isinstance(target, tuple) else target.at(self.point)).items():
                 bits = sector_of(integral)
                 if bits in self.knowledge.nonzero:
                     coefficients = np.zeros((1, len(targets)), np.int64)
@@ -4737,7 +4824,7 @@ class StepController(Controller):
 
     # one-step results ---------------------------------------------------------------------------------------------
 
-    def _reduce_all(self, wanted: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _reduce_all(self, wanted: tuple[Target, ...]) -> dict[Target, Expression]:
         stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(integrals_in(wanted))}
         setting = Setting(
             self.problem.name,
@@ -4759,7 +4846,7 @@ class StepController(Controller):
             if sector_of(target) in self.knowledge.nonzero:
                 self.frontier.meet(sector_of(target), Sector(self.layout, sector_of(target)).encode(np.array([target])))
         self._work_off("integrals", running, lambda: self._submit_waiting(running), self._take_steps)
-        expressions: dict[Index | Combination, Expression] = {}
+        expressions: dict[Target, Expression] = {}
         for begin in range(0, len(wanted), TARGETS_PER_PASS):
             expressions |= self._carry_down(wanted[begin : begin + TARGETS_PER_PASS])
         self.monitor.tell("done", self, at_once=True)
@@ -4894,7 +4981,7 @@ class StepController(Controller):
 
     # coefficients -------------------------------------------------------------------------------------------------
 
-    def _carry_down(self, targets: tuple[Index | Combination, ...]) -> dict[Index | Combination, Expression]:
+    def _carry_down(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
         """From the top sector to the lowest, by the one-step results in the journal."""
         pending, p = self._start(targets), self.point.prime
         expressions: list[Expression] = [{} for _ in targets]
@@ -5197,7 +5284,7 @@ class SectorTrace:
 class Trace:
     """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
 
-    starts: (node, column) of the targets, or of the integrals in combinations, which have `weights`; ends: nodes of masters; dead: nodes
+    starts: (node, column) of the integrals in the columns, which have `weights`; ends: nodes of masters; dead: nodes
     that received zero at the first point; functions: (column, position in ends) of the coefficients that are not zero.
     """
 
@@ -5213,8 +5300,8 @@ class Trace:
     weights: Operator = ()
 
     @property
-    def names(self) -> tuple[tuple[Index, Index], ...]:
-        """(target, or name of a combination, master) of each coefficient."""
+    def names(self) -> tuple[tuple[Any, Index], ...]:
+        """(name of a column, master) of each coefficient."""
         return tuple((self.targets[column], self.end_integrals[end]) for column, end in self.functions)
 
     @property
@@ -5252,20 +5339,15 @@ class _RecordedReduction(_SectorReduction):
             self.recorded.append((rule, wave.keys[done]))
 
 
-def record_trace(
-    problem: Problem, shelves: Sequence[Store], progress: Progress, combinations: dict[Any, Operator] | None = None
-) -> tuple[Trace, Outcome]:
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
     """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
 
-    combinations: what to reduce instead of the targets, by name: sums over (integral, coefficients that are added up).
+    Combinations must be Columns, integrals must not be mapped. The trace has the rows of everything by identities alone: also those of
+    preferred masters and of the relations that symmetries give; at each point they are to be put in.
     """
     recorder = Recorder()
-    controller = Controller(replace(problem, preferred_masters=()), recorder, shelves, progress)
+    controller = Controller(problem, recorder, shelves, progress)
     controller.here = recorder
-    wanted = tuple(dict.fromkeys(problem.targets + problem.preferred_masters))
-    if combinations is not None:
-        wanted = tuple(dict.fromkeys(integral for combination in combinations.values() for integral, _ in combination))
-    controller.problem = replace(controller.problem, targets=wanted)
     outcome = controller.run()
     if outcome.unreduced:
         at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
@@ -5273,10 +5355,9 @@ def record_trace(
             f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
             f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
         )
-    one = (((0,) * len(problem.family.symbols), 1),)
-    columns = {target: ((target, ((0, one, one),)),) for target in wanted} if combinations is None else combinations
-    trace = _TraceBuilder(controller, recorder.recorded).build(columns)
-    return (trace if combinations is not None else replace(trace, weights=())), outcome
+    together, symbols = (*controller.wanted, *controller.relations), len(problem.family.symbols)
+    columns = [unit_column(target, symbols) if isinstance(target, tuple) else target for target in together]
+    return _TraceBuilder(controller, recorder.recorded).build({column.name: column.terms for column in columns}), outcome
 
 
 class _TraceBuilder:
@@ -6529,43 +6610,46 @@ class ExactProblem:
     symbols: tuple[str, ...] = ()
 
     @property
+    def given(self) -> dict[str, Fraction]:
+        """d and the invariants that have numbers."""
+        point = self.problem.point
+        return {name: value for name, value in (("d", point.d), *point.invariants) if name not in self.symbols}
+
+    def columns(self) -> tuple[Column, ...]:
+        """What is to be expressed through masters. Raises InputError for undefined symbols and divisions by zero in combinations."""
+        problem = self.problem
+        units = (unit_column(target, len(problem.family.symbols)) for target in problem.targets)
+        return (*units, *(combination.exact(problem.family, self.given) for combination in problem.combinations))
+
+    @property
+    def label(self) -> str:
+        """What is done, for people."""
+        problem = self.problem
+        more = f" and {len(problem.keys) - 1} more" if len(problem.keys) > 1 else ""
+        kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
+        return f"{show_target(problem.keys[0])}{more} of {problem.family.name} {kind}"
+
+    @property
     def name(self) -> str:
         """What tells this problem's run from another's, for people and for a journal."""
-        problem, point = self.problem, self.problem.point
-        given = tuple((name, value) for name, value in (("d", point.d), *point.invariants) if name not in self.symbols)
-        parts = (
+        return f"{self.label} ({hashlib.sha256(repr(self._parts).encode()).hexdigest()[:8]})"
+
+    @property
+    def _parts(self) -> tuple:
+        problem = self.problem
+        return (
             __version__,
             problem.family.identifier,
-            given,
+            tuple(self.given.items()),
             self.symbols,
             problem.targets,
             problem.paper_masters_only,
             problem.preferred_masters,
             problem.family.paper_masters,
+            problem.symmetries,
+            problem.cut,
+            *((combination.name, combination.terms) for combination in problem.combinations),
         )
-        more = f" and {len(problem.targets) - 1} more" if len(problem.targets) > 1 else ""
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-        kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
-        return f"{show(problem.targets[0])}{more} of {problem.family.name} {kind} ({digest})"
-
-
-def has_scaling(operators: Sequence[Operator]) -> bool:
-    """Whether every invariant has the mass dimension of a propagator: then a coefficient is homogeneous in the invariants."""
-
-    def degrees(poly: Polynomial) -> set[int]:
-        return {sum(exponents[1:]) for exponents, _ in poly}
-
-    for operator in operators:
-        dimensions = set()
-        for shift, coefficients in operator:
-            for _, numerator, denominator in coefficients:
-                above, below = degrees(numerator), degrees(denominator)
-                if len(above) != 1 or len(below) != 1:
-                    return False
-                dimensions.add(above.pop() - below.pop() - sum(shift))
-        if len(dimensions) > 1:
-            return False
-    return True
 
 
 def probe_points(trace: Shared, primes: list[int], values: bytes, device: str) -> dict[str, Any]:
@@ -6616,10 +6700,11 @@ class Sampler:
 
     def prepare(self, rng: np.random.Generator) -> Outcome:
         """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
+        self.columns = self._find_columns(rng)
         for _ in range(ATTEMPTS):
             primes = list(itertools.islice(probe_primes(rng), 9))
             problem = self._problem_at(primes[0], self._random(rng, primes[0]))
-            trace, outcome = self._record(problem)
+            trace, outcome = record_trace(problem, self.shelves, self.progress)
             others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
             places = [self._place(p, values) for p, values in others]
             began = time.perf_counter()
@@ -6629,40 +6714,36 @@ class Sampler:
                 break
         else:
             raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
-        self._set_up(trace, outcome, problem)
+        self._set_up(trace, outcome)
         self.trace = Shared.write(trace, self.directory.shared)
         self.live = sum(sector.count for sector in trace.sectors)
         return outcome
 
-    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
-        return record_trace(problem, self.shelves, self.progress)
-
-    @property
-    def rows(self) -> tuple[Any, ...]:
-        """What is expressed through masters."""
-        return self.exact.problem.targets
+    def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
+        """What is expressed through masters. Raises ReductionError, InputError."""
+        return self.exact.columns()
 
     def basis(self, outcome: Outcome) -> Iterable[Index]:
-        return self.exact.problem.preferred_masters or outcome.masters
+        return outcome.masters
 
     def degree(self, row: Any, master: Index) -> int:
-        """Mass dimension of a coefficient, in units of a squared mass."""
-        return sum(master) - sum(row)
+        """Mass dimension of a coefficient, in units of a squared mass; to be asked for where there is a scale."""
+        return self.dimensions[row] + sum(master)
 
-    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
-        self.raw_names = self.names = trace.names
-        if problem.preferred_masters:
-            reductions = change_basis(outcome.reductions, problem.preferred_masters, problem.point.prime)
-            self.names = tuple((target, master) for target in problem.targets for master in reductions[target])
-
-    def _set_up(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
+    def _set_up(self, trace: Trace, outcome: Outcome) -> None:
         """Which functions there are, of which variables."""
-        self._name_functions(trace, outcome, problem)
-        invariants = [name for name, _ in problem.family.point]
+        self.relations = outcome.relations
+        self.names = self.raw_names = trace.names
+        if self.relations or self.exact.problem.preferred_masters:
+            self.names = tuple((column.name, master) for column in self.columns for master in outcome.reductions[column.name])
+        self.dimensions = {column.name: mass_dimension(column.terms) for column in self.columns}
+        invariants = [name for name, _ in self.exact.problem.family.point]
         variables = list(self.exact.symbols)
-        if invariants and set(invariants) <= set(variables) and has_scaling(trace.operators):
-            self.scale = invariants[0]
-            variables.remove(self.scale)
+        if invariants and set(invariants) <= set(variables):
+            homogeneous = [*trace.operators, *(relation.terms for relation in self.relations)]
+            if None not in (*self.dimensions.values(), *map(mass_dimension, homogeneous)):
+                self.scale = invariants[0]
+                variables.remove(self.scale)
         self.variables = tuple(variables)
 
     def _random(self, rng: np.random.Generator, p: int) -> dict[str, int]:
@@ -6670,13 +6751,16 @@ class Sampler:
 
     def _place(self, p: int, values: dict[str, int]) -> list[int]:
         """Residues of d and all invariants. Raises InputError where a given number has none."""
-        point = self.exact.problem.point
-        numbers = {"d": point.d, **dict(point.invariants)} | {name: Fraction(value) for name, value in values.items()}
-        return list(Point(numbers.pop("d"), tuple(numbers.items()), p).residues())
+        return list(self._point(p, values).residues())
+
+    def _point(self, p: int, values: dict[str, int]) -> Point:
+        numbers = self.exact.given | values
+        return Point(Fraction(numbers["d"]), tuple((name, Fraction(numbers[name])) for name, _ in self.exact.problem.family.point), p)
 
     def _problem_at(self, p: int, values: dict[str, int]) -> Problem:
-        d, *invariants = map(Fraction, self._place(p, values))
-        return replace(self.exact.problem, point=Point(d, tuple(zip((n for n, _ in self.exact.problem.family.point), invariants)), p))
+        """The columns at a point."""
+        point = self._point(p, values)
+        return replace(self.exact.problem, point=point, targets=(), combinations=self.columns, map_integrals=False)
 
     def restore(self) -> None:
         """Take over what the journal holds. Raises ReductionError where it does not belong here."""
@@ -6684,7 +6768,7 @@ class Sampler:
         for _, record in self.journal.records():
             try:
                 if names is None:
-                    names = tuple((tuple(target), tuple(master)) for target, master in record["names"])
+                    names = record["names"]
                     if names != self.names:
                         raise ValueError("other coefficients")
                     continue
@@ -6775,46 +6859,45 @@ class Sampler:
         self.known |= dict(zip(chunk, rows))
 
     def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        """Coefficients in the order of names, None where there are none at this point."""
-        p, values = sample
-        problem = self.exact.problem
-        if raw is None:
-            self.counts["unlucky"] += 1
-            single = self._problem_at(p, self._named(values))
-            outcome = Controller(single, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
-            if outcome.unreduced:
-                return None
-            reductions = outcome.reductions
-        elif not problem.preferred_masters:
+        """Values in the order of names, None where there are none at this point."""
+        if raw is not None and self.names is self.raw_names:
             return raw
-        else:
-            wanted = dict.fromkeys(problem.targets + problem.preferred_masters)
-            expressions: dict[Index, Expression] = {target: {} for target in wanted}
-            for (target, master), value in zip(self.raw_names, raw.tolist()):
-                if value:
-                    expressions[target][master] = value
-            try:
-                reductions = change_basis(expressions, problem.preferred_masters, p)
-            except InputError:  # dependent modulo this prime only
-                return None
-        if any((target, master) not in self._positions for target in problem.targets for master in reductions[target]):
+        self.counts["unlucky"] += raw is None
+        try:
+            rows = self._alone(sample) if raw is None else self._expressed(raw, sample[0])
+        except (InputError, SingularPoint):  # modulo this prime only
             return None
-        row = np.zeros(len(self.names), np.int64)
-        for target in problem.targets:
-            for master, value in reductions[target].items():
-                row[self._positions[target, master]] = value
-        return row
+        values = {(column.name, master): value for column in self.columns for master, value in rows.get(column.name, {}).items()}
+        if not rows or not values.keys() <= self._all_names:
+            return None
+        return np.array([values.get(name, 0) for name in self.names], np.int64)
+
+    def _expressed(self, raw: np.ndarray, p: int) -> dict[Any, Expression]:
+        """All columns through the masters of the result, from the values of a trace. Raises SingularPoint, InputError."""
+        preferred = self.exact.problem.preferred_masters
+        rows: dict[Any, Expression] = {named.name: {} for named in (*self.columns, *self.relations)} | {master: {} for master in preferred}
+        for (name, master), value in zip(self.raw_names, raw.tolist()):
+            if value:
+                rows[name][master] = value
+        return change_basis(use_relations(rows, self.relations, p), preferred, p)
+
+    def _alone(self, sample: Sample) -> dict[Any, Expression]:
+        """All columns at a point by a run of its own; {} where something is not reduced there. Raises SingularPoint, InputError."""
+        p, values = sample
+        problem = self._problem_at(p, self._named(values))
+        outcome = Controller(problem, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+        return {} if outcome.unreduced else outcome.reductions
 
     @cached_property
-    def _positions(self) -> dict[tuple[Index, Index], int]:
-        return {name: position for position, name in enumerate(self.names)}
+    def _all_names(self) -> set[tuple[Any, Index]]:
+        return set(self.names)
 
 
 @dataclass
 class ExactOutcome:
-    """reductions: every target through masters, with Fractions or with strings that sympy parses."""
+    """reductions: every target through masters, combinations by name, with Fractions or with strings that sympy parses."""
 
-    reductions: dict[Index, dict[Index, Fraction | str]]
+    reductions: dict[Any, dict[Index, Fraction | str]]
     masters: list[Index]
     statistics: dict[str, Any]
     seconds: float
@@ -6830,7 +6913,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
-    reductions: dict[Any, dict[Index, Fraction | str]] = {row: {} for row in sampler.rows}
+    reductions: dict[Any, dict[Index, Fraction | str]] = {column.name: {} for column in sampler.columns}
     for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
         scale = (sampler.scale, sampler.degree(target, master)) if sampler.scale else None
         reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
@@ -6865,23 +6948,11 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     numbers: invariants that have them; they are put in first, since at singular points not every operator exists, but one always does.
     Raises InputError where nothing depends on the variable.
     """
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-    from sympy.polys.rings import ring
-
-    where = f"family {family.name}"
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    invariants |= {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    propagators = [_propagator(text, vectors, invariants, momenta_ring, where) for text, _ in family.propagators]
-    masses = [functions(evaluate(mass, invariants, where)) for _, mass in family.propagators]
-    externals = _external_products(family, invariants, functions, where)
-    convert = _scalar_products_to_propagators(family, propagators, masses, externals, functions, where)
-    x, loops = invariants[variable], len(family.loop_momenta)
-    changes = [momenta_ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
-    slopes = [mass.diff(x) for mass in masses]
+    algebra = Algebra(family, numbers=numbers)
+    functions, momenta, propagators, externals = algebra.functions, algebra.momenta, algebra.propagators, algebra.externals
+    x, loops = algebra.names[variable], len(family.loop_momenta)
+    changes = [algebra.ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
+    slopes = [mass.diff(x) for mass in algebra.masses]
     if not any((*changes, *slopes, *(value.diff(x) for value in externals.values()))):
         raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
     gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
@@ -6889,8 +6960,8 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     c = _momentum_changes(externals, uses, x, functions)
     terms: dict[Index, dict[int, Any]] = {}
     for b, form in enumerate(changes):
-        form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), momenta_ring.zero)
-        *linear, constant = convert(form)
+        form = form + sum((momenta[loops + i] * gradients[b][j] * value for (i, j), value in c.items()), algebra.ring.zero)
+        *linear, constant = algebra.in_propagators(form)
         for k, value in enumerate([*linear, constant - slopes[b]]):
             if value:
                 shift = tuple((i == b) - (i == k) for i in range(family.n))
@@ -6921,20 +6992,15 @@ def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: A
 
 def graph_polynomial(family: Family) -> list[tuple[Index, Any]]:
     """U = det of the quadratic form of sum_b x_b D_b in the loop momenta, as [(exponents of x_1 … x_n, coefficient)]."""
-    from sympy import QQ, Dummy
-    from sympy.polys.fields import field as rational_functions
+    from sympy import Dummy
     from sympy.polys.matrices import DomainMatrix
     from sympy.polys.rings import ring
 
-    where, loops = f"family {family.name}", len(family.loop_momenta)
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
-    momenta_ring, *momenta = ring([*family.loop_momenta, *family.external_momenta], functions.to_domain())
-    invariants = dict(zip(family.symbols, symbols)) | {"1": functions.one}
-    vectors = dict(zip([*family.loop_momenta, *family.external_momenta], momenta))
-    parameters, *x = ring([Dummy() for _ in range(family.n)], functions.to_domain())
+    algebra, loops = Algebra(family), len(family.loop_momenta)
+    momenta = algebra.momenta
+    parameters, *x = ring([Dummy() for _ in range(family.n)], algebra.functions.to_domain())
     matrix = [[parameters.zero] * loops for _ in range(loops)]
-    for b, (text, _) in enumerate(family.propagators):
-        form = _propagator(text, vectors, invariants, momenta_ring, where)
+    for b, form in enumerate(algebra.propagators):
         for i, j in itertools.product(range(loops), repeat=2):
             second = form.diff(momenta[i]).diff(momenta[j])
             if second:
@@ -6979,15 +7045,6 @@ def equations_for(family: Family, variables: Sequence[str], masters: Sequence[In
     return combinations
 
 
-def combination_at(combination: Operator, point: Point) -> Expression:
-    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
-    if not combination:
-        return {}
-    at = evaluate_identities([combination], point)
-    values = at.coefficient.sum(1) % point.prime
-    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
-
-
 @dataclass(frozen=True)
 class DifferentialProblem(ExactProblem):
     """Equations in these variables for the masters of all sectors below those of the problem's targets and of the preferred masters."""
@@ -6995,10 +7052,13 @@ class DifferentialProblem(ExactProblem):
     variables: tuple[str, ...] = ()
 
     @property
-    def name(self) -> str:
-        digest = hashlib.sha256(repr((super().name, self.variables)).encode()).hexdigest()[:8]
+    def label(self) -> str:
         of = f"the masters of {self.problem.family.name} below {show(self.problem.targets[0])}"
-        return f"differential equations in {', '.join(self.variables)} for {of} ({digest})"
+        return f"differential equations in {', '.join(self.variables)} for {of}"
+
+    @property
+    def _parts(self) -> tuple:
+        return (*super()._parts, self.variables)
 
 
 class DifferentialSampler(Sampler):
@@ -7006,17 +7066,13 @@ class DifferentialSampler(Sampler):
 
     exact: DifferentialProblem
 
-    def prepare(self, rng: np.random.Generator) -> Outcome:
+    def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
         """Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        problem = self._problem_at(p, self._random(rng, p))
-        self.masters = self._find_basis(problem)
-        numbers = {name: value for name, value in self.exact.problem.point.invariants if name not in self.exact.symbols}
-        self.combinations = equations_for(problem.family, self.exact.variables, self.masters, numbers)
-        self.columns: dict[Any, Operator] = dict(self.combinations)
-        one = (((0,) * len(problem.family.symbols), 1),)
-        self.columns |= {integral: ((integral, ((0, one, one),)),) for integral in problem.preferred_masters}
-        return super().prepare(rng)
+        self.masters = self._find_basis(replace(self.exact.problem, point=self._point(p, self._random(rng, p))))
+        numbers = {name: value for name, value in self.exact.given.items() if name != "d"}
+        equations = equations_for(self.exact.problem.family, self.exact.variables, self.masters, numbers)
+        return tuple(Column(row, terms) for row, terms in equations.items())
 
     def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
         """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
@@ -7034,67 +7090,8 @@ class DifferentialSampler(Sampler):
             raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
         return tuple(sorted(basis, key=weight))
 
-    def _record(self, problem: Problem) -> tuple[Trace, Outcome]:
-        return record_trace(problem, self.shelves, self.progress, self.columns)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        return tuple(self.combinations)
-
     def basis(self, outcome: Outcome) -> tuple[Index, ...]:
         return self.masters
-
-    def degree(self, row: Row, master: Index) -> int:
-        """Mass dimension of an entry: a derivative takes one unit away, two dimensions less one for each loop."""
-        variable, *indices = row
-        return sum(master) - sum(indices) - (len(self.exact.problem.family.loop_momenta) if variable == "d" else 1)
-
-    def _name_functions(self, trace: Trace, outcome: Outcome, problem: Problem) -> None:
-        self.raw_names = self.names = trace.names
-        if problem.preferred_masters:
-            matrix = self._in_basis(self._columns_at(outcome.reductions, problem.point), problem)
-            self.names = tuple((row, master) for row in self.rows for master in matrix[row])
-
-    def _columns_at(self, reductions: dict[Index, Expression], point: Point) -> dict[Any, Expression]:
-        """All columns through standard masters at a point, from the reductions there. Raises InputError at a singular point."""
-        columns: dict[Any, Expression] = {name: {} for name in self.columns}
-        for name, combination in self.columns.items():
-            total = columns[name]
-            for integral, factor in combination_at(combination, point).items():
-                for master, value in reductions[integral].items():
-                    total[master] = (total.get(master, 0) + factor * value) % point.prime
-        return {name: {master: value for master, value in total.items() if value} for name, total in columns.items()}
-
-    def _alone(self, problem: Problem) -> dict[Any, Expression] | None:
-        """All columns at a point by a run of its own; None where something is not reduced there. Raises InputError at a singular point."""
-        wanted = tuple(dict.fromkeys(integral for combination in self.columns.values() for integral, _ in combination))
-        plain = replace(problem, targets=wanted, preferred_masters=())
-        outcome = Controller(plain, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
-        return None if outcome.unreduced else self._columns_at(outcome.reductions, problem.point)
-
-    def _in_basis(self, found: dict[Any, Expression], problem: Problem) -> dict[Any, Expression]:
-        """Rows through the preferred masters. Raises InputError where these are dependent."""
-        return change_basis(found, problem.preferred_masters, problem.point.prime) if problem.preferred_masters else found
-
-    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        p, values = sample
-        problem = self._problem_at(p, self._named(values))
-        if raw is not None and not problem.preferred_masters:
-            return raw
-        found: dict[Any, Expression] | None = {name: {} for name in self.columns}
-        for (name, master), value in zip(self.raw_names, () if raw is None else raw.tolist()):
-            if value:
-                found[name][master] = value
-        self.counts["unlucky"] += raw is None
-        try:
-            found = self._alone(problem) if raw is None else found
-            matrix = None if found is None else self._in_basis(found, problem)
-        except InputError:  # singular, or dependent, modulo this prime only
-            return None
-        entries = {(row, master): value for row in self.rows for master, value in (matrix or {}).get(row, {}).items()}
-        if matrix is None or not entries.keys() <= self._positions.keys():
-            return None
-        return np.array([entries.get(name, 0) for name in self.names], np.int64)
 
 
 def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> dict[str, Any]:
@@ -7102,7 +7099,7 @@ def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> di
     matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in exact.variables}
     for (variable, *master), entries in outcome.reductions.items():
         matrices[variable][tuple(master)] = entries
-    record = exact_record(replace(exact, problem=replace(exact.problem, targets=())), replace(outcome, reductions={}))
+    record = exact_record(exact, replace(outcome, reductions={}))
     return record | {"differential_equation": {"masters": outcome.masters, "matrices": matrices}}
 
 
@@ -7127,7 +7124,7 @@ def differential_summary(exact: DifferentialProblem, outcome: ExactOutcome, outp
             f"{problem.family.name} {at}exact: {len(outcome.masters)} masters, equations in {', '.join(exact.variables)}, "
             f"{entries:,} entries that are not zero",
             *lines,
-            exact_costs(outcome),
+            exact_costs(exact, outcome),
             f"written to {output}",
         ]
     )
@@ -7164,6 +7161,10 @@ def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None
     }
     if problem.symmetries:
         record["symmetries"] = True
+    if problem.cut:
+        record["cuts"] = [cut_lines(problem.cut)]
+    if problem.combinations:
+        record["combinations"] = {combination.name: list(combination.terms) for combination in problem.combinations}
     if len(outcome.reductions) == 1:
         ((target, expression),) = outcome.reductions.items()
         record |= {"original_integral": target, "final_expr": expression}
@@ -7238,13 +7239,13 @@ def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> s
     )
     lines = [f"{problem.family.name} {f'at {given}, ' if given else ''}exact"]
     for target, expression in list(outcome.reductions.items())[:1]:
-        lines.append(f"{show(target)} = sum of {len(expression)} terms" if expression else f"{show(target)} = 0")
+        lines.append(f"{show_target(target)} = sum of {len(expression)} terms" if expression else f"{show_target(target)} = 0")
         width = max((len(show(term)) for term in expression), default=0)
         for term, value in expression.items():
             lines.append(f"  {show(term):{width}}  {shortened(str(value))}")
     if len(outcome.reductions) > 1:
-        lines.append(f"and {len(outcome.reductions) - 1} more integrals")
-    lines.append(exact_costs(outcome))
+        lines.append(f"and {len(outcome.reductions) - 1} more {'targets' if problem.combinations else 'integrals'}")
+    lines.append(exact_costs(exact, outcome))
     lines.append(f"written to {output}")
     return "\n".join(lines)
 
@@ -7253,9 +7254,9 @@ def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
 
 
-def exact_costs(outcome: ExactOutcome) -> str:
+def exact_costs(exact: ExactProblem, outcome: ExactOutcome) -> str:
     counts = outcome.statistics
-    return (
+    return (f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else "") + (
         f"{counts['integrals']:,} integrals a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
         f"{counts['primes']} primes, degrees {counts['degrees']}; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
@@ -7409,7 +7410,7 @@ def _change_joint_basis(
 def joined_record(problems: Sequence[Problem], outcome: Outcome, joint: JointFamilies) -> dict[str, Any]:
     """The result of several families: as of one, but integrals are texts 'family[1,0]'."""
     record = result_record(problems[0], outcome)
-    for key in ("original_integral", "final_expr"):
+    for key in ("original_integral", "final_expr", "combinations"):
         record.pop(key, None)
     if cuts := {problem.family.name: cut_lines(problem.cut) for problem in problems if problem.cut}:
         record["cuts"] = cuts
@@ -8511,20 +8512,20 @@ def _series_quotient(above: list, below: list, order: int, zero: Any) -> Iterato
 def expand_result(record: dict[str, Any], expansion: Expansion) -> dict[str, Any]:
     """The entry 'epsilon' of a result: {'d', 'symbol', 'order', 'reductions': {target: {master: {power: coefficient}}}}.
 
-    A master whose coefficient vanishes through this order has {}. Raises InputError where the coefficients are no functions of d.
+    One of differential equations has 'matrices' of the same kind, too. A master whose coefficient vanishes through this order has {}.
+    Raises InputError where the coefficients are no functions of d.
     """
     symbols = symbols_of(record)
     if record["prime"] is not None or "d" not in symbols:
         raise InputError("--epsilon: the coefficients of this result are not functions of d; reduce with d as a symbol")
-    if "differential_equation" in record:
-        raise InputError("--epsilon: a differential equation is not expanded; its entries are functions of d, put in there what d is")
     others = sorted(symbols - {"d"})
     cached = cache(lambda text, term: expand_coefficient(text, expansion, others, f"coefficient of {show(term)}"))
-    reductions = {
-        target: {term: cached(str(value), term) for term, value in expression.items()}
-        for target, expression in record["reductions"].items()
-    }
-    return {"d": expansion.text, "symbol": expansion.symbol, "order": expansion.order, "reductions": reductions}
+
+    def expanded(rows: dict[Any, dict[Index, Any]]) -> dict[Any, dict[Index, Any]]:
+        return {row: {term: cached(str(value), term) for term, value in entries.items()} for row, entries in rows.items()}
+
+    about = {"d": expansion.text, "symbol": expansion.symbol, "order": expansion.order, "reductions": expanded(record["reductions"])}
+    return about | ({"matrices": {x: expanded(matrix) for x, matrix in matrices_of(record).items()}} if matrices_of(record) else {})
 
 
 def symbols_of(record: dict[str, Any]) -> set[str]:
@@ -8537,8 +8538,13 @@ def symbols_of(record: dict[str, Any]) -> set[str]:
 def expressions_of(record: dict[str, Any]) -> Iterator[tuple[Index, dict[Index, Any]]]:
     """Reductions of a result, and the rows of its matrices."""
     yield from record["reductions"].items()
-    for matrix in record.get("differential_equation", {"matrices": {}})["matrices"].values():
+    for matrix in matrices_of(record).values():
         yield from matrix.items()
+
+
+def matrices_of(record: dict[str, Any]) -> dict[str, dict[Index, dict[Index, Any]]]:
+    """Of a result of differential equations, by variable; {} of others."""
+    return record["differential_equation"]["matrices"] if "differential_equation" in record else {}
 
 
 def names_in_coefficients(record: dict[str, Any]) -> set[str]:
@@ -8553,12 +8559,15 @@ def is_number(value: Any) -> bool:
 def epsilon_summary(record: dict[str, Any]) -> str:
     """The expansion of a single integral term by term, of several only how many there are."""
     own, reductions = record["epsilon"], record["epsilon"]["reductions"]
-    count = sum(map(len, reductions.values()))
+    count = sum(len(row) for rows in (reductions, *own.get("matrices", {}).values()) for row in rows.values())
     lines = [f"expanded with d = {own['d']} through {own['symbol']}**{own['order']}: {count} coefficient{'s' * (count != 1)}"]
     if len(reductions) == 1:
         ((target, expression),) = reductions.items()
         width = max((len(show(term)) for term in expression), default=0)
-        lines += [f"{show(target)} =", *(f"  {show(term):{width}}  {series_text(c, own['symbol'])}" for term, c in expression.items())]
+        lines += [
+            f"{show_target(target)} =",
+            *(f"  {show(term):{width}}  {series_text(c, own['symbol'])}" for term, c in expression.items()),
+        ]
     return "\n".join(lines)
 
 
@@ -8620,34 +8629,44 @@ def write_exports(record: dict[str, Any], output: Path, names: Iterable[str]) ->
 def expanded_record(record: dict[str, Any]) -> dict[str, Any]:
     """A result with the truncated series as coefficients, in texts; 'truncated' says what d is, the symbol and the order."""
     own = record["epsilon"]
-    reductions = {
-        target: {term: series_text(series, own["symbol"]) for term, series in expression.items() if series}
-        for target, expression in own["reductions"].items()
-    }
+
+    def texts(rows: dict[Any, dict[Index, Any]]) -> dict[Any, dict[Index, str]]:
+        return {row: {term: series_text(c, own["symbol"]) for term, c in entries.items() if c} for row, entries in rows.items()}
+
     about = {name: own[name] for name in ("d", "symbol", "order")}
-    return {key: value for key, value in record.items() if key != "epsilon"} | {"reductions": reductions, "truncated": about}
+    result = {key: value for key, value in record.items() if key != "epsilon"} | {
+        "reductions": texts(own["reductions"]),
+        "truncated": about,
+    }
+    if "matrices" in own:
+        matrices = {x: texts(matrix) for x, matrix in own["matrices"].items()}
+        result["differential_equation"] = record["differential_equation"] | {"matrices": matrices}
+    return result
 
 
 def export_text(record: dict[str, Any], name: str) -> str:
     """A result in one of the formats; coefficients modulo a prime are integers, and the prime stands in the header. Raises InputError."""
     header = {"program": "ibp_reduce", "format": EXPORT_FORMAT, "export": name, "version": __version__}
-    header |= {key: record[key] for key in ("family", "prime", "d", "kinematics", "truncated", "unreduced") if key in record}
-    matrices = record["differential_equation"]["matrices"] if "differential_equation" in record else {}
+    about = ("family", "prime", "d", "kinematics", "truncated", "symmetries", "cuts", "unreduced")
+    header |= {key: record[key] for key in about if key in record}
+    matrices = matrices_of(record)
     if matrices:
         header["variables"] = list(matrices)
     if name == "json":
         return _json_text(header, record["reductions"], matrices)
-    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), FORM_OWN if matrices else FORM_OWN[:2])
+    named = [target for target in record["reductions"] if isinstance(target, str)]
+    own = FORM_OWN if matrices else FORM_OWN[:2]
+    check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), own, named)
     before, after = integral_brackets(name, record["family"])
     rules = []
     sides = [("", *rule) for rule in record["reductions"].items()]
     sides += [(variable, *row) for variable, matrix in matrices.items() for row in matrix.items()]
     for variable, target, expression in sides:
-        integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in (target, *expression)]
-        integrals[0] = derivative_text(name, variable, integrals[0])
+        integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in expression]
+        left = target if isinstance(target, str) else f"{before}{','.join(map(str, target))}{after}"
         factors = [_factor(value, name) for value in expression.values()]
-        terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals[1:], factors)]
-        rules.append((integrals[0], terms or ["0"]))
+        terms = [f"{m}*{c}" if name == "kira" else f"{c}*{m}" for m, c in zip(integrals, factors)]
+        rules.append((derivative_text(name, variable, left), terms or ["0"]))
     opening, closing = COMMENTS[name]
     body = {"form": _form_text, "sympy": _sympy_text}.get(name, _mathematica_text)(rules)
     return f"{opening}{json.dumps(header)}{closing}\n{body}"
@@ -8674,7 +8693,9 @@ def _json_text(header: dict[str, Any], reductions: dict[Index, dict], matrices: 
     sides = [({}, *rule) for rule in reductions.items()]
     sides += [({"variable": variable}, *row) for variable, matrix in matrices.items() for row in matrix.items()]
     rules = [
-        more | {"integral": target, "terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
+        more
+        | {"combination" if isinstance(target, str) else "integral": target}
+        | {"terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
         for more, target, expression in sides
     ]
     return f'{{"header": {json.dumps(header)},\n"reductions": [\n' + ",\n".join(map(json.dumps, rules)) + "\n]}\n"
@@ -8696,18 +8717,27 @@ def derivative_text(name: str, variable: str, integral: str) -> str:
     return f"D({variable})*{integral}" if name == "form" else f"D{integral[:2]}{variable},{integral[2:]}"
 
 
-def check_export_names(name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2]) -> None:
+def check_export_names(
+    name: str, family: str, symbols: Collection[str], own: Collection[str] = FORM_OWN[:2], combinations: Sequence[str] = ()
+) -> None:
     """Raises InputError where a symbol of the coefficients would mean something else to the program that reads them.
 
-    own: functions that the export to FORM uses.
+    own: functions that the export to FORM uses. combinations: names of targets, which become symbols.
     """
-    bad = [] if name in ("sympy", "json") else sorted(s for s in symbols if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
+    if combinations and name == "kira":
+        raise InputError(f"--export kira: holds integrals only; the combination {combinations[0]} goes to mathematica, form, json or sympy")
+    if clash := {"G", family}.intersection(combinations) | set(symbols).intersection(combinations) if name != "json" else ():
+        raise InputError(f"--export {name}: {min(clash)} would be a combination and something else there; rename it, or export to json")
+    used = (*symbols, *combinations)
+    bad = [] if name in ("sympy", "json") else sorted(s for s in used if not re.fullmatch("[A-Za-z][A-Za-z0-9]*", s))
+    bad += [s for s in combinations if name == "sympy" and not (s.isidentifier() and s.isascii())]
     if name in ("mathematica", "kira"):
-        bad += sorted(MATHEMATICA_OWN.intersection(symbols))
+        bad += sorted(MATHEMATICA_OWN.intersection(used))
     if name == "form":
-        bad += sorted(set(own).intersection((*symbols, family)) | {family}.intersection(symbols))
+        bad += sorted(set(own).intersection((*used, family)) | {family}.intersection(symbols))
     if bad:
-        raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to json or sympy")
+        others = "json" if name == "sympy" else "json or sympy"
+        raise InputError(f"--export {name}: the name {bad[0]} is not free there; rename it in the family, or export to {others}")
 
 
 def _factor(value: int | Fraction | str, name: str) -> str:
@@ -8776,7 +8806,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
                 [
                     (
                         rule.get("variable", ""),
-                        tuple(rule["integral"]),
+                        rule["combination"] if "combination" in rule else tuple(rule["integral"]),
                         [(tuple(term["integral"]), term["coefficient"]) for term in rule["terms"]],
                     )
                     for rule in data["reductions"]
@@ -8799,7 +8829,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, list[tuple[Index, str]]]]:
+def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
     """Variable ('' in a reduction), target, and its terms as (integral, coefficient). Raises ValueError."""
     before, after = integral_brackets(name, family)
     if name == "sympy":
@@ -8822,7 +8852,10 @@ def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index, lis
     for left, right in sides:
         derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left)
         variable = derivative[1] or derivative[3] if derivative else ""
-        target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
+        if re.fullmatch(r"\s*[A-Za-z_]\w*\s*", left):  # a combination
+            target, rest = left.strip(), "1"
+        else:
+            target, rest = read_term((derivative[2] or "") + left[derivative.end() :] if derivative else left)
         if rest != "1":
             raise ValueError(f"{left.strip()[:40]!r} is not one integral")
         rules.append((variable, target, [read_term(term) for _, term in _split(right, "+") if term.strip() != "0"]))
@@ -8862,6 +8895,7 @@ class CertificateError(ReductionError):
 class Certificate:
     """reductions[k]: target and expression, which differ by sum_j multiplier_j * identity_j modulo the prime at the point.
 
+    A target that is a name stands for one of the combinations: {name: ((integral, text of its coefficient), …)}.
     masters: what the expressions may contain, beside unreduced; digest: of the identities at the point; operator [M], seed [M, n]:
     identities; lines start[k]:start[k+1] of identity [L] and multiplier [L] belong to target k, identity [L] is a row of the former.
     """
@@ -8877,6 +8911,7 @@ class Certificate:
     start: np.ndarray
     identity: np.ndarray
     multiplier: np.ndarray
+    combinations: dict[str, tuple[tuple[Index, str], ...]] = field(default_factory=dict)
 
 
 def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
@@ -8885,7 +8920,7 @@ def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
     order, first = sorted_rows(proof.operator, *proof.seed.T)
     identity = np.zeros(len(order), np.int64)
     identity[order] = np.repeat(np.arange(len(first)), np.diff(first, append=len(order)))
-    start = np.searchsorted(proof.column, np.arange(len(problem.targets) + 1))
+    start = np.searchsorted(proof.column, np.arange(len(problem.keys) + 1))
     return Certificate(
         problem.family,
         problem.point,
@@ -8898,6 +8933,7 @@ def make_certificate(problem: Problem, outcome: Outcome) -> Certificate:
         start,
         identity,
         proof.value,
+        {combination.name: combination.terms for combination in problem.combinations},
     )
 
 
@@ -8915,6 +8951,7 @@ def pack_certificate(certificate: Certificate) -> bytes:
         "kinematics": {name: str(value) for name, value in own.point.invariants},
         "masters": own.masters,
         "unreduced": own.unreduced,
+        "combinations": own.combinations,
         "reductions": [[target, list(expression.items())] for target, expression in own.reductions.items()],
         "identities": own.digest,
         "arrays": {name: [values.dtype.str, values.size] for name, values in arrays.items()},
@@ -8974,7 +9011,14 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         arrays.append(np.frombuffer(data, kind, size, begin).astype(np.int64))
         begin += kind.itemsize * size
     operator, seed, start, step, multiplier = arrays
-    identity, reductions = np.cumsum(step), {_indices(t, family): _expression(e, family, point.prime) for t, e in header["reductions"]}
+    combinations = {
+        name: tuple((_indices(integral, family), str(text)) for integral, text in terms)
+        for name, terms in header.get("combinations", {}).items()
+    }
+    identity, reductions = np.cumsum(step), {}
+    for target, expression in header["reductions"]:
+        named = isinstance(target, str) and target in combinations
+        reductions[target if named else _indices(target, family)] = _expression(expression, family, point.prime)
     if len(start) != len(reductions) + 1 or start[0] != 0 or start[-1] != len(step) or (np.diff(start) < 0).any() or not len(reductions):
         raise ValueError("multipliers of another number of targets")
     if len(step) != len(multiplier) or len(step) and not 0 <= identity.min() <= identity.max() < len(operator):
@@ -8995,6 +9039,7 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         start,
         identity,
         multiplier,
+        combinations,
     )
 
 
@@ -9054,10 +9099,11 @@ class Verifier:
     def digest(self) -> str:
         return identities_digest((k, shift, row) for k, operator in enumerate(self.terms) for shift, row in operator)
 
-    def check(self, claim: Expression, operator: np.ndarray, seed: np.ndarray, multiplier: np.ndarray) -> int:
+    def check(self, claim: Expression, operator: np.ndarray, seed: np.ndarray, multiplier: np.ndarray, cut: int = 0) -> int:
         """Number of terms that were added up, if sum of multiplier * identity(operator, seed) is the claim, a linear combination.
 
-        Integrals of scaleless sectors are zero. Raises CertificateError with an integral that the two sides do not share.
+        Integrals of scaleless sectors are zero, and so are those without the lines of a cut.
+        Raises CertificateError with an integral that the two sides do not share.
         """
         if len(operator) and not 0 <= operator.min() <= operator.max() < len(self.terms):
             raise CertificateError(f"operator {operator.max()} is used; there are {len(self.terms)}")
@@ -9082,7 +9128,8 @@ class Verifier:
         (keys,), (values,) = _added_up(keys, values, p)
         left = np.column_stack([keys // a % span for a, span in zip(places, spans)]).astype(np.int64) + low
         for integral, value in zip(map(tuple, left.tolist()), values.tolist()):
-            if not self.is_scaleless(sum(1 << i for i, a in enumerate(integral) if a > 0)):
+            bits = sum(1 << i for i, a in enumerate(integral) if a > 0)
+            if bits & cut == cut and not self.is_scaleless(bits):
                 raise CertificateError(f"{show(integral)} is left with coefficient {value} modulo {p}")
         return count
 
@@ -9194,60 +9241,118 @@ def verify_certificate(certificate: Certificate, verifier: Verifier | None = Non
     allowed, count = {*own.masters, *own.unreduced}, 0
     for k, (target, expression) in enumerate(own.reductions.items()):
         if foreign := [term for term in expression if term not in allowed]:
-            raise CertificateError(f"{show(target)}: {show(foreign[0])} is not in its list of masters")
+            raise CertificateError(f"{show_target(target)}: {show(foreign[0])} is not in its list of masters")
         lines = slice(own.start[k], own.start[k + 1])
         used = own.identity[lines]
         try:
-            count += verifier.check(
-                difference(target, expression, own.point.prime), own.operator[used], own.seed[used], own.multiplier[lines]
-            )
-        except CertificateError as error:
-            raise CertificateError(f"{show(target)} is not proven: {error}") from None
+            whole = Combination(target, own.combinations[target]).at(own.point) if isinstance(target, str) else {target: 1}
+            claim = difference(whole, expression, own.point.prime)
+            count += verifier.check(claim, own.operator[used], own.seed[used], own.multiplier[lines])
+        except (CertificateError, InputError) as error:
+            raise CertificateError(f"{show_target(target)} is not proven: {error}") from None
     return count
 
 
-def difference(target: Index, expression: Expression, p: int) -> Expression:
-    """target - expression."""
+def difference(whole: Expression, expression: Expression, p: int) -> Expression:
+    """whole - expression."""
     claim = {term: -value % p for term, value in expression.items()}
-    return claim | {target: (claim.get(target, 0) + 1) % p}
+    return claim | {term: (claim.get(term, 0) + value) % p for term, value in whole.items()}
 
 
-def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> tuple[int, list[Point]]:
-    """Number of identities used and the points at which a result was found right; one modulo a prime is checked where it was made.
+@dataclass(frozen=True)
+class Verified:
+    """What a verification used: numbers of identities and of relations by symmetries, and the points."""
+
+    identities: int
+    relations: int
+    points: tuple[Point, ...]
+
+
+def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> Verified:
+    """Find a result right at random points, one modulo a prime where it was made. Raises CertificateError.
 
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
-    is checked as a certificate is, so neither the solver nor the choice of masters is trusted. Raises CertificateError.
+    is checked as a certificate is, so neither the solver nor the choice of masters is trusted. A result with symmetries may differ by
+    relations that maps of sectors give, of which `find_shifts` proves each by substitution. One with cuts is checked cut by cut, for the
+    integrals that have its lines.
     """
     combinations = _claimed_combinations(record, family)
+    if any(line > family.lines for lines in record.get("cuts", ()) for line in lines):
+        raise CertificateError(f"its cuts have lines that {family.name} has not")
+    cuts = [sum(1 << line - 1 for line in set(lines)) for lines in record.get("cuts") or [[]]]
     points: list[Point] = []
+    relations: tuple[MasterRelation, ...] | None = None if record.get("symmetries") else ()
     identities = 0
     for _ in range(RESULT_CHECKS if record["prime"] is None else 1):
         point, claims = _draw_check(record, family, combinations)
-        integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
-        outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters)))
-        verifier, p = Verifier(family, point), point.prime
-        first = np.searchsorted(outcome.proof.column, np.arange(len(integrals) + 1)).tolist()
-        place = {integral: slice(first[k], first[k + 1]) for k, integral in enumerate(integrals)}
-        for name, claim in claims.items():
-            parts = [(value, outcome.proof.lines(place[integral])) for integral, value in claim.items()]
-            lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in parts]
-            proof = Multipliers.join(lines, family.n).merged(p)
-            identities += len(proof.value)
-            try:
-                verifier.check(claim, proof.operator, proof.seed, proof.value)
-            except CertificateError as error:
-                at = show_point(point)
-                if outcome.unreduced:
-                    left = show(outcome.unreduced[0])
-                    raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
-                raise CertificateError(f"{name} is wrong at {at}: {error}") from None
+        if relations is None:
+            every = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
+            relations = reduce(Problem(family, generic_point(family), every, symmetries=True, map_integrals=False)).relations
+        for cut in cuts:
+            own = {name: {i: value for i, value in claim.items() if sector_of(i) & cut == cut} for name, claim in claims.items()}
+            identities += _check_claims(own, family, point, relations, cut, reduce)
         points.append(point)
-    return identities, points
+    return Verified(identities, len(relations or ()), tuple(points))
+
+
+def _check_claims(
+    claims: dict[str, Expression],
+    family: Family,
+    point: Point,
+    relations: Sequence[MasterRelation],
+    cut: int,
+    reduce: Callable[[Problem], Outcome],
+) -> int:
+    """Number of identities by which combinations of integrals vanish, given what the relations say. Raises CertificateError."""
+    integrals = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
+    if not integrals:
+        return 0
+    outcome = reduce(Problem(family, point, integrals, bool(family.paper_masters), combinations=tuple(relations), cut=cut))
+    verifier, p = Verifier(family, point), point.prime
+    keys = [*integrals, *(relation.name for relation in relations)]
+    first = np.searchsorted(outcome.proof.column, np.arange(len(keys) + 1)).tolist()
+    place = {key: slice(*first[k : k + 2]) for k, key in enumerate(keys)}
+    solved = _labelled(outcome.reductions, relations, p)
+    identities = 0
+    for name, claim in claims.items():
+        rest: dict[Any, int] = {}
+        for integral, value in claim.items():
+            _subtract(rest, outcome.reductions[integral], p - value, p)
+        used = [(relations[k], value) for k, value in put_in(rest, solved, p).items() if isinstance(k, int)]
+        parts = [(value, place[integral]) for integral, value in claim.items()]
+        for relation, value in used:
+            claim = difference(claim, {integral: v * value % p for integral, v in relation.at(point).items()}, p)
+            parts.append((p - value, place[relation.name]))
+        pieces = [(value, outcome.proof.lines(lines)) for value, lines in parts]
+        lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in pieces]
+        proof = Multipliers.join(lines, family.n).merged(p)
+        identities += len(proof.value)
+        try:
+            verifier.check(claim, proof.operator, proof.seed, proof.value, cut)
+        except CertificateError as error:
+            at = show_point(point)
+            if outcome.unreduced:
+                left = show(outcome.unreduced[0])
+                raise CertificateError(f"{name} cannot be checked at {at}, where {left} is not reduced; try again") from None
+            raise CertificateError(f"{name} is wrong at {at}: {error}") from None
+    return identities
+
+
+def _labelled(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> Solved:
+    """The relations solved for their heaviest masters; k stands for what relation k is, so that it is known which were used."""
+    solved: Solved = {}
+    for k, relation in enumerate(relations):
+        row = put_in(rows[relation.name] | {k: p - 1}, solved, p)
+        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
+        if pivot is not None:
+            solve_for(pivot, row, solved, p)
+    return solved
 
 
 def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
     """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
-    _check_range({integral for row, expression in expressions_of(record) for integral in (row, *expression)}, family)
+    used = {integral for row, expression in expressions_of(record) for integral in (row, *expression) if isinstance(integral, tuple)}
+    _check_range(used.union(integral for terms in record.get("combinations", {}).values() for integral, _ in terms), family)
     own = record.get("differential_equation")
     if own is None:
         return {}
@@ -9296,7 +9401,13 @@ def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values:
     def at(expression: dict[Index, Any]) -> Expression:
         return {term: _residue(value, values, p) for term, value in expression.items()}
 
-    claims = {show(target): difference(target, at(expression), p) for target, expression in record["reductions"].items()}
+    def whole(target: Index | str) -> Expression:
+        total: Expression = {}
+        for integral, text in [(target, 1)] if isinstance(target, tuple) else record["combinations"][target]:
+            total[integral] = (total.get(integral, 0) + _residue(text, values, p)) % p
+        return total
+
+    claims = {show_target(target): difference(whole(target), at(expression), p) for target, expression in record["reductions"].items()}
     for (variable, master), combination in combinations.items():
         row = at(record["differential_equation"]["matrices"][variable][master])
         claim = combination_at(combination, point)
@@ -9355,18 +9466,33 @@ def _check_record(record: Any) -> None:
     lengths = set()
     if "differential_equation" in record:
         _check_matrices(record["differential_equation"], record["kinematics"])
+    named = record.get("combinations", {})
+    _check_origin(record, named)
     for target, expression in expressions_of(record):
-        for integral in (target, *expression):
+        whole = [integral for integral, _ in named[target]] if isinstance(target, str) else [target]
+        for integral in (*whole, *expression):
             if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
                 raise ValueError(f"{integral!r} is no integral")
             lengths.add(len(integral))
         if any(type(value) not in kinds for value in expression.values()):
-            raise ValueError(f"a coefficient of {show(target)} is of another type")
+            raise ValueError(f"a coefficient of {show_target(target)} is of another type")
     if len(lengths) != 1 or type(record["kinematics"]) is not dict:
         raise ValueError("integrals of several families, or none")
-    for value in {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}:
+    texts = {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}
+    for value in texts.union(text for terms in named.values() for _, text in terms):
         with suppress(ZeroDivisionError):  # at this point alone
             calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
+
+
+def _check_origin(record: dict[str, Any], named: Any) -> None:
+    """Raises ValueError, or one of UNREADABLE, where combinations or cuts are not what they should be."""
+    if any(type(name) is not str or any(type(text) is not str for _, text in terms) for name, terms in named.items()):
+        raise ValueError("a combination that is none")
+    if not set(named).issuperset(target for target in record["reductions"] if isinstance(target, str)):
+        raise ValueError("a combination of unknown integrals")
+    lines = [line for lines in record.get("cuts", []) for line in lines]
+    if any(type(line) is not int or not 0 < line <= 60 for line in lines) or record.get("symmetries", True) is not True:
+        raise ValueError("cuts or symmetries that are none")
 
 
 def _check_matrices(own: Any, kinematics: Any) -> None:
@@ -10062,6 +10188,7 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int) -> LinearSyst
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
 GONE = "GONE: go on with the same command, or remove its jobs by --stop"
+DEFAULT_PRIME = 1009
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
@@ -10095,7 +10222,7 @@ class Options:
     list_families: bool = _option(False, "show the built-in families and stop")
     d: str | None = _option(None, "dimension, an integer or a fraction (default: the family's, 41)")
     kinematics: str | None = _option(None, "values of the family's invariants (default: the family's)", metavar="NAME=VALUE,...")
-    prime: int = _option(1009, "all arithmetic is modulo this prime, below 2**31")
+    prime: int | None = _option(None, f"all arithmetic is modulo this prime, below 2**31 (default: {DEFAULT_PRIME})")
     paper_masters_only: bool = _option(False, "trianglebox: stop at the 16 published masters only, not at corners of the other sectors")
     masters: str | None = _option(None, "file of preferred masters, one a line; the result is rewritten in them", metavar="FILE")
     condor: bool = _option(False, "run on an HTCondor pool; this program must be on a host that can submit jobs")
@@ -10488,8 +10615,9 @@ def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> P
     return point
 
 
-def check_prime(prime: int) -> int:
-    """Raises InputError."""
+def check_prime(prime: int | None) -> int:
+    """The prime of a run modulo one. Raises InputError."""
+    prime = DEFAULT_PRIME if prime is None else prime
     if not is_usable_prime(prime):
         raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
     return prime
@@ -10503,7 +10631,7 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         if others:
             names = ", ".join(each.family.name for each in (request, *others))
             raise InputError(f"this is for one family at a time: choose by --family out of {names}")
-    check_modular_targets(options, request)
+    check_certified(options, request)
     family = request.family
     point = parse_point(options, family, request.integrals)
     default = options.integral is None and options.integrals is None and options.kira_config is None
@@ -10520,25 +10648,16 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
         request.combinations,
         request.symmetries,
     ).on_cut(request.cut)
-    for combination in problem.combinations:
-        combination.at(point)  # a slip in a coefficient is found now
+    if not is_exact(options):
+        for combination in problem.combinations:
+            combination.at(point)  # a slip in a coefficient is found now
     return problem
 
 
-def check_modular_targets(options: Options, request: Request) -> None:
-    """Raises InputError where something is asked for that knows integrals only as targets."""
-    asked = {
-        "--exact": options.exact,
-        "--symbols": options.symbols is not None,
-        "--differential-equation": options.differential_equation is not None,
-        "--certificate": options.certificate is not None,
-        "--export": bool(options.export),
-    }
-    name = next((name for name, given in asked.items() if given), None)
-    if name is not None and (request.symmetries or request.cut or options.cut):
-        raise InputError(f"{name} is for whole reductions by identities: leave out symmetries and cuts")
-    if name is not None and request.combinations:
-        raise InputError(f"{name} is for integrals: {request.combinations[0].name} is a combination; give its integrals as targets")
+def check_certified(options: Options, request: Request) -> None:
+    """Raises InputError where something is asked for that a certificate does not show."""
+    if options.certificate is not None and (request.symmetries or request.cut or options.cut):
+        raise InputError("--certificate is for whole reductions by identities: leave out symmetries and cuts; --verify checks those")
 
 
 def make_cuts(options: Options, problem: Problem, nonzero: Callable[[], Sequence[int]]) -> tuple[int, ...]:
@@ -10674,7 +10793,8 @@ def check_output_options(options: Options) -> None:
         raise InputError(f"--order {options.order}: give --epsilon, too")
     if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
         raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
-    if options.epsilon is not None and options.convert is None and "d" not in (options.symbols or "").replace(" ", "").split(","):
+    in_d = options.differential_equation is not None or "d" in (options.symbols or "").replace(" ", "").split(",")
+    if options.epsilon is not None and options.convert is None and not in_d:
         raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
 
 
@@ -10753,7 +10873,7 @@ def list_families() -> str:
     return "\n".join(lines)
 
 
-def plan(problem: Problem, shelves: Sequence[Store]) -> str:
+def plan(problem: Problem, shelves: Sequence[Store], exact: ExactProblem | None = None) -> str:
     """What a dry run says."""
     knowledge = Knowledge()
     for shelf in shelves:
@@ -10765,7 +10885,7 @@ def plan(problem: Problem, shelves: Sequence[Store]) -> str:
         [
             f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
             f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
-            f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
+            exact.label if exact else f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
             f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
         ]
     )
@@ -10796,7 +10916,7 @@ def run_reduction(options: Options) -> int:
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     one_step = options.condor or options.batch not in (None, "sector")
     for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, ())
+        check_export_names(name, problem.family.name, (), combinations=[c.name for c in problem.combinations])
     if len(cuts) == 1:
         problem = problem.on_cut(cuts[0])
     if len(cuts) > 1:
@@ -10852,7 +10972,8 @@ def convert_result(options: Options) -> int:
         if os.path.realpath(path) == os.path.realpath(source):
             raise InputError(f"{what} {path}: is the result to be converted; give another --output")
     for name in names:
-        check_export_names(name, record["family"], symbols_of(record))
+        named = [target for target in record["reductions"] if isinstance(target, str)]
+        check_export_names(name, record["family"], symbols_of(record), combinations=named)
     if options.epsilon is not None:
         record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, symbols_of(record)))
     if own:
@@ -10891,9 +11012,9 @@ def verify_certificate_content(content: bytes) -> str:
     return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
 
 
-def show_targets(targets: Iterable[Index]) -> str:
+def show_targets(targets: Iterable[Index | str]) -> str:
     first, *others = targets
-    return f"{show(first)} and {len(others)} more" if others else show(first)
+    return f"{show_target(first)} and {len(others)} more" if others else show_target(first)
 
 
 def verify_result_file(path: Path, options: Options) -> str:
@@ -10913,11 +11034,11 @@ def verify_result_file(path: Path, options: Options) -> str:
             return Controller(problem, executor, shelves, progress, certify=True).run()
 
     try:
-        identities, points = verify_result(record, family, reduce)
+        found = verify_result(record, family, reduce)
     finally:
         progress.close()
-    primes = ", ".join(str(point.prime) for point in points)
-    where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
+    primes = ", ".join(str(point.prime) for point in found.points)
+    where = f"at {len(found.points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(found.points[0])}"
     symbols = sorted(symbols_of(record))
     values = f" and values of {', '.join(symbols)}" if symbols else ""
     own = record.get("differential_equation")
@@ -10926,7 +11047,10 @@ def verify_result_file(path: Path, options: Options) -> str:
         if own is None
         else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
     )
-    return f"{what} of {name} {where}{values}, by {identities:,} identities"
+    cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
+    where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
+    by = f"{found.identities:,} identities" + f" and {found.relations:,} relations by symmetries" * ("symmetries" in record)
+    return f"{what} of {name} {where}{values}, by {by}"
 
 
 def run_families(options: Options, requests: Sequence[Request]) -> int:
@@ -11139,17 +11263,21 @@ def make_exact_problem(options: Options) -> ExactProblem:
     """Raises InputError."""
     if options.exact and options.symbols is not None:
         raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
-    if options.prime != Options.prime:
+    if options.prime is not None:
         raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
     if options.batch is not None:
         raise InputError(f"--batch {options.batch}: the tasks of an exact run are points; leave it out")
     if options.certificate is not None:
         raise InputError("--certificate: an exact result is proven by --verify RESULT, at random primes and points")
     check_device(options.device)
+    if len(options.cut) > 1 or options.cut == ("spanning",):
+        raise InputError("several cuts are put together modulo a prime only; give one --cut to an exact run, or none for the whole")
     problem = make_problem(replace(options, prime=MAX_PRIME))
-    exact = ExactProblem(problem, parse_symbols(options, problem.family))
+    cuts = make_cuts(options, problem, tuple)
+    exact = ExactProblem(replace(problem, cut=cuts[0] if cuts else 0), parse_symbols(options, problem.family))
+    exact.columns()  # a slip in a coefficient is found now
     for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, exact.symbols)
+        check_export_names(name, problem.family.name, exact.symbols, combinations=[c.name for c in problem.combinations])
     if options.epsilon is not None:
         parse_expansion(options.epsilon, options.order or 0, problem.family.symbols)
     return exact
@@ -11177,20 +11305,23 @@ def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], 
 
 def make_differential_problem(options: Options) -> DifferentialProblem:
     """Raises InputError."""
-    for name, taken in (("exact", options.exact), ("symbols", options.symbols), ("epsilon", options.epsilon)):
+    for name, taken in (("exact", options.exact), ("symbols", options.symbols)):
         if taken:
             raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
     if "kira" in parse_formats(options.export):
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     family = load_one_family(options.family)
     variables, symbols = parse_variables(options, family)
+    if options.epsilon is not None and "d" not in symbols:
+        raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
     for name in parse_formats(options.export):
         check_export_names(name, family.name, symbols, FORM_OWN)
     everything = ",".join(["1"] * family.lines + ["0"] * family.isps)
     integral = everything if options.integral is None and options.integrals is None else options.integral
     exact = make_exact_problem(replace(options, integral=integral, symbols=",".join(symbols)))
-    targets = tuple(dict.fromkeys(corner(sector_of(target), family.n) for target in exact.problem.targets))
-    problem = replace(exact.problem, targets=targets, paper_masters_only=bool(family.paper_masters))
+    targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
+    published = bool(family.paper_masters) and not exact.problem.symmetries
+    problem = replace(exact.problem, targets=targets, combinations=(), paper_masters_only=published)
     return DifferentialProblem(problem, exact.symbols, variables)
 
 
@@ -11203,7 +11334,7 @@ def run_exact(options: Options) -> int:
     check_paths(options, output, work, path)
     shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
     if options.dry_run:
-        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)]))
+        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)], exact))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     progress = Progress(options.quiet, lines=True)
@@ -11238,6 +11369,9 @@ def run_exact(options: Options) -> int:
         directory.clear()  # only now that the result is safe
     if not options.quiet:
         print((differential_summary if differential else exact_summary)(exact, outcome, output))
+        if exact.problem.cut:
+            nonzero = known_nonzero_sectors(exact.problem.family, shelves)
+            print(describe_cuts([exact.problem.cut], lowest_sectors(nonzero, list(map(sector_of, exact.problem.integrals)))))
         if options.epsilon is not None:
             print(epsilon_summary(record))
         for what, place in further_outputs(options, output).items():
@@ -11249,7 +11383,8 @@ def run_point_benchmark(options: Options) -> int:
     """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
     if options.benchmark_points < 1:
         raise InputError(f"--benchmark-points {options.benchmark_points}: expected the number of points")
-    problem = make_exact_problem(options).problem
+    exact = make_exact_problem(options)
+    problem = exact.problem
     rng, symbols = np.random.default_rng(1), problem.family.symbols
     primes = list(itertools.islice(probe_primes(rng), max(options.benchmark_points // 50, 2)))
     first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
@@ -11257,9 +11392,10 @@ def run_point_benchmark(options: Options) -> int:
     started = time.perf_counter()
     path = Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
     shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
-    trace, _ = record_trace(replace(problem, point=point), shelves, Progress(options.quiet))
+    columns = replace(problem, point=point, targets=(), combinations=exact.columns(), map_integrals=False)
+    trace, _ = record_trace(columns, shelves, Progress(options.quiet))
     live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
-    print(f"{show(problem.targets[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
+    print(f"{show_target(problem.keys[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
     print(f"{'points':>8}{'seconds':>10}{'ms/point':>10}{'peak MB':>9}")
     counts = sorted(
         {n for k in range(7) for n in (10**k, 2 * 10**k, 5 * 10**k) if n < options.benchmark_points} | {options.benchmark_points}

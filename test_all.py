@@ -11406,9 +11406,9 @@ def test_point_where_a_combination_has_a_pole_is_told(shelves):
     family = BUILT_IN_FAMILIES["bubble"]
     one, s = (((0, 0, 0), 1),), (((0, 1, 0), 1),)
     assert family.symbols == ("d", "s", "m")
-    combination = {"name": (((1, 1), ((0, one, s), (1, s, one))),)}
-    problem = Problem(family, point_of(family, BIG_PRIMES[0]), ((1, 1),))
-    trace, _ = ibp_reduce.record_trace(problem, shelves, Progress(quiet=True), combination)
+    combination = ibp_reduce.Column("name", (((1, 1), ((0, one, s), (1, s, one))),))
+    problem = Problem(family, point_of(family, BIG_PRIMES[0]), (), combinations=(combination,))
+    trace, _ = ibp_reduce.record_trace(problem, shelves, Progress(quiet=True))
     rows, good = ibp_reduce.probe(trace, [BIG_PRIMES[1]] * 2, np.array([[11, 11], [0, 5], [3, 3]]))
     assert good.tolist() == [False, True] and trace.names == (("name", (1, 1)),)
     assert rows[1].tolist() == [residue(Fraction(1, 5) + 5, BIG_PRIMES[1])]
