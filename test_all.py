@@ -6211,13 +6211,14 @@ def test_cut_propagators_of_kira(place, capsys):
     for target in ("0,1,2,1", "1,1,-1,1"):
         assert reduced("--kira-config", cut, f"--integral=box[{target}]")["final_expr"] == {}
         assert "zero, as without these lines: 1 of 1 integrals" in capsys.readouterr().err
+    exact = exact_result(*one, "--exact")
+    assert {master: residue(value, 1009) for master, value in exact["final_expr"].items()} == expected["final_expr"]
     (place / "masters").write_text("box[2,0,1,0]\nbox[0,1,0,1]\n")
     preferred = reduced(*one, "--masters=masters")
     assert (2, 0, 1, 0) in preferred["masters"] and not {(0, 1, 0, 1), (1, 0, 1, 0)} & set(preferred["masters"])
     for words, fragments in (
         (["--cut=1,2"], ["--cut 1,2", "cut_propagators [1, 3]"]),
         (["--cut=spanning"], ["--cut spanning", "cut_propagators"]),
-        (["--exact"], ["--exact", "cuts"]),
         (["--certificate=c"], ["--certificate", "cuts"]),
     ):
         assert exit_code([*one, *words, "--quiet"]) == 2
