@@ -6723,8 +6723,17 @@ class Sampler:
         """What is expressed through masters. Raises ReductionError, InputError."""
         return self.exact.columns()
 
+    @property
+    def rows(self) -> tuple[Any, ...]:
+        """Names of what is expressed through masters."""
+        return tuple(column.name for column in self.columns)
+
     def basis(self, outcome: Outcome) -> Iterable[Index]:
         return outcome.masters
+
+    def order(self, master: Index) -> tuple:
+        """Sort key of masters."""
+        return weight(master)
 
     def degree(self, row: Any, master: Index) -> int:
         """Mass dimension of a coefficient, in units of a squared mass; to be asked for where there is a scale."""
@@ -6897,14 +6906,14 @@ class Sampler:
 class ExactOutcome:
     """reductions: every target through masters, combinations by name, with Fractions or with strings that sympy parses."""
 
-    reductions: dict[Any, dict[Index, Fraction | str]]
+    reductions: dict[Any, dict[Any, Fraction | str]]
     masters: list[Index]
     statistics: dict[str, Any]
     seconds: float
     peak_memory_kb: int
 
 
-def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
+def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -> ExactOutcome:
     """Raises ReductionError."""
     started = time.perf_counter()
     seed = int.from_bytes(hashlib.sha256(exact.name.encode()).digest()[:8], "big")
@@ -6913,8 +6922,8 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
-    reductions: dict[Any, dict[Index, Fraction | str]] = {column.name: {} for column in sampler.columns}
-    for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: weight(named[0][1]), reverse=True):
+    reductions: dict[Any, dict[Any, Fraction | str]] = {row: {} for row in sampler.rows}
+    for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: sampler.order(named[0][1]), reverse=True):
         scale = (sampler.scale, sampler.degree(target, master)) if sampler.scale else None
         reductions[target][master] = function.text(sampler.variables, scale) if exact.symbols else function.factor
     statistics = {
@@ -6926,7 +6935,7 @@ def reconstruct_problem(exact: ExactProblem, sampler: Sampler) -> ExactOutcome:
         "seconds_per_point": sampler.seconds_per_point,
     }
     memory = max(sampler.memory, peak_memory_kb())
-    basis = sorted({*sampler.basis(outcome), *(master for _, master in sampler.names)}, key=weight)
+    basis = sorted({*sampler.basis(outcome), *(master for _, master in sampler.names)}, key=sampler.order)
     return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, memory)
 
 
@@ -7255,9 +7264,14 @@ def shortened(text: str) -> str:
 
 
 def exact_costs(exact: ExactProblem, outcome: ExactOutcome) -> str:
+    left = f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else ""
+    return left + point_costs(outcome, "integrals")
+
+
+def point_costs(outcome: ExactOutcome, what: str) -> str:
     counts = outcome.statistics
-    return (f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else "") + (
-        f"{counts['integrals']:,} integrals a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
+    return (
+        f"{counts['integrals']:,} {what} a point; {counts['points']:,} points ({1000 * counts['seconds_per_point']:.2f} ms each), "
         f"{counts['primes']} primes, degrees {counts['degrees']}; {outcome.seconds:.2f} s, {outcome.peak_memory_kb / 1024:.0f} MB"
     )
 
@@ -10088,20 +10102,28 @@ _LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d+)\s*[:*]\s*(\S.
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:/0*[1-9][0-9]{0,300})?", re.ASCII)
 
 
+Coefficient = Fraction | tuple[Polynomial, Polynomial]  # of a linear system: a number, or a function of its symbols as a ratio
+
+
 @dataclass(frozen=True)
 class LinearSystem:
-    """Homogeneous equations sum coefficient * unknown = 0; unknowns in the order of elimination, the heaviest last."""
+    """Homogeneous equations sum coefficient * unknown = 0; unknowns in the order of elimination, the heaviest last.
+
+    symbols: what the coefficients are functions of; points give their values in this order.
+    """
 
     unknowns: tuple[str, ...]
-    equations: tuple[dict[str, Fraction], ...]
+    equations: tuple[dict[str, Coefficient], ...]
+    symbols: tuple[str, ...] = ()
 
 
-def read_system(path: str, symbols: dict[str, Fraction]) -> LinearSystem:
+def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...] = ()) -> LinearSystem:
     """Equations are blocks of lines 'unknown: coefficient' (or Kira's 'unknown*(coefficient)') between empty lines; '#' is a comment.
 
-    symbols: values of what coefficients may contain. Raises InputError with the line.
+    numbers: values of what coefficients may contain beside the symbols. Raises InputError with the line.
     """
-    equations: list[dict[str, Fraction]] = [{}]
+    equations: list[dict[str, Coefficient]] = [{}]
+    read = coefficient_reader(numbers, symbols)
     for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
         text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
         if not text:
@@ -10116,13 +10138,26 @@ def read_system(path: str, symbols: dict[str, Fraction]) -> LinearSystem:
             raise InputError(f"{where}: {label} is in this equation twice; an empty line ends an equation")
         inner = coefficient[1:-1] if coefficient[0] == "(" and coefficient[-1] == ")" else coefficient
         # most are plain numbers, and reading an expression takes ten times as long
-        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else evaluate(coefficient, symbols, where)
+        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
     if not equations[0]:
         raise InputError(f"--system {path}: no equations in it")
-    return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation))
+    return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
 
 
-def system_order(equations: Sequence[dict[str, Fraction]]) -> tuple[str, ...]:
+def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -> Callable[[str, str], Coefficient]:
+    """What makes a coefficient of a text and a place for errors."""
+    if not symbols:
+        return lambda text, where: evaluate(text, numbers, where)
+    from sympy import QQ
+    from sympy.polys.fields import field as rational_functions
+
+    functions, *free = rational_functions(list(symbols), QQ)
+    given = {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
+    names = {"1": functions.one, **given, **dict(zip(symbols, free))}
+    return lambda text, where: _freeze_ratio(functions(evaluate(text, names, where)))
+
+
+def system_order(equations: Sequence[dict[str, Coefficient]]) -> tuple[str, ...]:
     """Lightest first: integrals of one family by their weight, numbers by size; else what comes first in the file is the heaviest."""
     labels = tuple(dict.fromkeys(label for equation in equations for label in equation))
     if all(label.isdigit() for label in labels):
@@ -10137,29 +10172,61 @@ def system_order(equations: Sequence[dict[str, Fraction]]) -> tuple[str, ...]:
     return tuple(sorted(labels, key=lambda label: weight(indices[label])))
 
 
-def eliminate_system(system: LinearSystem, p: int) -> dict[int, dict[int, int]]:
-    """{number of an unknown: what it equals, in lighter ones}, modulo p. Raises InputError where a denominator vanishes modulo p."""
+def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[dict[int, dict[int, int]], list[int]]:
+    """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
+
+    Raises InputError where a denominator vanishes modulo p.
+    """
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
-    for equation in system.equations:
-        for label, value in equation.items():
-            if value.denominator % p == 0:
-                raise InputError(f"--system: coefficient {value} of {label} is a division by zero modulo {p}; take another --prime")
-        values = {number[label]: value.numerator * pow(value.denominator, -1, p) % p for label, value in equation.items()}
-        rows.append({place: value for place, value in values.items() if value})
+    for place, equation in enumerate(system.equations):
+        residues = {number[label]: _coefficient_residue(value, label, p, values) for label, value in equation.items()}
+        rows.append((place, {place: value for place, value in residues.items() if value}))
     pivots: dict[int, dict[int, int]] = {}
-    for row in sorted(rows, key=lambda row: (max(row, default=-1), len(row))):
+    used = []
+    for place, row in sorted(rows, key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
         while row and (lead := max(row)) in pivots:
             _subtract(row, pivots[lead], -row.pop(lead), p)
         if row:
             factor = -pow(row.pop(lead), -1, p)
             pivots[lead] = {place: value * factor % p for place, value in row.items()}
-    return pivots
+            used.append(place)
+    return pivots, used
 
 
-def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
-    """Every unknown that the equations determine, heaviest first, through those that they do not, modulo p. Raises InputError."""
-    pivots, labels = eliminate_system(system, p), system.unknowns
+def _coefficient_residue(value: Coefficient, label: str, p: int, values: Sequence[int]) -> int:
+    if isinstance(value, Fraction):
+        above, below = value.numerator, value.denominator % p
+    else:
+        above, below = (polynomial_residue(part, values, p) for part in value)
+    if below == 0:
+        shown = value if isinstance(value, Fraction) else f"that is a function of {values}"
+        raise InputError(f"--system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
+    return above * pow(below, -1, p) % p
+
+
+def solve_system(
+    system: LinearSystem, p: int, values: Sequence[int] = (), wanted: Collection[str] | None = None
+) -> dict[str, dict[str, int]]:
+    """Every unknown that the equations determine, heaviest first, through those that they do not, modulo p. Raises InputError.
+
+    wanted: these alone, and what they are found through.
+    """
+    return back_substitute(system, eliminate_system(system, p, values)[0], p, wanted)
+
+
+def back_substitute(
+    system: LinearSystem, pivots: dict[int, dict[int, int]], p: int, wanted: Collection[str] | None
+) -> dict[str, dict[str, int]]:
+    """`solve_system` from an elimination, whose rows it changes."""
+    labels = system.unknowns
+    if wanted is not None:
+        left, needed = [place for place, label in enumerate(labels) if label in wanted], set()
+        while left:
+            if (place := left.pop()) in pivots and place not in needed:
+                needed.add(place)
+                left += pivots[place]
+        pivots = {place: pivots[place] for place in needed}
     for lead in sorted(pivots):
         row = pivots[lead]
         for place in [place for place in row if place in pivots]:
@@ -10167,19 +10234,105 @@ def solve_system(system: LinearSystem, p: int) -> dict[str, dict[str, int]]:
     return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
 
 
-def prefer(system: LinearSystem, preferred: Sequence[str], p: int) -> LinearSystem:
+def prefer(system: LinearSystem, preferred: Sequence[str], p: int, values: Sequence[int] = ()) -> LinearSystem:
     """The system with these unknowns the lightest. Raises InputError where they are unknown or not independent."""
     for label in preferred:
         if label not in system.unknowns:
             raise InputError(f"--masters: {label} is in no equation of the system")
     rest = [label for label in system.unknowns if label not in preferred]
     ordered = replace(system, unknowns=(*preferred, *rest))
-    solved = solve_system(ordered, p)
+    solved = solve_system(ordered, p, values, preferred)
     for label in preferred:
         if label in solved:
             value = " + ".join(f"{value}*{term}" for term, value in solved[label].items()) or "0"
             raise InputError(f"preferred master {label} depends linearly on the ones before it: it is {value} modulo {p}; leave one out")
     return ordered
+
+
+@dataclass(frozen=True)
+class SystemProblem:
+    """A system to be solved exactly, for these unknowns."""
+
+    system: LinearSystem
+    wanted: tuple[str, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return self.system.symbols
+
+    @property
+    def name(self) -> str:
+        """What tells this run from another's, for people and for a journal."""
+        digest = hashlib.sha256(repr((__version__, self.system, self.wanted)).encode()).hexdigest()[:8]
+        return f"a system of {len(self.system.equations)} equations ({digest})"
+
+
+class SystemSampler(Sampler):
+    """The same for the solution of a linear system."""
+
+    exact: SystemProblem
+
+    def prepare(self, rng: np.random.Generator) -> dict[str, dict[str, int]]:
+        """See which equations are independent, and what the unknowns are found through. Raises ReductionError, InputError."""
+        system, wanted = self.exact.system, self.exact.wanted
+        for _ in range(ATTEMPTS):
+            found = []
+            for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
+                values, began = rng.integers(1000, p - 1000, len(system.symbols)).tolist(), time.perf_counter()
+                pivots, used = eliminate_system(system, p, values)
+                leads = tuple(pivots)
+                solved = back_substitute(system, pivots, p, wanted)
+                self.first_guess = time.perf_counter() - began
+                determined = frozenset(system.unknowns[lead] for lead in leads)
+                found.append((determined, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
+            if found[0] == found[1]:
+                break
+        else:
+            raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
+        self.independent = tuple(label for label in system.unknowns if label not in determined)
+        self.names = self.raw_names = found[0][1]
+        self.variables, self.live = system.symbols, len(used)
+        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
+        self.trace = Shared.write((kept, wanted, self.names, determined), self.directory.shared)
+        return solved
+
+    @property
+    def rows(self) -> tuple[str, ...]:
+        return self.exact.wanted
+
+    def basis(self, outcome: Any) -> tuple[str, ...]:
+        return self.independent
+
+    def order(self, master: str) -> int:
+        return self._order[master]
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {label: place for place, label in enumerate(self.exact.system.unknowns)}
+
+    def _submit(self, chunk: list[Sample]) -> Future:
+        return self.executor.submit(solve_points, self.trace, chunk)
+
+    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
+        self.counts["unlucky"] += raw is None
+        return raw
+
+
+def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
+    """As `probe_points`, for a linear system: a point is not good where other unknowns are independent or other coefficients not zero."""
+    started = time.monotonic()
+    system, wanted, names, determined = trace.get()
+    place, expected = {name: position for position, name in enumerate(names)}, determined.intersection(wanted)
+    table, good = np.zeros((len(samples), len(names)), np.int64), np.zeros(len(samples), np.int8)
+    for line, (p, values) in enumerate(samples):
+        with suppress(InputError):  # a denominator vanishes
+            solved = solve_system(system, p, values, wanted)
+            entries = {(label, term): value for label in wanted for term, value in solved.get(label, {}).items()}
+            if entries.keys() <= place.keys() and expected <= solved.keys() <= determined:
+                good[line] = 1
+                for name, value in entries.items():
+                    table[line, place[name]] = value
+    return {"values": table.tobytes(), "good": good.tobytes(), "seconds": time.monotonic() - started, "peak_memory_kb": peak_memory_kb()}
 
 
 # =====================================================================================================================
@@ -11091,52 +11244,113 @@ def run_families(options: Options, requests: Sequence[Request]) -> int:
     return 1 if outcome.unreduced else 0
 
 
+SYSTEM_POINTS = (
+    "local condor check_interval condor_option transfer_files request_memory max_jobs job_seconds straggler_timeout straggler_cpus "
+    "resume fresh"
+)
+
+
 def run_system(options: Options) -> int:
-    """--system: every unknown through the independent ones."""
-    started = time.perf_counter()
-    p, output = check_prime(options.prime), Path(options.output)
+    """--system: unknowns through the independent ones, modulo a prime or exactly."""
+    output = Path(options.output)
     check_paths(options, output, Path(options.work_dir), Path(options.work_dir) / "store.shelf")
-    symbols = system_symbols(options)
-    system = read_system(options.system, symbols)
+    numbers, symbols = system_symbols(options)
+    exact = options.exact or bool(symbols)
+    check_system_options(options, exact)
+    p = MAX_PRIME if exact else check_prime(options.prime)
+    system = read_system(options.system, numbers, symbols)
     if options.masters is not None:
-        labels = [line.partition("#")[0] for line in read_lines(options.masters, "--masters")]
-        system = prefer(system, tuple(dict.fromkeys(re.sub(r"[\s+]", "", label) for label in labels if label.strip())), p)
-    solved = solve_system(system, p)
-    other = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
-    if solved.keys() != {system.unknowns[lead] for lead in other}:
-        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
-    masters = [label for label in system.unknowns if label not in solved]
-    record = {
-        "format": 1,
-        "success": True,
-        "family": Path(options.system).name,
-        "prime": p,
-        "d": plain_number(symbols["d"]) if "d" in symbols else None,
-        "kinematics": {name: plain_number(value) for name, value in symbols.items() if name != "d"},
-        "reductions": {label: solved.get(label, {label: 1}) for label in reversed(system.unknowns)},
-        "masters": masters,
-        "unreduced": [],
-        "steps": len(solved),
-        "time": time.perf_counter() - started,
-        "peak_memory_kb": peak_memory_kb(),
-        "statistics": {"equations": len(system.equations), "unknowns": len(system.unknowns)},
-        "version": __version__,
-    }
-    write_pickle(record, output)
+        system = prefer(system, read_labels(options.masters, "--masters"), p, range(1_000_003, 1_000_003 + len(symbols)))
+    wanted = system.unknowns[::-1] if options.integrals is None else read_labels(options.integrals, "--integrals")
+    if unknown := next((label for label in wanted if label not in system.unknowns), None):
+        raise InputError(f"--integrals {options.integrals}: {unknown} is in no equation of the system")
+
+    def save(outcome: ExactOutcome) -> None:
+        write_pickle(system_record(options, numbers, symbols, None if exact else p, outcome), output)
+
+    if exact:
+        outcome = run_points(options, SystemProblem(system, wanted), SystemSampler, (), save)
+    else:
+        outcome = solve_modulo(system, wanted, p)
+        save(outcome)
     if not options.quiet:
-        shown = f"{' '.join(masters[:20])}{' ...' if len(masters) > 20 else ''}"
-        print(f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {len(masters)} of them independent: {shown}")
+        count, shown = len(outcome.masters), f"{' '.join(outcome.masters[:20])}{' ...' if len(outcome.masters) > 20 else ''}"
+        print(f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {count} of them independent: {shown}")
+        if exact:
+            print(point_costs(outcome, "equations"))
         print(f"written to {output}")
     return 0
 
 
-def system_symbols(options: Options) -> dict[str, Fraction]:
-    """Values of --kinematics and --d, which coefficients of a system may contain. Raises InputError."""
+def check_system_options(options: Options, exact: bool) -> None:
+    """Raises InputError."""
+    if options.exact and options.symbols is not None:
+        raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
+    if exact and options.prime is not None:
+        raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
+    for name in SYSTEM_POINTS.split() if not exact else ():
+        if getattr(options, name) != getattr(Options, name):
+            raise InputError(f"--{name.replace('_', '-')} is for a --system with --exact or --symbols, which take many points")
+    check_running_options(options)
+
+
+def solve_modulo(system: LinearSystem, wanted: Sequence[str], p: int) -> ExactOutcome:
+    """Coefficients modulo p. Raises InputError, ReductionError."""
+    started = time.perf_counter()
+    pivots, used = eliminate_system(system, p)
+    other, _ = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
+    if pivots.keys() != other.keys():
+        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
+    masters = [label for place, label in enumerate(system.unknowns) if place not in pivots]
+    solved = back_substitute(system, pivots, p, wanted)
+    statistics = {"equations": len(system.equations), "unknowns": len(system.unknowns), "independent_equations": len(used)}
+    reductions = {label: solved.get(label, {}) for label in wanted}
+    return ExactOutcome(reductions, masters, statistics, time.perf_counter() - started, peak_memory_kb())
+
+
+def system_record(
+    options: Options, numbers: dict[str, Fraction], symbols: Sequence[str], prime: int | None, outcome: ExactOutcome
+) -> dict[str, Any]:
+    """What the pickle holds: as for integrals, but unknowns are texts; an independent one is itself."""
+    one = 1 if prime is not None else "1" if symbols else Fraction(1)
+    values = {name: plain_number(value) for name, value in numbers.items()} | {name: name for name in symbols}
+    independent = set(outcome.masters)
+    return {
+        "format": 1,
+        "success": True,
+        "family": Path(options.system).name,
+        "prime": prime,
+        "d": values.pop("d", None),
+        "kinematics": values,
+        "reductions": {label: {label: one} if label in independent else row for label, row in outcome.reductions.items()},
+        "masters": outcome.masters,
+        "unreduced": [],
+        "steps": len(outcome.reductions.keys() - independent),
+        "time": outcome.seconds,
+        "peak_memory_kb": outcome.peak_memory_kb,
+        "statistics": outcome.statistics,
+        "version": __version__,
+    }
+
+
+def read_labels(path: str, what: str) -> tuple[str, ...]:
+    """Unknowns of a system, one a line, each once."""
+    labels = (re.sub(r"[\s+]", "", line.partition("#")[0]) for line in read_lines(path, what))
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def system_symbols(options: Options) -> tuple[dict[str, Fraction], tuple[str, ...]]:
+    """What coefficients of a system may contain: values of --kinematics and --d, and names of --symbols. Raises InputError."""
     values = [item.partition("=") for item in options.kinematics.split(",")] if options.kinematics is not None else []
-    symbols = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
-    if len(symbols) < len(values) or not all(name.isidentifier() and name != "d" for name in symbols):
+    numbers = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
+    if len(numbers) < len(values) or not all(name.isidentifier() and name != "d" for name in numbers):
         raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
-    return symbols | ({} if options.d is None else {"d": parse_number(options.d, "d")})
+    numbers |= {} if options.d is None else {"d": parse_number(options.d, "d")}
+    symbols = tuple(name.strip() for name in options.symbols.split(",")) if options.symbols is not None else ()
+    for name in symbols:
+        if not name.isidentifier() or name in numbers or symbols.count(name) > 1:
+            raise InputError(f"--symbols {options.symbols!r}: expected names, each once, that are not given as numbers")
+    return numbers, symbols
 
 
 def known_nonzero_sectors(family: Family, shelves: Sequence[Store]) -> tuple[int, ...]:
@@ -11337,6 +11551,32 @@ def run_exact(options: Options) -> int:
         print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)], exact))
         return 0
     shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
+    record: dict[str, Any] = {}
+
+    def save(outcome: ExactOutcome) -> None:
+        record.update((differential_record if differential else exact_record)(exact, outcome))
+        if options.epsilon is not None:
+            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, exact.problem.family.symbols))
+        write_pickle(record, output)
+        write_exports(record, output, parse_formats(options.export))
+
+    outcome = run_points(options, exact, DifferentialSampler if differential else Sampler, shelves, save)
+    if not options.quiet:
+        print((differential_summary if differential else exact_summary)(exact, outcome, output))
+        if exact.problem.cut:
+            nonzero = known_nonzero_sectors(exact.problem.family, shelves)
+            print(describe_cuts([exact.problem.cut], lowest_sectors(nonzero, list(map(sector_of, exact.problem.integrals)))))
+        if options.epsilon is not None:
+            print(epsilon_summary(record))
+        for what, place in further_outputs(options, output).items():
+            print(f"{what.removeprefix('--')}: {place}")
+    return 0
+
+
+def run_points(
+    options: Options, exact: Any, kind: type[Sampler], shelves: Sequence[Store], save: Callable[[ExactOutcome], None]
+) -> ExactOutcome:
+    """Reconstruct from points that a later run need not compute again; they are dropped once the result is saved."""
     progress = Progress(options.quiet, lines=True)
     with claim_directory(options.work_dir) as place:
         directory = RunDirectory(place)
@@ -11353,7 +11593,6 @@ def run_exact(options: Options) -> int:
             done: dict[Sample, np.ndarray | None] = {}
             try:
                 with make_executor(options, directory.jobs, progress.say) as executor:
-                    kind = DifferentialSampler if differential else Sampler
                     sampler = kind(exact, executor, shelves, progress, journal, directory, options)
                     done = sampler.known
                     outcome = reconstruct_problem(exact, sampler)
@@ -11361,22 +11600,9 @@ def run_exact(options: Options) -> int:
                 progress.close()
                 if journal.is_new and not done:  # nothing to go on with
                     directory.clear()
-        record = (differential_record if differential else exact_record)(exact, outcome)
-        if options.epsilon is not None:
-            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, exact.problem.family.symbols))
-        write_pickle(record, output)
-        write_exports(record, output, parse_formats(options.export))
-        directory.clear()  # only now that the result is safe
-    if not options.quiet:
-        print((differential_summary if differential else exact_summary)(exact, outcome, output))
-        if exact.problem.cut:
-            nonzero = known_nonzero_sectors(exact.problem.family, shelves)
-            print(describe_cuts([exact.problem.cut], lowest_sectors(nonzero, list(map(sector_of, exact.problem.integrals)))))
-        if options.epsilon is not None:
-            print(epsilon_summary(record))
-        for what, place in further_outputs(options, output).items():
-            print(f"{what.removeprefix('--')}: {place}")
-    return 0
+        save(outcome)
+        directory.clear()
+    return outcome
 
 
 def run_point_benchmark(options: Options) -> int:
@@ -11590,7 +11816,12 @@ MODES = (  # the first that is asked for is what is done
         f"integral integrals family kira_config masters paper_masters_only work_dir store device {BEAM_OPTIONS}",
         "primes and points are random",
     ),
-    Mode("system", run_system, "output work_dir prime masters kinematics d", "the system is all that is solved"),
+    Mode(
+        "system",
+        run_system,
+        f"output work_dir prime masters integrals kinematics d exact symbols {SYSTEM_POINTS}",
+        "the system is all that is solved",
+    ),
 )
 
 

@@ -4955,7 +4955,7 @@ IDLE_OPTIONS = {  # a command: options that it would ignore
     "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=e order=1 condor output=o kira-config=k",
     "--convert=good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d kira-config=k",
     "--benchmark-points=5": "prime=7 d=3 kinematics=s=1 symbols=d exact output=o local=2",
-    "--system=good.txt": "integral=1 local=2 store=s symbols=d certificate=c kira-config=k family=bubble",
+    "--system=good.txt": "integral=1 beam-width=3 store=s certificate=c kira-config=k family=bubble",
 }
 
 
@@ -6768,6 +6768,75 @@ def test_random_systems(unknowns, count, draw):
         assert solved[labels[pivot]] == expected
 
 
+SYSTEM_IN_SYMBOLS = """
+    x: s/(d-4)
+    y: -2*t
+    z: 3/2
+
+    y: 1
+    z: 4*(s+t)
+    w: 1
+
+    x: 2*s/(d-4)
+    y: -4*t + 1
+    z: 4*(s+t) + 3
+    w: 1
+    """  # the last equation follows from the others
+
+
+@pytest.mark.parametrize("words", ["--symbols=s,t,d", "--symbols=t --d=5 --kinematics=s=1/3", "--exact --d=5 --kinematics=s=1/3,t=-7"])
+@pytest.mark.parametrize("more", [[], ["--local", "2"]], ids=["", "two processes"])
+def test_system_solved_exactly(words, more, place):
+    (place / "system").write_text(textwrap.dedent(SYSTEM_IN_SYMBOLS))
+    found = exact_result("--system=system", *words.split(), *more)
+    s, t, d = values = (Fraction(1, 3), Fraction(-7), Fraction(5))
+    point = dict(zip("std", values))
+    reductions = {label: {term: exact_value(value, **point) for term, value in row.items()} for label, row in found["reductions"].items()}
+    y = {"z": -4 * (s + t), "w": Fraction(-1)}
+    x = {term: (d - 4) / s * (2 * t * value - Fraction(3, 2) * (term == "z")) for term, value in y.items()}
+    assert reductions == {"x": x, "y": y, "z": {"z": 1}, "w": {"w": 1}} and found["masters"] == ["w", "z"]
+    assert found["prime"] is None and found["statistics"]["integrals"] == 2
+    free = words.partition("--symbols=")[2].partition(" ")[0].split(",")
+    assert found["d"] == ("d" if "d" in free else 5) and found["kinematics"]["s"] == ("s" if "s" in free else "1/3")
+
+
+def test_exact_system_for_some_unknowns_in_other_masters(place):
+    (place / "system").write_text(textwrap.dedent(SYSTEM_IN_SYMBOLS))
+    (place / "wanted").write_text("x\nz  # a comment\n")
+    (place / "masters").write_text("x\n")
+    words = ["--system=system", "--integrals=wanted", "--masters=masters"]
+    found = exact_result(*words, "--symbols=s,t,d")
+    assert set(found["reductions"]) == {"x", "z"} and found["masters"] == ["x", "w"]
+    modular = reduced(*words, "--kinematics=s=3,t=7", "--d=11", "--prime", str(P31))
+    for label, row in modular["reductions"].items():
+        values = {term: residue(exact_value(value, s=3, t=7, d=11)) for term, value in found["reductions"][label].items()}
+        assert values == row
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_systems_of_functions(seed, place):
+    """Exact functions against the reduced row echelon form of sympy over the rational functions."""
+    import sympy
+    from sympy.polys.matrices import DomainMatrix
+
+    draw, field = random.Random(seed), sympy.QQ.frac_field(*sympy.symbols("s t"))
+    unknowns, count = draw.randint(2, 5), draw.randint(1, 6)
+    labels = [f"x{i}" for i in range(unknowns)]
+    choices = ["0", "1", "-2", "s", "t+1", "s*t-1/2", "1/(s+t)", "(s-1)/t", "t**2"]
+    texts = [[draw.choice(choices) for _ in labels] for _ in range(count)]
+    exact = DomainMatrix([[field.from_sympy(sympy.sympify(text)) for text in row] for row in texts], (count, unknowns), field)
+    echelon, pivots = exact.rref()
+    (place / "system").write_text("\n\n".join("\n".join(f"{x}: {text}" for x, text in zip(labels, row)) for row in texts))
+    found = exact_result("--system=system", "--symbols=s,t")
+    assert found["masters"] == [x for i, x in reversed(list(enumerate(labels))) if i not in pivots]
+    for number, pivot in enumerate(pivots):
+        row = {labels[i]: -echelon.to_Matrix()[number, i] for i in range(unknowns) if i != pivot}
+        expected = {x: value for x, value in row.items() if value != 0}
+        result = found["reductions"][labels[pivot]]
+        assert result.keys() == expected.keys()
+        assert all(sympy.cancel(sympy.sympify(result[x]) - value) == 0 for x, value in expected.items())
+
+
 BAD_SYSTEMS = {
     "": ("no equations",),
     "# nothing\n\n": ("no equations",),
@@ -6805,7 +6874,12 @@ def test_bad_system_is_refused_in_one_line(text, place, capsys):
     [
         ("--system=nothing", ("--system nothing", "not readable")),
         ("--system=system --integral=1,1", ("--system", "--integral")),
-        ("--system=system --local=2", ("--system", "--local")),
+        ("--system=system --local=2", ("--system", "--local", "--exact")),
+        ("--system=system --exact --symbols=s", ("--exact", "--symbols")),
+        ("--system=system --exact --prime=1013", ("--prime 1013",)),
+        ("--system=system --symbols=s,s", ("--symbols 's,s'", "once")),
+        ("--system=system --symbols=s --kinematics=s=1", ("--symbols 's'", "numbers")),
+        ("--system=system --integrals=unknown", ("--integrals", "u", "no equation")),
         ("--system=system --prime=10", ("--prime",)),
         ("--system=system --output=system", ("--output", "--system")),
         ("--system=system --masters=system2", ("--masters", "system2")),
