@@ -11174,9 +11174,7 @@ def verify_result_file(path: Path, options: Options) -> str:
     """What was found right, in words. Raises InputError, CertificateError."""
     record = read_result(path)
     name = record["family"]
-    family = BUILT_IN_FAMILIES.get(name) or load_one_family(options.family)
-    if family.name != name:
-        raise InputError(f"--verify {path}: its family {name} is not built in; give --family with the file that defines it")
+    family = family_of_result(name, options)
     work = Path(options.work_dir)
     store = Path(options.store) if options.store is not None else work / "store.shelf"
     shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(store, say=say)]
@@ -11204,6 +11202,22 @@ def verify_result_file(path: Path, options: Options) -> str:
     where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
     by = f"{found.identities:,} identities" + f" and {found.relations:,} relations by symmetries" * ("symmetries" in record)
     return f"{what} of {name} {where}{values}, by {by}"
+
+
+def family_of_result(name: str, options: Options) -> Family:
+    """Raises InputError where the family of a result is not there."""
+    where = f"--verify {options.verify}"
+    if "," in name:
+        raise InputError(f"{where}: is of several families ({name}); verify reductions of one family at a time")
+    if options.kira_config is not None:
+        project = read_kira_project(options)
+        if name not in project.known:
+            raise InputError(f"{where}: its family {name} is none of {', '.join(project.known)} of {project.config}")
+        return project.known[name].family
+    family = BUILT_IN_FAMILIES.get(name) or load_one_family(options.family)
+    if family.name != name:
+        raise InputError(f"{where}: its family {name} is not built in; give --family FILE or --kira-config DIR with its definition")
+    return family
 
 
 def run_families(options: Options, requests: Sequence[Request]) -> int:
@@ -11808,7 +11822,7 @@ MODES = (  # the first that is asked for is what is done
         "benchmark_search", run_search_benchmark, f"family seed {BEAM_OPTIONS}", "searched for are random integrals at a point of its own"
     ),
     Mode("replay", run_replay, "family", "paths are checked as they are"),
-    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family store", "a file is checked as it is, and nothing is written"),
+    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and nothing is written"),
     Mode("convert", convert_result, "export epsilon order output", "a result is converted as it is"),
     Mode(
         "benchmark_points",

@@ -4952,7 +4952,7 @@ IDLE_OPTIONS = {  # a command: options that it would ignore
     "--make-training-data": "condor epochs=3 learning-rate=1 device=cpu policy=p fresh kira-config=k",
     "--benchmark-search=2": "epochs=3 integral=1 prime=7 work-dir=w no-rules local=2 kira-config=k",
     "--replay=good.txt": "integral=1 prime=7 policy=p work-dir=w kira-config=k",
-    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=e order=1 condor output=o kira-config=k",
+    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=e order=1 condor output=o",
     "--convert=good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d kira-config=k",
     "--benchmark-points=5": "prime=7 d=3 kinematics=s=1 symbols=d exact output=o local=2",
     "--system=good.txt": "integral=1 beam-width=3 store=s certificate=c kira-config=k family=bubble",
@@ -6224,6 +6224,23 @@ def test_cut_propagators_of_kira(place, capsys):
         assert exit_code([*one, *words, "--quiet"]) == 2
         last = capsys.readouterr().err.splitlines()[-1]
         assert all(fragment in last for fragment in fragments), last
+
+
+@needs_yaml
+def test_results_of_kira_are_verified(place, capsys):
+    """With the family of the project, also where a built-in one has the same name; other families and joint results are refused."""
+    project = write_project(place / "two", KIRA_TWO)
+    run = ["--kira-config", project]
+    for words in ([], ["--exact"], ["--symbols", "d,s,t"]):
+        assert exit_code([*run, "--integral=boxx[2,1,0,1]", "--output=r.pkl", "--quiet", *words]) == 0
+        capsys.readouterr()
+        assert exit_code([*run, "--verify=r.pkl"]) == 0
+        assert capsys.readouterr().out.startswith("verified: I[2,1,0,1] of boxx at ")
+    check_refused(["--verify=r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
+    assert exit_code(["--family=bubble", "--integral=2,1", "--output=r.pkl", "--quiet"]) == 0
+    check_refused([*run, "--verify=r.pkl"], place, capsys, ["bubble is none of box, boxx"])
+    assert exit_code([*run, "--output=r.pkl", "--quiet"]) == 0
+    check_refused([*run, "--verify=r.pkl"], place, capsys, ["box, boxx", "one family at a time"])
 
 
 @needs_yaml
@@ -8777,7 +8794,7 @@ def test_result_of_a_family_of_the_user_needs_its_file(place, capsys):
     assert exit_code(["--verify", "c"]) == 0  # says itself what it is of
     assert exit_code(["--verify", "r.pkl", "--family", "mine.json"]) == 0
     assert exit_code(["--verify", "r.pkl"]) == 2
-    assert capsys.readouterr().err.endswith("its family mine is not built in; give --family with the file that defines it\n")
+    assert capsys.readouterr().err.endswith("its family mine is not built in; give --family FILE or --kira-config DIR with its definition\n")
 
 
 class Trap:
