@@ -159,6 +159,26 @@ def interruptible():
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def bytecode(tmp_path_factory):
+    """What a hundred processes import is compiled once, whatever the environment says about it."""
+    place = str(tmp_path_factory.mktemp("bytecode"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", place)
+        patch.setattr(sys, "dont_write_bytecode", False)
+        patch.setattr(sys, "pycache_prefix", place)
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_torch_thread():
+    """More of them are slower here (thirty times where the cores are busy), and sums come out in another order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 # =====================================================================================================================
 # Executors
 # =====================================================================================================================
@@ -4314,6 +4334,7 @@ def agrees_with_oracle(reduce_at, family, targets, dots, s):
             assert oracle.reduce(combine((1, {target: 1}), (-1, outcome.reductions[target]))) == {}
     for master in outcome.masters:
         assert oracle.reduce({master: 1}) == {master: 1}
+    return outcome
 
 
 @few_examples
@@ -6582,9 +6603,8 @@ def test_heavy_quark_bubble_in_closed_form(reduce_at, w):
 )
 def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, masters):
     """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
-    agrees_with_oracle(reduce_at, family, targets, dots, s)
-    if masters is not None:
-        assert len(reduce_at(family, targets, shelves=[]).masters) == masters
+    outcome = agrees_with_oracle(reduce_at, family, targets, dots, s)
+    assert masters is None or len(outcome.masters) == masters
 
 
 # systems ------------------------------------------------------------------------------------------------------------
@@ -6829,7 +6849,7 @@ def done_in(journal):
 # family, targets and options of problems; ways to run them: batch, job_seconds, processes, constants
 PROBLEMS = {
     "trianglebox": ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), LAW_TARGETS[2], (1, 0, 0, 0, 1, 0, -1)], {"paper_masters_only": True}),
-    "trianglebox, corners stay": ("trianglebox", [LAW_TARGETS[2], (1, 1, 1, 1, 1, 2, -1)], {}),
+    "trianglebox, corners stay": ("trianglebox", [LAW_TARGETS[2], (1, 1, 1, 1, 1, 1, -1)], {}),
     "trianglebox, preferred": ("trianglebox", [PREFERRED[2][1]], {"paper_masters_only": True, "preferred_masters": tuple(PREFERRED[2][2])}),
     "sunrise, preferred": ("sunrise", [PREFERRED[1][1], (0, 2, 1, -1, -1)], {"preferred_masters": tuple(PREFERRED[1][2])}),
     "doublebox": ("doublebox", [*SAMPLES["doublebox"], (0, 0, 1, 1, 1, 0, 0, 0, 0)], {}),
@@ -6884,7 +6904,7 @@ def test_one_step_tasks_give_what_sectors_give(problem, way, by_sectors, shelves
     assert len(done) == len(set(done)) == outcome.statistics["integrals"] > 0
 
 
-CORNER_TARGETS = [(1, 1, 1, 1, 1, 2, -1), (2, 1, 1, 1, 1, 0, -1), (1, 1, 0, 1, 1, 1, -1), (1, 0, 2, 1, 1, 1, 0)]
+CORNER_TARGETS = [(1, 1, 1, 1, 1, 1, -1), (2, 1, 1, 1, 1, 0, 0), (1, 1, 0, 1, 1, 1, -1), (1, 0, 2, 1, 1, 1, 0)]
 
 
 @pytest.fixture(scope="module")
@@ -7944,9 +7964,10 @@ def lessons():
 
 
 @pytest.fixture(scope="session")
-def trained_guide(lessons):
+def trained_guide(lessons, one_torch_thread):
     """Weights after some passes through these lessons, and what they were before."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     first, rng = ibp_reduce.first_guide(0), np.random.default_rng(0)
     weights = ibp_reduce.first_guide(0)
     optimizer = torch.optim.AdamW(weights.values(), 5e-3)
@@ -8202,8 +8223,7 @@ def test_a_guide_learns(lessons, trained_guide):
     assert ibp_reduce.measure_guide(tensors, unpacked) > max(0.5, ibp_reduce.measure_guide(first, unpacked))
 
 
-def test_a_guide_is_trained_with_the_policy(tmp_path):
-    pytest.importorskip("torch")
+def test_a_guide_is_trained_with_the_policy(one_torch_thread, tmp_path):
     words = ["--family", "box", "--train-policy", "--trajectories", "60", "--epochs", "2", "--device", "cpu", "--quiet"]
     assert ibp_reduce.main([*words, "--work-dir", str(tmp_path)]) == 0
     header, *lines = (tmp_path / "policy.csv").read_text().splitlines()
@@ -9143,7 +9163,7 @@ def test_many_points_equal_single_runs(case, shelves, reduce_at):
     values = rng.integers(1000, 2**30, (len(problem.family.symbols), 21))
     rows, good = ibp_reduce.probe(trace, primes, values)
     assert good.all() and rows.shape == (21, len(trace.names))
-    for p, column, row in zip(primes, values.T.tolist(), rows):
+    for p, column, row in itertools.islice(zip(primes, values.T.tolist(), rows), 0, None, 4):  # every prime twice
         point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), p)
         expected = reduce_at(name, targets, point=point, **options).reductions
         assert named(trace.names, row) == {target: expression for target, expression in expected.items() if expression}
@@ -9170,7 +9190,7 @@ def test_points_where_pivots_vanish_are_told_and_nothing_else_is_wrong(shelves, 
     """Modulo small primes much vanishes by accident."""
     target = (1, 1, 1, 1, 1, 1, -1)
     trace, problem = trace_at(shelves, "trianglebox", [target], 5, paper_masters_only=True)
-    primes = [p for p in range(200, 4000) if all(p % q for q in range(2, 64))][::6]
+    primes = [p for p in range(70, 2000) if all(p % q for q in range(2, 45) if q < p)][::6]
     values = np.random.default_rng(3).integers(1, 2**30, (4, len(primes))) % primes
     rows, good = ibp_reduce.probe(trace, primes, values)
     assert 5 < good.sum() < len(primes)
@@ -9368,16 +9388,21 @@ def rational_functions(draw):
     return names, "*".join([str(draw(number)), *above]) + "".join(f"/{factor}" for factor in [str(draw(st.integers(1, 10**12))), *below])
 
 
+def is_function(text):
+    """Whether it is neither zero nor something over zero."""
+    import sympy
+
+    above, below = map(sympy.expand, sympy.fraction(sympy.together(sympy.sympify(text))))
+    return 0 not in (above, below) and above.is_finite is not False
+
+
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(rational_functions(), rational_functions())
 def test_functions_are_found_from_values(one, other):
-    names, first = one
-    texts = [first, other[1]] if set(other[0]) <= set(names) else [first]
     import sympy
 
-    texts = [
-        text for text in texts if sympy.simplify(sympy.sympify(text)) != 0 and sympy.simplify(sympy.sympify(text)).is_finite is not False
-    ]
+    names, first = one
+    texts = list(filter(is_function, [first, other[1]] if set(other[0]) <= set(names) else [first]))
     oracle = Oracle(texts, names)
     found = [function.text(names) for function in functions_of(oracle, names, len(texts))]
     assert all(are_equal(text, other, names) for text, other in zip(found, texts)), (found, texts)
@@ -9499,7 +9524,7 @@ def test_functions_equal_direct_runs(symbols, reduce_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = exact_result(*PUBLISHED, "--symbols", symbols)
     names = symbols.split(",")
-    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, names, 20, paper_masters_only=True)
+    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, names, 6, paper_masters_only=True)  # two for each prime
     assert result["prime"] is None and result["success"] and result["original_integral"] == (1, 1, 1, 1, 1, 1, -3)
     assert result["d"] == ("d" if "d" in names else 41)
     assert result["kinematics"] == {name: name if name in names else int(value) for name, value in TRIANGLEBOX.point}
@@ -9614,13 +9639,25 @@ def test_killed_exact_run_goes_on(bare, ready):
     assert not journal.exists()
 
 
-@pytest.fixture
-def unfinished(ready, monkeypatch):
-    """A work directory with the checkpoint of IN_D, which was interrupted before its last check."""
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def interrupted_and_not(learned, tmp_path_factory):
+    """A work directory with the checkpoint of IN_D, which was interrupted before its last check, and the result of an undisturbed run."""
+    place = tmp_path_factory.mktemp("interrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        patch.setattr(ibp_reduce, "DATA", place / "nothing shipped")
+        shutil.copy(learned, "s")
+        undisturbed = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
         patch.setattr(ibp_reduce.Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
         assert exit_code([*IN_D, "--store", "s", "--quiet"]) == 130
-    assert Path("ibp_work/exact.journal").stat().st_size > 1000
+    assert (place / "ibp_work/exact.journal").stat().st_size > 1000
+    return place / "ibp_work", undisturbed
+
+
+@pytest.fixture
+def unfinished(ready, interrupted_and_not):
+    """The checkpoint in a copy of that work directory."""
+    shutil.copytree(interrupted_and_not[0], "ibp_work")
     return Path("ibp_work/exact.journal")
 
 
@@ -9674,15 +9711,14 @@ def test_status_of_an_exact_run(unfinished, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "garbage", "empty"])
-def test_damaged_checkpoint_costs_time_only(damage, unfinished, capsys):
+def test_damaged_checkpoint_costs_time_only(damage, unfinished, interrupted_and_not, capsys):
     data = unfinished.read_bytes()
     unfinished.write_bytes(
         {"cut": data[:-7], "flipped": data[:-40] + bytes([data[-40] ^ 1]) + data[-39:], "garbage": b"x" * 999, "empty": b""}[damage]
     )
     result = exact_result(*IN_D, "--store", "s")
     assert len(capsys.readouterr().err.splitlines()) <= 4
-    fresh_result = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
-    assert result["reductions"] == fresh_result["reductions"]
+    assert result["reductions"] == interrupted_and_not[1]["reductions"]
 
 
 FORGED = {
@@ -9772,17 +9808,6 @@ def test_headline_in_everything(reduce_at, tmp_path, monkeypatch):
 
 SHIPPED_POLICY = ibp_reduce.DATA / "policy.pt"
 needs_policy = pytest.mark.skipif(not SHIPPED_POLICY.exists(), reason="no data/policy.pt")
-
-
-@pytest.fixture(scope="module")
-def one_torch_thread():
-    """More of them are slower here, and sums come out in another order."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # oracle: positions of a search by raw identities --------------------------------------------------------------------
@@ -11820,15 +11845,15 @@ def test_number_of_masters_by_feynman_parameters(reduce_at, name):
     assert len(masters) == MASTERS[name] and len(masters) - rank == SYMMETRIC[name][1]
 
 
-@pytest.mark.parametrize("light", [0, 99])
 @pytest.mark.parametrize("name", families_with_rules(["sunrise", "trianglebox", "doublebox", "doublebox-1m", "nonplanar-doublebox"]))
-def test_mapping_integrals_or_masters_is_the_same(reduce_at, monkeypatch, name, light):
+def test_mapping_integrals_or_masters_is_the_same(reduce_at, monkeypatch, name):
     """Also where propagators become long sums: numerators of the integrals are mapped, or those of the masters."""
     expected = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
-    monkeypatch.setattr(ibp_reduce, "LIGHT_MAP", light)
-    outcome = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
-    assert outcome.reductions == expected.reductions and outcome.masters == expected.masters
-    assert (outcome.statistics["mapped"] > 0) == (light == 99)
+    for light in 0, 99:
+        monkeypatch.setattr(ibp_reduce, "LIGHT_MAP", light)
+        outcome = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
+        assert outcome.reductions == expected.reductions and outcome.masters == expected.masters
+        assert (outcome.statistics["mapped"] > 0) == (light == 99)
 
 
 def test_mapped_integrals_in_portions(reduce_at, monkeypatch):
@@ -12776,8 +12801,8 @@ def sample(strategy, seed, total=128, batch=9, target="ZIGZAG", diagram=spiral_d
 
 
 def test_sampling_figure():
+    """The default strategy is measured by the benchmark, below."""
     assert sample("uncertainty", 1) < 0.01  # 128 of 1600; measured 0.003 to 0.006
-    assert sample("balanced", 0) < 0.02
 
 
 @pytest.mark.slow
@@ -13422,8 +13447,7 @@ def test_parallel_test_for_real(tmp_path):
 
 
 def test_benchmark_prints_goal_and_reached(monkeypatch, capsys):
-    cheap = ("wrong labels with 128 of 1600 points", "time of a screening simulation")
-    rows = tuple(figure for figure in ex.FIGURES if figure.what in cheap)
+    rows = tuple(figure for figure in ex.FIGURES if figure.what == "wrong labels with 128 of 1600 points")
     missing = ex.Figure("a figure out of reach", "1", lambda full: ex.Measurement("0", False))
     monkeypatch.setattr(ex, "FIGURES", (*rows, missing))
     assert ex.main(["--benchmark"]) == 1
