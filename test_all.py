@@ -3679,7 +3679,7 @@ BRUTE_FORCE = [
     ("bubble", [(9, 8), (12, 1), (4, -5), (-2, 6)], 17, 5),
     ("box", [(2, 1, 1, 2), (1, 1, 1, 3), (2, 0, 1, -1), (1, -1, 2, 0)], 4, 2),
     ("sunrise", [(2, 1, 1, -1, -1), (1, 1, 1, -2, -1), (2, 2, 0, -1, 0), (1, 0, 2, -1, -2)], 2, 3),
-    ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), (2, 1, 1, 1, 0, 1, 0), (1, -2, 1, 1, 1, 0, -1)], 1, 3),
+    ("trianglebox", [(1, 1, 1, 1, 1, 1, -1), (2, 1, 1, 1, 0, 1, 0), (1, -1, 1, 1, 1, 0, -1)], 1, 2),
     ("doublebox", [(1, 0, 1, 1, 1, 0, 1, -1, 0), (1, 1, 1, 1, 1, 0, 0, -1, -1)], 1, 2),
     ("doublebox-1m", [(1, 0, 1, 1, 0, 0, 1, -1, 0), (1, 0, 2, 1, 0, 0, 1, 0, 0)], 1, 2),
     ("nonplanar-doublebox", [(1, 0, 1, 1, 0, 1, 0, -1, 0), (1, 0, 0, 2, 0, 1, 0, 0, 0)], 1, 2),
@@ -10670,7 +10670,7 @@ def check_paths_by_hand(name, outcome, p=P31):
 ENGINES = [  # family, targets, Problem options, beams
     ("bubble", [(3, 2), (2, -3)], {}, ["fixed 1", "fixed 20", "random 1", "random 20", "trained 1", "trained 20"]),
     ("box", [(2, 1, 1, 2), (2, 0, 1, -1)], {}, ["fixed 1", "fixed 20", "trained 1", "trained 20"]),
-    ("sunrise", [(2, 1, 1, -1, -1)], {}, ["fixed 1", "trained 1"]),
+    ("sunrise", [(2, 1, 1, 0, -1)], {}, ["fixed 1", "trained 1"]),
     ("trianglebox", [(1, 0, 1, 0, 2, 1, -1), (0, 1, 2, 1, -1, 0, 0)], {"paper_masters_only": True}, ["trained 5"]),
 ]  # fmt: skip
 
@@ -11297,10 +11297,10 @@ def solve_columns(matrix, columns):
 
 @pytest.mark.parametrize("name", DIFFERENTIAL)
 def test_equations_equal_direct_runs(name, equations, reduce_at):
-    """At 20 random points the derivative, worked out by hand in other external momenta's changes, is reduced by a run of its own."""
+    """At random points the derivative, worked out by hand in other external momenta's changes, is reduced by a run of its own."""
     record, family = equations(name), BUILT_IN_FAMILIES[name]
     draw, masters = random.Random(11), record["differential_equation"]["masters"]
-    for number in range(20):
+    for number in range(9):
         p = BIG_PRIMES[number % 3]
         values = {x: Fraction(draw.randrange(10**3, 10**5), draw.randrange(1, 50)) for x in family.symbols}
         invariants = {x: value for x, value in values.items() if x != "d"}
@@ -11922,7 +11922,9 @@ def line_mask(*lines):
     return sum(1 << line - 1 for line in lines)
 
 
-@pytest.mark.parametrize("name", families_with_rules(["sunrise", "trianglebox", "doublebox", "pentabox", "ladder3"]))
+@pytest.mark.parametrize(
+    "name", [*families_with_rules(["sunrise", "trianglebox", "doublebox", "ladder3"]), pytest.param("pentabox", marks=pytest.mark.slow)]
+)
 def test_spanning_cuts_make_the_whole(reduce_at, name):
     """Each cut gives the coefficients of the masters with its lines; together they are the direct reduction."""
     targets = [TOP[name], *SAMPLES[name]]
