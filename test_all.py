@@ -7801,10 +7801,10 @@ class Chaos:
         while process.poll() is None:
             self.removed += self.disturb("condor_rm", 20 - self.removed) if self.removed < 20 else 0
             self.held += self.disturb("condor_hold", 20 - self.held) if self.held < 20 else 0
-            if self.schedds < len(schedd_at) and self.count("done") >= schedd_at[self.schedds]:
-                if (schedd := schedd_of_the_pool()) is not None:  # it may not be back yet from the last time
-                    os.kill(schedd, signal.SIGKILL)
-                    self.schedds += 1
+            due = self.schedds < len(schedd_at) and self.count("done") >= schedd_at[self.schedds]
+            if due and (schedd := schedd_of_the_pool()) is not None:  # it may not be back yet from the last time
+                os.kill(schedd, signal.SIGKILL)
+                self.schedds += 1
             at_work = self.count("recovered") > self.controllers
             if self.controllers < len(controller_at) and at_work and self.count("done") >= controller_at[self.controllers]:
                 process.kill()
