@@ -2637,7 +2637,7 @@ def test_a_thousand_waiting_jobs_cost_next_to_nothing(fake, make, jobs):
     before, start = time.process_time(), time.monotonic()
     while time.monotonic() - start < 1:
         threading.Event().wait(0.1)  # no polling of ours
-    assert (time.process_time() - before) / (time.monotonic() - start) < 0.1
+    assert (time.process_time() - before) / (time.monotonic() - start) < 0.2  # measured 0.01; 0.1 where others keep the machine busy
 
 
 # ending -------------------------------------------------------------------------------------------------------------
