@@ -7872,6 +7872,13 @@ def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
     assert journaled[1:] == list(range(1, len(done) + 1)) and len(done) > 50
 
 
+def test_progress_of_long_searches_is_told():
+    said, progress = [], Progress()
+    progress.bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), update=said.append)
+    progress.advance({"integrals": 1234, "references": 2000, "rules": 5, "searches": 6789})
+    assert said == ["1,234 integrals, 766 hits, 5 new rules, 6,789 searches", 1]
+
+
 def test_last_store_that_is_read_only_is_said_and_costs_no_result(tmp_path):
     store = Store(tmp_path / "s")
     problem = problem_of("bubble", [(3, 2)])
