@@ -385,16 +385,13 @@ def check_common(families: Sequence[Family], text: str) -> None:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--family {text}: two families are called {double}; give one of them another name")
 
-    def point(family: Family) -> list[tuple[str, Fraction]]:
-        return [(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)]
-
-    for other in families[1:]:
-        if point(other) != point(families[0]):
-            shown = (", ".join(f"{name}={value}" for name, value in point(family)) for family in (families[0], other))
+    points = [[(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)] for family in families]
+    for name, other in zip(names, points):
+        if other != points[0]:
+            first, second = (", ".join(f"{symbol}={value}" for symbol, value in point) for point in (points[0], other))
             raise InputError(
-                f"--family {text}: families of one run have the same invariants in the same order, with the same defaults, not "
-                + f" ({names[0]}) and ".join(shown)
-                + f" ({other.name})"
+                f"--family {text}: families of one run have the same invariants in the same order, with the same defaults, "
+                f"not {first} ({names[0]}) and {second} ({name})"
             )
 
 
@@ -10387,7 +10384,9 @@ def read_kira_requests(options: Options) -> list[Request]:
     requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
     everyone = [entry.family for entry in known.values()]
     preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
-    requests = everyone_asked(options, requests, families, options.symmetries or selection.symmetries, preferred)
+    unable = for_whole_reductions(options)
+    symmetries = options.symmetries or (selection.symmetries and unable is None)
+    requests = everyone_asked(options, requests, families, symmetries, preferred)
     for request in requests:
         check_tops(known[request.family.name], request.integrals, str(config))
         Algebra(request.family, f"{config}: family {request.family.name}: propagators")
@@ -10396,7 +10395,9 @@ def read_kira_requests(options: Options) -> list[Request]:
         if keys:
             say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
     if selection.symmetries:
-        say(f"{jobs}: run_symmetries is true: taken as --symmetries")
+        say(
+            f"{jobs}: run_symmetries is true: {'taken as --symmetries' if symmetries else f'not followed, as {unable} knows no symmetries'}"
+        )
     return [_on_cut(request, known[request.family.name].cut, config) for request in requests]
 
 
@@ -10496,8 +10497,8 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
     return problem
 
 
-def check_modular_targets(options: Options, request: Request) -> None:
-    """Raises InputError where something is asked for that knows integrals only as targets."""
+def for_whole_reductions(options: Options) -> str | None:
+    """What is asked for that takes neither symmetries nor cuts nor combinations, if anything."""
     asked = {
         "--exact": options.exact,
         "--symbols": options.symbols is not None,
@@ -10505,7 +10506,12 @@ def check_modular_targets(options: Options, request: Request) -> None:
         "--certificate": options.certificate is not None,
         "--export": bool(options.export),
     }
-    name = next((name for name, given in asked.items() if given), None)
+    return next((name for name, given in asked.items() if given), None)
+
+
+def check_modular_targets(options: Options, request: Request) -> None:
+    """Raises InputError where something is asked for that knows integrals only as targets."""
+    name = for_whole_reductions(options)
     if name is not None and (request.symmetries or request.cut or options.cut):
         raise InputError(f"{name} is for whole reductions by identities: leave out symmetries and cuts")
     if name is not None and request.combinations:

@@ -6173,6 +6173,11 @@ def test_symmetries_of_kira(place, capsys):
     assert set(found["masters"]) == {"box[1,0,1,0]", "box[0,1,0,1]", "box[1,1,1,1]", "boxx[0,1,0,1]"}  # of s, t and u
     off = write_project(place / "off", KIRA_TWO, edit_jobs=(WITH_SYMMETRIES[0], WITH_SYMMETRIES[1].replace("true", "False")))
     assert "symmetries" not in reduced("--kira-config", off)
+    listed = write_project(place / "listed", KIRA_TWO, edit_jobs=WITH_SYMMETRIES, edit_mixed=(KIRA_TWO["mixed"], "box[1,1,1,2]\n"))
+    assert reduced("--kira-config", listed)["symmetries"]
+    capsys.readouterr()
+    assert "symmetries" not in reduced("--kira-config", listed, "--certificate=c")
+    assert "run_symmetries is true: not followed, as --certificate knows no symmetries" in capsys.readouterr().err
     turned = reduced("--kira-config", plain, "--symmetries", "--family=boxx,box")
     assert turned["family"] == "boxx, box"
     assert set(turned["masters"]) == {"boxx[1,0,1,0]", "boxx[0,1,0,1]", "box[1,0,1,0]", "box[1,1,1,1]"}
