@@ -10383,7 +10383,8 @@ def read_kira_requests(options: Options) -> list[Request]:
             raise InputError(f"{path} is a file of the Kira project; choose another to write")
     requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
     everyone = [entry.family for entry in known.values()]
-    preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
+    lists = selection.preferred if options.masters is None else ()
+    preferred = [part for path in lists for part in read_targets(path, everyone, "preferred masters", combinations=False)]
     unable = for_whole_reductions(options)
     symmetries = options.symmetries or (selection.symmetries and unable is None)
     requests = everyone_asked(options, requests, families, symmetries, preferred)

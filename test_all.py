@@ -6221,6 +6221,9 @@ def test_ranges_and_preferred_masters_of_jobs(place):
     assert set(found["reductions"]) == wanted
     assert (2, 0, 1, 0) in found["masters"] and (1, 0, 1, 0) not in found["masters"]
     assert set().union(*found["reductions"].values()) == {(2, 0, 1, 0)}  # of this sector only the s channel bubble is not scaleless
+    os.remove(place / "two/preferred")
+    (place / "mine").write_text("box[3,0,1,0]\n")
+    assert reduced("--kira-config", project, "--masters=mine")["masters"] == [(3, 0, 1, 0)]
 
 
 @needs_yaml
