@@ -5,6 +5,7 @@
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --output r.pkl
     python ibp_reduce.py --family doublebox --integral 1,1,1,1,1,1,1,-2,-2
     python ibp_reduce.py --integrals targets.txt --prime 2147483647
+    python ibp_reduce.py --family doublebox,nonplanar-doublebox --integrals targets.txt --symmetries
     python ibp_reduce.py --certificate proof.cert --export mathematica,form
     python ibp_reduce.py --verify proof.cert
     python ibp_reduce.py --integral 1,1,1,1,1,1,-3 --symbols d  # coefficients as functions of d; --exact: rational numbers
@@ -388,16 +389,13 @@ def check_common(families: Sequence[Family], text: str) -> None:
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--family {text}: two families are called {double}; give one of them another name")
 
-    def point(family: Family) -> list[tuple[str, Fraction]]:
-        return [(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)]
-
-    for other in families[1:]:
-        if point(other) != point(families[0]):
-            shown = (", ".join(f"{name}={value}" for name, value in point(family)) for family in (families[0], other))
+    points = [[(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)] for family in families]
+    for name, other in zip(names, points):
+        if other != points[0]:
+            first, second = (", ".join(f"{symbol}={value}" for symbol, value in point) for point in (points[0], other))
             raise InputError(
-                f"--family {text}: families of one run have the same invariants in the same order, with the same defaults, not "
-                + f" ({names[0]}) and ".join(shown)
-                + f" ({other.name})"
+                f"--family {text}: families of one run have the same invariants in the same order, with the same defaults, "
+                f"not {first} ({names[0]}) and {second} ({name})"
             )
 
 
@@ -7321,6 +7319,9 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
 # =====================================================================================================================
 
 
+Images = dict[Index, tuple[int, Expression]]  # of a family's masters: number of another family, integrals there
+
+
 class JointFamilies:
     """Integrals of several families in one order: the indices of all families in a row, 0 for the others.
 
@@ -7355,35 +7356,27 @@ def reduce_families(
     """
     joint, p = JointFamilies([problem.family for problem in problems]), problems[0].point.prime
     spaces = [_sector_classes(problem, nonzero) for problem in problems if problem.symmetries]
-    images: list[dict[Index, tuple[int, Expression]]] = [{} for _ in problems]
-    outcomes: list[Outcome | None] = [None] * len(problems)
-    for number in reversed(range(len(problems))):
-        own = problems[number]
+    images: list[Images] = [{} for _ in problems]
+    outcomes: dict[int, Outcome] = {}
+    for number, own in reversed(list(enumerate(problems))):
         carried = [term for found in images for other, image in found.values() if other == number for term in image]
         targets = tuple(dict.fromkeys((*own.targets, *own.preferred_masters, *carried)))
         if targets or own.combinations:
-            outcomes[number] = outcome = reduce(replace(own, targets=targets, preferred_masters=()))
+            outcomes[number] = reduce(replace(own, targets=targets, preferred_masters=()))
             if spaces:
-                sectors = sorted({sector_of(master) for master in outcome.masters}, key=sector_order)
-                maps = find_family_maps(spaces[number][0], sectors, spaces[:number])
-                numeric = {bits: (other, NumericMap(found, own.point, own.family.n)) for bits, (other, found) in maps.items()}
-                mapped = ((master, *numeric[sector_of(master)]) for master in outcome.masters if sector_of(master) in numeric)
-                images[number] = {master: (other, shift(master)) for master, other, shift in mapped}
+                images[number] = _carried_over(outcomes[number].masters, own, spaces[number][0], spaces[:number])
     reductions = _joined_reductions(joint, outcomes, images, p)
-    wanted: dict[str, Expression] = {}
     preferred = tuple(joint.joint(number, master) for number, problem in enumerate(problems) for master in problem.preferred_masters)
-    found = [(number, outcome) for number, outcome in enumerate(outcomes) if outcome is not None]
-    masters = {joint.joint(number, m) for number, outcome in found for m in outcome.masters if m not in images[number]}
-    unreduced = {joint.joint(number, integral) for number, outcome in found for integral in outcome.unreduced}
+    masters = {joint.joint(number, m) for number, outcome in outcomes.items() for m in outcome.masters if m not in images[number]}
+    unreduced = {joint.joint(number, integral) for number, outcome in outcomes.items() for integral in outcome.unreduced}
     if preferred and not unreduced:
         reductions = _change_joint_basis(joint, reductions, preferred, p)
-    for number, problem in enumerate(problems):
-        for target in problem.targets:
-            wanted[joint.names[number] + show(target)[1:]] = reductions[joint.joint(number, target)]
-        wanted |= {combination.name: reductions[combination.name] for combination in problem.combinations}
-    if preferred and not unreduced:
         masters = {*preferred, *(term for expression in reductions.values() for term in expression)}
-    result = joined_outcome([outcome for _, outcome in found], wanted, masters, unreduced)
+    wanted: dict[str, Expression] = {}
+    for number, problem in enumerate(problems):
+        wanted |= {problem.family.name + show(target)[1:]: reductions[joint.joint(number, target)] for target in problem.targets}
+        wanted |= {combination.name: reductions[combination.name] for combination in problem.combinations}
+    result = joined_outcome(list(outcomes.values()), wanted, masters, unreduced)
     result.statistics["shared_masters"] = sum(map(len, images))
     return result, joint
 
@@ -7393,18 +7386,27 @@ def _sector_classes(problem: Problem, nonzero: Callable[[Family], Sequence[int]]
     return geometry, geometry.classes([bits for bits in nonzero(problem.family) if bits & problem.cut == problem.cut])
 
 
+def _carried_over(masters: Iterable[Index], own: Problem, geometry: Geometry, earlier: Sequence[tuple[Geometry, Classes]]) -> Images:
+    """The images of those masters whose sectors are sectors of earlier families."""
+    sectors = sorted({sector_of(master) for master in masters}, key=sector_order)
+    maps = find_family_maps(geometry, sectors, earlier)
+    numeric = {bits: (number, NumericMap(found, own.point, own.family.n)) for bits, (number, found) in maps.items()}
+    mapped = ((master, *numeric[sector_of(master)]) for master in masters if sector_of(master) in numeric)
+    return {master: (number, shift(master)) for master, number, shift in mapped}
+
+
 def _joined_reductions(
-    joint: JointFamilies, outcomes: Sequence[Outcome | None], images: Sequence[dict[Index, tuple[int, Expression]]], p: int
+    joint: JointFamilies, outcomes: dict[int, Outcome], images: Sequence[Images], p: int
 ) -> dict[Index | str, Expression]:
     """Every target of every family in joint integrals; combinations of the same name are added up."""
     total: dict[Index | str, Expression] = {}
-    for number, outcome in enumerate(outcomes):
-        in_joint = {}  # images are of earlier families
+    for number, outcome in sorted(outcomes.items()):  # images are of earlier families
+        in_joint: dict[Index, Expression] = {}
         for master, (other, image) in images[number].items():
             in_joint[master] = row = {}
             for term, value in image.items():
                 _subtract(row, total[joint.joint(other, term)], p - value, p)
-        for target, expression in outcome.reductions.items() if outcome is not None else ():
+        for target, expression in outcome.reductions.items():
             row = total.setdefault(target if isinstance(target, str) else joint.joint(number, target), {})
             for integral, value in expression.items():
                 _subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
@@ -10701,8 +10703,11 @@ def read_kira_requests(options: Options) -> list[Request]:
             raise InputError(f"{path} is a file of the Kira project; choose another to write")
     requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
     everyone = [entry.family for entry in known.values()]
-    preferred = [part for path in selection.preferred for part in read_targets(path, everyone, "preferred masters", combinations=False)]
-    requests = everyone_asked(options, requests, families, options.symmetries or selection.symmetries, preferred)
+    lists = selection.preferred if options.masters is None else ()
+    preferred = [part for path in lists for part in read_targets(path, everyone, "preferred masters", combinations=False)]
+    unable = "--certificate" if options.certificate is not None else None
+    symmetries = options.symmetries or (selection.symmetries and unable is None)
+    requests = everyone_asked(options, requests, families, symmetries, preferred)
     for request in requests:
         check_tops(known[request.family.name], request.integrals, str(config))
         Algebra(request.family, f"{config}: family {request.family.name}: propagators")
@@ -10711,7 +10716,9 @@ def read_kira_requests(options: Options) -> list[Request]:
         if keys:
             say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
     if selection.symmetries:
-        say(f"{jobs}: run_symmetries is true: taken as --symmetries")
+        say(
+            f"{jobs}: run_symmetries is true: {'taken as --symmetries' if symmetries else f'not followed, as {unable} knows no symmetries'}"
+        )
     return [_on_cut(request, known[request.family.name].cut, config) for request in requests]
 
 
@@ -11386,6 +11393,10 @@ def run_list_symmetries(options: Options) -> int:
         families = load_families(options.family)
         check_common(families, options.family)
         cuts = [0] * len(families)
+    if options.cut:
+        if any(cuts) or len(cuts) > 1 or len(options.cut) > 1:
+            raise InputError(f"--list-symmetries: --cut {' --cut '.join(options.cut)}: give one cut of one family that has none yet")
+        cuts = [parse_cut(options.cut[0], families[0])]
     shelves = [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)]
     geometries = [Geometry(family, cut) for family, cut in zip(families, cuts)]
     nonzero = [known_nonzero_sectors(family, shelves) for family in families]
