@@ -880,7 +880,7 @@ class Layout:
 def layout_for(targets: Iterable[Sequence[int]], n: int) -> Layout:
     """Room for what can appear below these targets: s grows where r falls. That it suffices is checked as integrals appear."""
     pairs = [r_and_s(target) for target in targets]
-    r_max, s_max = max(r for r, _ in pairs), max(s for _, s in pairs)
+    r_max, s_max = max((r for r, _ in pairs), default=0), max((s for _, s in pairs), default=0)  # a combination may have no terms
     roomy = Layout(n, r_max + 1, s_max + 2 * r_max)
     tight = Layout(n, r_max + 1, max(s_max + r_max // 2, 15))
     return tight if roomy.dtype is object and tight.dtype is not object else roomy
@@ -4279,7 +4279,7 @@ class Controller:
         for shelf in self.shelves:
             self.knowledge.update(shelf.load(self.family, self.point))
         known = all(self._sector(sector_of(target)).rules for target in self.problem.integrals)
-        self.long = not known or max(map(integrals_up_to, self.problem.integrals)) > LARGE_TARGET
+        self.long = not known or max(map(integrals_up_to, self.problem.integrals), default=0) > LARGE_TARGET
         if self.long:
             self.executor.warm_up()  # let processes start while this one prepares
         if self.knowledge.operators is None:
