@@ -5809,6 +5809,7 @@ REDUNDANT_POINTS = 3  # a univariate function must also fit so many points more 
 MOST_SLICE_POINTS = 6000  # functions of a higher degree than that in one variable are given up
 ROOT_DENOMINATOR, ROOT_NUMERATOR = 12, 600  # factors a*x - b with a and |b| up to these are recognised as such
 MOST_PRIMES = 20_000
+MANY_POINTS = 5000  # of which it is said early that they are to come
 ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
 SPARSE_SHARE = 0.7  # further primes solve for the terms alone if these are fewer than so many of the points of a full grid
@@ -5955,6 +5956,14 @@ def lower_set(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...], int]]) -> 
             if sum(exponents[i] for i in summed) <= total:
                 found.add(exponents)
     return sorted(found)
+
+
+def count_exponents(limits: Sequence[int], total: int) -> int:
+    """How many exponents have these limits and at most this sum."""
+    ways = [1] + [0] * total
+    for limit in limits:
+        ways = [sum(ways[max(k - limit, 0) : k + 1]) for k in range(total + 1)]
+    return sum(ways)
 
 
 def interpolate(nodes: Sequence[np.ndarray], exponents: Sequence[tuple[int, ...]], values: np.ndarray, p: int) -> np.ndarray:
@@ -6249,6 +6258,7 @@ class Reconstruction:
                 self.functions = [ExactFunction() for _ in range(self.count)]
                 if self.count:
                     self._find_linear_factors()
+                    self._forecast()
                     self._find_denominators()
                     self._find_numerators()
                     self._check()
@@ -6346,6 +6356,18 @@ class Reconstruction:
                 range(self.count),
             )
             self.total = [len(line[f][0]) - 1 for f in range(self.count)]
+
+    def _forecast(self) -> None:
+        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of the denominators."""
+        points = 0
+        for degrees, total, left in zip(self.degrees, self.total, self.left):
+            free = math.prod(degree + 1 for i, degree in enumerate(degrees) if i not in self.summed)
+            active = sum(map(bool, left))
+            degree = max(left, default=0)
+            lines = math.comb(degree + active - 1, active - 1) if active else 0
+            points = max(points, free * count_exponents([degrees[i] for i in self.summed], total) + lines * (degree + REDUNDANT_POINTS))
+        if points > MANY_POINTS:
+            self.say(f"degrees {self.describe_degrees()}; for the first prime alone at least {self.announce(points)}")
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -6803,8 +6825,8 @@ class Sampler:
         self.journal.sync()
 
     def _task_size(self, points: int) -> int:
-        """Points for a task of task_seconds, or what gives every process something to do."""
-        size = int(self.task_seconds / max(self.seconds_per_point, 1e-6))
+        """Points for a task of task_seconds, or what gives every process something to do; few at a time cost up to five times as much."""
+        size = max(int(self.task_seconds / max(self.seconds_per_point, 1e-6)), POINTS_AT_ONCE // 2)
         return max(min(size, -(-points // self.shares), 100_000), 8)
 
     def _submit(self, chunk: list[Sample]) -> Future:

@@ -8504,6 +8504,95 @@ def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, sai
     assert verify(record | {"reductions": {(0, 1, 2, 2, 0, 0, 0): {SUNRISE_CORNER: value}}}) == 1
 
 
+AMPLITUDE = "amp: 3*I[2,1,1,-1,0] - (d-4)^2/s*I[1,2,1,0,-1]\n1,1,1,-1,-1\nother: m*I[2,1,1,0,0] + I[1,1,0,-1,0]\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--symbols", "d,s"], ["--symmetries"], ["--exact", "--symmetries"], ["--cut", "1,2"], ["--cut", "spanning"],
+                                  ["--symbols", "m", "--cut", "2,1"]], ids=" ".join)  # fmt: skip
+def test_results_of_combinations_symmetries_and_cuts_are_verified(more, place, capsys):
+    """And an error in a coefficient, in a term of a combination or in a reduction is found; no more is said than was checked."""
+    Path("wanted").write_text(AMPLITUDE)
+    words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--quiet", "--output", "r.pkl"]
+    Path("masters").write_text("2,1,1,0,0\n")
+    words = words if "--cut" not in more else words[:4] + words[6:]
+    assert exit_code([*words, *more]) == 0
+    record = ibp_reduce.read_result("r.pkl")
+    line = said(capsys, ["--verify", "r.pkl"], 0)
+    assert line.startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise") and ("relations by symm" in line) == ("--symmetries" in more)
+    assert (" on the cut" in line) == ("--cut" in more) and ("| 1,3" in line) == ("spanning" in more)
+    changes = []
+    for target, expression in record["reductions"].items():
+        term, value = next(iter(expression.items()))
+        changed = f"{value}+1" if isinstance(value, str) else (value + 1) % (record["prime"] or P31)
+        changes.append(record | {"reductions": record["reductions"] | {target: expression | {term: changed}}})
+        if isinstance(target, str):
+            (integral, text), *others = record["combinations"][target]
+            changes.append(record | {"combinations": record["combinations"] | {target: [(integral, f"2*({text})"), *others]}})
+    for number, changed in enumerate(changes):
+        Path(f"{number}.pkl").write_bytes(pickle.dumps(changed))
+        line = said(capsys, ["--verify", f"{number}.pkl"], 1)
+        assert line.count("\n") == 1 and "is wrong at" in line
+
+
+def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
+    """Without the word that says so, such a result is none of a whole reduction by identities."""
+    for more, key in ((["--symmetries"], "symmetries"), (["--cut", "1,2"], "cuts")):
+        record = reduced("--family", "sunrise", "--integral", "2,1,1,-1,-2", *more)
+        for without in ({k: v for k, v in record.items() if k != key}, record | {"cuts": []} if key == "cuts" else None):
+            Path("r.pkl").write_bytes(pickle.dumps(without or {k: v for k, v in record.items() if k != key}))
+            assert "is wrong at" in said(capsys, ["--verify", "r.pkl"], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"combinations": {}}, {"combinations": {"amp": [((1, 1), "x(")]}}, {"combinations": {"amp": [((1, 1), 3)]}}, {"combinations": None},
+     {"combinations": {"amp": [((1, 1, 1), "3")]}}, {"combinations": {"amp": 7}}, {"combinations": {5: [((1, 1), "1")]}},
+     {"combinations": {"amp": [((1, "1"), "3")]}}, {"cuts": 5}, {"cuts": [["1"]]}, {"cuts": [[0]]}, {"cuts": [[10**9]]},
+     {"symmetries": "yes"}],
+    ids=str,
+)  # fmt: skip
+def test_nonsense_about_combinations_and_cuts_is_refused(change, place, capsys):
+    record = record_of({"amp": {(1, 1): 3}}, "bubble", P31) | {"combinations": {"amp": [((2, 1), "1")]}}
+    Path("r.pkl").write_bytes(pickle.dumps(record | change))
+    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+        line = said(capsys, words, 2)
+        assert line.count("\n") == 1 and "r.pkl: not a result of this program" in line and len(line) < 400
+
+
+def test_a_cut_that_the_family_has_not(place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(record_of({(2, 1): {(1, 1): 3}}, "bubble", P31) | {"cuts": [[3]]}))
+    assert "lines that bubble has not" in said(capsys, ["--verify", "r.pkl"], 1)
+
+
+def test_certificates_of_combinations(place, capsys):
+    """Their terms are in the certificate; what is changed in it is found."""
+    Path("wanted").write_text(AMPLITUDE)
+    Path("masters").write_text("2,1,1,0,0\n")
+    words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--certificate", "c"]
+    reduced(*words)
+    capsys.readouterr()
+    assert said(capsys, ["--verify", "c"], 0).startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise at d=41")
+    own = ibp_reduce.unpack_certificate(Path("c").read_bytes())
+    assert list(own.combinations) == ["amp", "other"] and list(own.reductions) == [(1, 1, 1, -1, -1), "amp", "other"]
+    terms, reductions = own.combinations["amp"], own.reductions
+    term, value = next(iter(reductions["amp"].items()))
+    changes = {
+        "combinations": [{"amp": ((terms[0][0], "4"), *terms[1:])}, {"amp": terms[1:]}, {"amp": ((terms[0][0], "3/0"),)}, {"amp": ()},
+                         {"amp": (((1, 1, 1, 0, 0), "3"), *terms[1:])}, {"other": terms}, {"amp": ((terms[0][0], "3*q"), *terms[1:])}],
+        "reductions": [{"amp": reductions["amp"] | {term: value % 1008 + 1}}, {"amp": {}}, {"other": reductions["amp"]}],
+    }  # fmt: skip
+    for key, parts in changes.items():
+        for part in parts:
+            changed = dataclasses.replace(own, **{key: getattr(own, key) | part})
+            with pytest.raises(ibp_reduce.CertificateError, match="(amp|other) is not proven"):
+                ibp_reduce.verify_certificate(ibp_reduce.unpack_certificate(ibp_reduce.pack_certificate(changed)))
+    with pytest.raises(ibp_reduce.CertificateError, match="not a sound certificate"):
+        ibp_reduce.unpack_certificate(ibp_reduce.pack_certificate(dataclasses.replace(own, combinations={})))
+    for more in (["--symmetries"], ["--cut", "1"]):
+        line = said(capsys, ["--family", "sunrise", "--integral", "2,1,1,0,0", "--certificate", "c", *more], 2)
+        assert line.count("\n") == 1 and "leave out --symmetries and --cut" in line
+
+
 def test_result_in_another_basis_is_verified(place, capsys):
     """The masters of the result need not be those of a new run: a dotted bubble instead of the corner."""
     ratio = massless_banana((3, 1, 1), 1) / massless_banana((2, 1, 1), 1)
@@ -8763,6 +8852,41 @@ def test_export_and_back(what, name, tmp_path):
                 assert found[term] == value and type(found[term]) is int
             elif not isinstance(value, str):
                 assert found[term] == value and type(found[term]) is Fraction
+
+
+@pytest.mark.parametrize("name", ["mathematica", "form", "json", "sympy"])
+@pytest.mark.parametrize("words", [["--symmetries"], ["--cut", "1"], ["--symbols", "d,s"], ["--exact"]], ids=" ".join)
+def test_exports_of_combinations_symmetries_and_cuts(name, words, place):
+    Path("wanted").write_text("amp: 3*I[2,1] - I[3,1]/s\n2,1\n")
+    assert exit_code(["--family", "bubble", "--integrals", "wanted", *words, "--output", "r.pkl", "--export", name, "--quiet"]) == 0
+    record, read = ibp_reduce.read_result("r.pkl"), ibp_reduce.read_export(ibp_reduce.export_path(Path("r.pkl"), name))
+    assert list(read["reductions"]) == ["amp", (2, 1)] or list(read["reductions"]) == [(2, 1), "amp"]
+    for target, expression in record["reductions"].items():
+        assert list(read["reductions"][target]) == list(expression)
+        for term, value in expression.items():
+            assert are_equal(str(read["reductions"][target][term]), str(value), ["d", "s"])
+    assert read.get("symmetries") == record.get("symmetries") and read.get("cuts") == record.get("cuts")
+
+
+def test_combination_with_the_name_of_a_symbol(place, capsys):
+    """Where the result has the symbol the two would be one; where it has its number they cannot meet."""
+    Path("wanted").write_text("s: I[2,1]\n")
+    words = ["--family", "bubble", "--integrals", "wanted", "--export", "sympy", "--quiet"]
+    assert "s would be a combination and something else" in said(capsys, [*words, "--symbols", "s"], 2)
+    assert exit_code(words) == 0 and list(ibp_reduce.read_export("results/reduction.py")["reductions"]) == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("combination", "name", "says"),
+    [("amp", "kira", "amp goes to mathematica"), ("a.b", "mathematica", "the name a.b is not free"), ("a_b", "form", "a_b"),
+     ("a-b", "sympy", "a-b"), ("N", "mathematica", "the name N"), ("num", "form", "the name num"),
+     ("bubble", "form", "bubble would be"), ("G", "sympy", "G would be")],
+)  # fmt: skip
+@pytest.mark.parametrize("words", [[], ["--symbols", "d,s"]], ids=" ".join)
+def test_combinations_that_an_export_cannot_name(combination, name, says, words, place, capsys):
+    Path("wanted").write_text(f"{combination}: I[2,1]\n")
+    line = said(capsys, ["--family", "bubble", "--integrals", "wanted", *words, "--export", name], 2)
+    assert line.count("\n") == 1 and says in line and f"--export {name}" in line and not Path("results").exists()
 
 
 def test_what_exports_look_like(tmp_path):
