@@ -916,7 +916,7 @@ class Layout:
 def layout_for(targets: Iterable[Sequence[int]], n: int) -> Layout:
     """Room for what can appear below these targets: s grows where r falls. That it suffices is checked as integrals appear."""
     pairs = [r_and_s(target) for target in targets]
-    r_max, s_max = max(r for r, _ in pairs), max(s for _, s in pairs)
+    r_max, s_max = max((r for r, _ in pairs), default=0), max((s for _, s in pairs), default=0)  # a combination may have no terms
     roomy = Layout(n, r_max + 1, s_max + 2 * r_max)
     tight = Layout(n, r_max + 1, max(s_max + r_max // 2, 15))
     return tight if roomy.dtype is object and tight.dtype is not object else roomy
@@ -4378,7 +4378,7 @@ class Controller:
         for shelf in self.shelves:
             self.knowledge.update(shelf.load(self.family, self.point))
         known = all(self._sector(sector_of(target)).rules for target in self.problem.integrals)
-        self.long = not known or max(map(integrals_up_to, self.problem.integrals)) > LARGE_TARGET
+        self.long = not known or max(map(integrals_up_to, self.problem.integrals), default=0) > LARGE_TARGET
         if self.long:
             self.executor.warm_up()  # let processes start while this one prepares
         if self.knowledge.operators is None:
@@ -5081,6 +5081,7 @@ SMALLEST_PROBE_PRIME = 2**30
 POINTS_AT_ONCE = 128  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache
 PROBE_ELEMENTS = 1 << 17  # numbers in one array of a rule: 1 MB
 GPU_POINTS, GPU_ELEMENTS, GPU_MEMORY = 4096, 1 << 25, 1 << 33  # the same three where a GPU has to be kept busy; not yet measured on one
+CARRIED_ELEMENTS = 1 << 22  # numbers that go along the edges of a sector at once, unless those of one column are more
 PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at once; fewer points at a time where they are more
 
 
@@ -5207,17 +5208,45 @@ def check_device(device: str) -> None:
             raise InputError("--device cuda: torch finds no GPU here; leave the option out to compute on the processor")
 
 
-def null_vectors(matrix: Any, ring: Residues) -> Any:
+Step = tuple[Any, Any, Any]  # rows and columns that the elimination of a pivot changes, and columns where its row is not zero
+
+
+def elimination_plan(pattern: np.ndarray) -> tuple[Step, ...]:
+    """How `null_vectors` eliminates a matrix that is zero outside a pattern, bool [m, m+1].
+
+    Index arrays where they spare at least half of the work, else slices. (A third of the time on rules of the pentabox, of up to 136 rows.)
+    """
+    filled, plan = pattern.copy(), []
+    for c in range(len(pattern)):
+        rows, columns = c + 1 + np.flatnonzero(filled[c + 1 :, c]), c + 1 + np.flatnonzero(filled[c, c + 1 :])
+        changed = c + 1 + np.flatnonzero(filled[[c, *rows.tolist()], c + 1 :].any(0))
+        filled[np.ix_(rows, columns)] = True
+        later, below = pattern.shape[1] - c - 1, len(pattern) - c - 1
+        sparse = 2 * len(rows) * len(changed) < below * later
+        block = (rows[:, None], changed[None]) if sparse else (slice(c + 1, None), slice(c + 1, None))
+        plan.append((*block, columns if 2 * len(columns) < later else slice(c + 1, None)))
+    return tuple(plan)
+
+
+def null_vectors(matrix: Any, plan: Sequence[Step], ring: Residues) -> Any:
     """x [N, m+1, P] with matrix [N, m, m+1, P] @ x = 0 at every point, as `null_vector`; overwrites the matrix."""
     size = matrix.shape[1]
-    for c in range(size - 1):
-        below = matrix[:, c + 1 :, c + 1 :] * matrix[:, c : c + 1, c : c + 1]
-        below -= matrix[:, c + 1 :, c : c + 1] * matrix[:, c : c + 1, c + 1 :]
-        matrix[:, c + 1 :, c + 1 :] = ring.reduce(below)
+    for c, (rows, columns, _) in enumerate(plan[:-1]):
+        if isinstance(rows, slice):
+            above, left = matrix[:, c : c + 1, columns], matrix[:, rows, c : c + 1]
+        elif len(rows):
+            rows, columns = ring.place(rows), ring.place(columns)
+            above, left = matrix[:, c, columns[0]][:, None], matrix[:, rows[:, 0], c][:, :, None]
+        else:
+            continue
+        below = matrix[:, rows, columns] * matrix[:, c : c + 1, c : c + 1]
+        below -= left * above
+        matrix[:, rows, columns] = ring.reduce(below)
     x = ring.empty(len(matrix), size + 1, matrix.shape[3])
     x[:, size] = 1
     for c in range(size - 1, -1, -1):
-        x[:, c] = ring.reduce(-ring.product(matrix[:, c, c + 1 :], x[:, c + 1 :]).sum(1))
+        columns = plan[c][2] if isinstance(plan[c][2], slice) else ring.place(plan[c][2])
+        x[:, c] = ring.reduce(-ring.product(matrix[:, c, columns], x[:, columns]).sum(1))
         x[:, c + 1 :] = ring.product(x[:, c + 1 :], matrix[:, c, c : c + 1])
     return x
 
@@ -5236,7 +5265,7 @@ class Replays:
     """What a rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
 
     rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
-    Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
+    plan: of the elimination. Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
     those in `vanishing` were zero at the first point.
     """
 
@@ -5246,6 +5275,7 @@ class Replays:
     rows: int
     pivot_entry: np.ndarray
     pivot_place: tuple[np.ndarray, np.ndarray]
+    plan: tuple[Step, ...]
     used: np.ndarray
     line: np.ndarray
     vanishing: np.ndarray
@@ -5259,7 +5289,8 @@ class SectorTrace:
     nodes, then what must vanish (`checked` lines). direct: the lines that come from rules of one row, as sums; replays: the others.
     levels: (begin, end, first inner edge, last one) for each level; an edge carries source * value / -pivot to its target; source
     [edges] are nodes of the trace; inner_starts [levels] and outer_start: where the runs of edges with equal targets begin;
-    outer_target: these targets.
+    outer_target: these targets. columns [W]: of the trace, those that reach the sector; the node first + k has cells
+    base + W k … base + W (k + 1) - 1; outer_cells [targets, W]: those of the same columns of the outer targets.
     """
 
     first: int
@@ -5272,6 +5303,9 @@ class SectorTrace:
     inner_starts: tuple[np.ndarray, ...]
     outer_start: np.ndarray
     outer_target: np.ndarray
+    columns: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    base: int = 0
+    outer_cells: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), np.int64))
 
     @property
     def inner(self) -> int:
@@ -5282,15 +5316,16 @@ class SectorTrace:
 class Trace:
     """A whole reduction, ready for any number of points: which rule reduces which integral, and where its terms go.
 
-    starts: (node, column) of the integrals in the columns, which have `weights`; ends: nodes of masters; dead: nodes
-    that received zero at the first point; functions: (column, position in ends) of the coefficients that are not zero.
+    A cell is a node in one of the columns that reach its sector. starts: cells of the integrals in the columns, which have `weights`;
+    functions: (column, number of the master) of the coefficients that are not zero, ends: their cells; dead: cells that received zero at
+    the first point.
     """
 
     operators: tuple[Operator, ...]
     targets: tuple[Index, ...]
     sectors: tuple[SectorTrace, ...]
-    nodes: int
-    starts: tuple[tuple[int, int], ...]
+    cells: int
+    starts: np.ndarray
     ends: np.ndarray
     end_integrals: tuple[Index, ...]
     dead: np.ndarray
@@ -5304,8 +5339,7 @@ class Trace:
 
     @property
     def bytes_per_point(self) -> int:
-        edges = max((len(sector.source) for sector in self.sectors), default=0)
-        return 8 * (self.nodes * len(self.targets) + edges * (1 + 3 * len(self.targets)))
+        return 8 * (self.cells + 4 * max((len(sector.source) for sector in self.sectors), default=0))
 
 
 class Recorder(InlineExecutor):
@@ -5394,19 +5428,62 @@ class _TraceBuilder:
             part = self._sector(bits, *sum_by_key_keeping(keys, coefficients, self.p), pending)
             parts.append(part)
             functions += part.functions
-        sectors = tuple(self._finish(part) for part in parts if len(part.live))
+        starts = [(self.numbers[bits, key], column) for bits, key, column in starts]
+        sectors, cells = self._lay_out(parts, starts)
+        functions.sort()
+        ends = [cells(self.ends[end][0])[column] for column, end in functions]
+        reached = [cell for number in (*(number for number, _ in self.ends), *self.dead) for cell in cells(number).values()]
         return Trace(
             self.operators,
             tuple(columns),
             sectors,
-            len(self.numbers),
-            tuple((self.numbers[bits, key], column) for bits, key, column in starts),
-            np.array([number for number, _ in self.ends], np.int64),
+            self.cells,
+            np.array([cells(node)[column] for node, column in starts], np.int64),
+            np.array(ends, np.int64),
             tuple(integral for _, integral in self.ends),
-            np.array(self.dead, np.int64),
-            tuple(sorted(functions)),
+            np.setdiff1d(np.array(reached, np.int64), ends),
+            tuple(functions),
             weights,
         )
+
+    def _lay_out(
+        self, parts: list[_SectorPart], starts: list[tuple[int, int]]
+    ) -> tuple[tuple[SectorTrace, ...], Callable[[int], dict[int, int]]]:
+        """The sectors, and a map from a node to its cells by column: only columns that lead to a sector have cells there."""
+        first = np.array([part.first for part in parts], np.int64)
+        reach: list[set[int]] = [set() for _ in parts]
+
+        def part_of(nodes: Any) -> Any:
+            return np.searchsorted(first, nodes, side="right") - 1  # of several with the same first node only the last has any
+
+        for node, column in starts:
+            reach[part_of(node)].add(column)
+        sectors = {}
+        for number, part in enumerate(parts):
+            if len(part.live):
+                sectors[number] = self._finish(part)
+                for below in np.unique(part_of(sectors[number].outer_target)).tolist():
+                    reach[below] |= reach[number]
+        columns = [np.array(sorted(some), np.int64) for some in reach]
+        sizes = np.diff(first, append=len(self.numbers)) * [len(some) for some in columns]
+        base = np.cumsum(sizes) - sizes
+        self.cells = int(sizes.sum())
+
+        def cells(node: int) -> dict[int, int]:
+            q = part_of(node)
+            begin = int(base[q] + (node - first[q]) * len(columns[q]))
+            return {column: begin + k for k, column in enumerate(columns[q].tolist())}
+
+        laid = []
+        for number, sector in sectors.items():
+            targets = sector.outer_target
+            below = part_of(targets)
+            outer = np.empty((len(targets), len(columns[number])), np.int64)
+            for q in np.unique(below).tolist():
+                begin = base[q] + (targets[below == q] - first[q]) * len(columns[q])
+                outer[below == q] = begin[:, None] + np.searchsorted(columns[q], columns[number])
+            laid.append(replace(sector, columns=columns[number], base=int(base[number]), outer_cells=outer))
+        return tuple(laid), cells
 
     def _sector(self, bits: int, keys: np.ndarray, coefficients: np.ndarray, pending: dict[int, list]) -> _SectorPart:
         """Evaluate a sector at the first point, number its nodes, and pass on what falls into lower ones."""
@@ -5582,7 +5659,10 @@ class _TraceBuilder:
             parts = [result.factors[entry][number] for entry in entries]
             factor = np.stack([factor[members] for _, factor in parts], axis=1).astype(np.int32)
             rounds.append(Round(np.array(entries), np.array([coefficient for coefficient, _ in parts]), factor))
-        return Replays(tuple(rounds), rule.row, rule.start, rule.rows, rule.pivot_entry, rule.pivot_place, used, line, vanishing)
+        pattern = np.zeros((rule.rows - 1, rule.rows), bool)
+        pattern[rule.pivot_place] = True
+        own = rule.row, rule.start, rule.rows, rule.pivot_entry, rule.pivot_place
+        return Replays(tuple(rounds), *own, elimination_plan(pattern), used, line, vanishing)
 
     def _direct(self, result: _RuleResult, members: np.ndarray, used: np.ndarray, line: np.ndarray) -> list[Round]:
         """Cells of a rule of one row, whose entries are its columns."""
@@ -5730,19 +5810,13 @@ class _Probe:
 
     def run(self) -> tuple[np.ndarray, np.ndarray]:
         trace, ring = self.trace, self.ring
-        block = ring.zeros(trace.nodes, len(trace.targets), self.points)
-        for (node, column), value in zip(trace.starts, self.weights):
-            block[node, column] = value
+        block = ring.zeros(trace.cells, self.points)
+        for cell, value in zip(trace.starts.tolist(), self.weights):
+            block[cell] = value
         for sector in trace.sectors:
             self._carry(sector, block, *self._one_step(sector))
         self._must_vanish(block[ring.place(trace.dead)])
-        ends = ring.bring(ring.canonical(block[ring.place(trace.ends)]))
-        used = np.zeros(ends.shape[:2], bool)
-        for column, end in trace.functions:
-            used[end, column] = True
-        good = ring.bring(self.good) & ~ends[~used].any(0)
-        lines = [ends[end, column] for column, end in trace.functions]
-        return np.array(lines, np.int64).reshape(-1, self.points).T, good
+        return ring.bring(ring.canonical(block[ring.place(trace.ends)])).reshape(-1, self.points).T, ring.bring(self.good)
 
     def _must_vanish(self, values: Any) -> None:
         """values [..., P]"""
@@ -5795,7 +5869,7 @@ class _Probe:
         matrix = ring.zeros(len(values), replays.rows - 1, replays.rows, self.points)
         pivot, row = (ring.place(place) for place in replays.pivot_place)
         matrix[:, pivot, row] = values[:, ring.place(replays.pivot_entry)]
-        values = ring.product(values, null_vectors(matrix, ring)[:, ring.place(replays.row)])
+        values = ring.product(values, null_vectors(matrix, replays.plan, ring)[:, ring.place(replays.row)])
         cells = ring.reduce(ring.sums(values, ring.place(replays.start), axis=1)).reshape(-1, self.points)
         before, after = part.start * columns, part.start * columns + len(cells)
         begin, end = np.searchsorted(replays.used, [before, after])
@@ -5805,22 +5879,26 @@ class _Probe:
             self._must_vanish(ring.take(cells, ring.place(replays.vanishing[begin:end] - before)))
 
     def _carry(self, sector: SectorTrace, block: Any, values: Any, pivots: Any) -> None:
-        """block [nodes, K, P]: from the sector's first level down, then to what lies below it."""
-        ring = self.ring
+        """block [cells, P]: from the sector's first level down, then to what lies below it; some columns at a time."""
+        ring, width = self.ring, len(sector.columns)
+        whole = block[sector.base : sector.base + sector.count * width].reshape(sector.count, width, self.points)
         scale = -ring.invert(pivots)
-        source = ring.place(sector.source)
-        for (begin, end, first, last), starts in zip(sector.levels, sector.inner_starts):
-            lines = block[begin:end]
-            if last > first:
-                flow = ring.product(ring.take(block, source[first:last]), values[first:last, None])
-                lines = ring.reduce(lines + ring.sums(flow, ring.place(starts)))
-            scaled = ring.product(lines, scale[begin - sector.first : end - sector.first, None])
-            block[begin:end] = scaled
-        inner = sector.inner
-        if len(source) > inner:
-            flow = ring.product(ring.take(block, source[inner:]), values[inner:, None])
-            target = ring.place(sector.outer_target)
-            block[target] = ring.reduce(block[target] + ring.sums(flow, ring.place(sector.outer_start)))
+        source, inner = ring.place(sector.source - sector.first), sector.inner
+        size = max((GPU_ELEMENTS if ring.device == "cuda" else CARRIED_ELEMENTS) // max(len(source) * self.points, 1), 1)
+        for columns in (slice(begin, begin + size) for begin in range(0, width, size)):
+            own = whole[:, columns]
+            for (begin, end, first, last), starts in zip(sector.levels, sector.inner_starts):
+                begin, end = begin - sector.first, end - sector.first
+                lines = own[begin:end]
+                if last > first:
+                    flow = ring.product(ring.take(own, source[first:last]), values[first:last, None])
+                    lines = ring.reduce(lines + ring.sums(flow, ring.place(starts)))
+                own[begin:end] = ring.product(lines, scale[begin:end, None])
+            if len(source) > inner:
+                flow = ring.product(ring.take(own, source[inner:]), values[inner:, None])
+                target = ring.place(sector.outer_cells[:, columns].reshape(-1))
+                sums = ring.sums(flow, ring.place(sector.outer_start)).reshape(-1, self.points)
+                block[target] = ring.reduce(block[target] + sums)
 
 
 # =====================================================================================================================
@@ -5831,6 +5909,7 @@ REDUNDANT_POINTS = 3  # a univariate function must also fit so many points more 
 MOST_SLICE_POINTS = 6000  # functions of a higher degree than that in one variable are given up
 ROOT_DENOMINATOR, ROOT_NUMERATOR = 12, 600  # factors a*x - b with a and |b| up to these are recognised as such
 MOST_PRIMES = 20_000
+MANY_POINTS = 5000  # of which it is said early that they are to come
 ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
 SPARSE_SHARE = 0.7  # further primes solve for the terms alone if these are fewer than so many of the points of a full grid
@@ -5977,6 +6056,14 @@ def lower_set(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...], int]]) -> 
             if sum(exponents[i] for i in summed) <= total:
                 found.add(exponents)
     return sorted(found)
+
+
+def count_exponents(limits: Sequence[int], total: int) -> int:
+    """How many exponents have these limits and at most this sum."""
+    ways = [1] + [0] * total
+    for limit in limits:
+        ways = [sum(ways[max(k - limit, 0) : k + 1]) for k in range(total + 1)]
+    return sum(ways)
 
 
 def interpolate(nodes: Sequence[np.ndarray], exponents: Sequence[tuple[int, ...]], values: np.ndarray, p: int) -> np.ndarray:
@@ -6271,6 +6358,7 @@ class Reconstruction:
                 self.functions = [ExactFunction() for _ in range(self.count)]
                 if self.count:
                     self._find_linear_factors()
+                    self._forecast()
                     self._find_denominators()
                     self._find_numerators()
                     self._check()
@@ -6368,6 +6456,18 @@ class Reconstruction:
                 range(self.count),
             )
             self.total = [len(line[f][0]) - 1 for f in range(self.count)]
+
+    def _forecast(self) -> None:
+        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of the denominators."""
+        points = 0
+        for degrees, total, left in zip(self.degrees, self.total, self.left):
+            free = math.prod(degree + 1 for i, degree in enumerate(degrees) if i not in self.summed)
+            active = sum(map(bool, left))
+            degree = max(left, default=0)
+            lines = math.comb(degree + active - 1, active - 1) if active else 0
+            points = max(points, free * count_exponents([degrees[i] for i in self.summed], total) + lines * (degree + REDUNDANT_POINTS))
+        if points > MANY_POINTS:
+            self.say(f"degrees {self.describe_degrees()}; for the first prime alone at least {self.announce(points)}")
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
@@ -6834,8 +6934,8 @@ class Sampler:
         self.journal.sync()
 
     def _task_size(self, points: int) -> int:
-        """Points for a task of task_seconds, or what gives every process something to do."""
-        size = int(self.task_seconds / max(self.seconds_per_point, 1e-6))
+        """Points for a task of task_seconds, or what gives every process something to do; few at a time cost up to five times as much."""
+        size = max(int(self.task_seconds / max(self.seconds_per_point, 1e-6)), POINTS_AT_ONCE // 2)
         return max(min(size, -(-points // self.shares), 100_000), 8)
 
     def _submit(self, chunk: list[Sample]) -> Future:

@@ -8800,6 +8800,95 @@ def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, sai
     assert verify(record | {"reductions": {(0, 1, 2, 2, 0, 0, 0): {SUNRISE_CORNER: value}}}) == 1
 
 
+AMPLITUDE = "amp: 3*I[2,1,1,-1,0] - (d-4)^2/s*I[1,2,1,0,-1]\n1,1,1,-1,-1\nother: m*I[2,1,1,0,0] + I[1,1,0,-1,0]\n"
+
+
+@pytest.mark.parametrize("more", [[], ["--symbols", "d,s"], ["--symmetries"], ["--exact", "--symmetries"], ["--cut", "1,2"], ["--cut", "spanning"],
+                                  ["--symbols", "m", "--cut", "2,1"]], ids=" ".join)  # fmt: skip
+def test_results_of_combinations_symmetries_and_cuts_are_verified(more, place, capsys):
+    """And an error in a coefficient, in a term of a combination or in a reduction is found; no more is said than was checked."""
+    Path("wanted").write_text(AMPLITUDE)
+    words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--quiet", "--output", "r.pkl"]
+    Path("masters").write_text("2,1,1,0,0\n")
+    words = words if "--cut" not in more else words[:4] + words[6:]
+    assert exit_code([*words, *more]) == 0
+    record = ibp_reduce.read_result("r.pkl")
+    line = said(capsys, ["--verify", "r.pkl"], 0)
+    assert line.startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise") and ("relations by symm" in line) == ("--symmetries" in more)
+    assert (" on the cut" in line) == ("--cut" in more) and ("| 1,3" in line) == ("spanning" in more)
+    changes = []
+    for target, expression in record["reductions"].items():
+        term, value = next(iter(expression.items()))
+        changed = f"{value}+1" if isinstance(value, str) else (value + 1) % (record["prime"] or P31)
+        changes.append(record | {"reductions": record["reductions"] | {target: expression | {term: changed}}})
+        if isinstance(target, str):
+            (integral, text), *others = record["combinations"][target]
+            changes.append(record | {"combinations": record["combinations"] | {target: [(integral, f"2*({text})"), *others]}})
+    for number, changed in enumerate(changes):
+        Path(f"{number}.pkl").write_bytes(pickle.dumps(changed))
+        line = said(capsys, ["--verify", f"{number}.pkl"], 1)
+        assert line.count("\n") == 1 and "is wrong at" in line
+
+
+def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
+    """Without the word that says so, such a result is none of a whole reduction by identities."""
+    for more, key in ((["--symmetries"], "symmetries"), (["--cut", "1,2"], "cuts")):
+        record = reduced("--family", "sunrise", "--integral", "2,1,1,-1,-2", *more)
+        for without in ({k: v for k, v in record.items() if k != key}, record | {"cuts": []} if key == "cuts" else None):
+            Path("r.pkl").write_bytes(pickle.dumps(without or {k: v for k, v in record.items() if k != key}))
+            assert "is wrong at" in said(capsys, ["--verify", "r.pkl"], 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"combinations": {}}, {"combinations": {"amp": [((1, 1), "x(")]}}, {"combinations": {"amp": [((1, 1), 3)]}}, {"combinations": None},
+     {"combinations": {"amp": [((1, 1, 1), "3")]}}, {"combinations": {"amp": 7}}, {"combinations": {5: [((1, 1), "1")]}},
+     {"combinations": {"amp": [((1, "1"), "3")]}}, {"cuts": 5}, {"cuts": [["1"]]}, {"cuts": [[0]]}, {"cuts": [[10**9]]},
+     {"symmetries": "yes"}],
+    ids=str,
+)  # fmt: skip
+def test_nonsense_about_combinations_and_cuts_is_refused(change, place, capsys):
+    record = record_of({"amp": {(1, 1): 3}}, "bubble", P31) | {"combinations": {"amp": [((2, 1), "1")]}}
+    Path("r.pkl").write_bytes(pickle.dumps(record | change))
+    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+        line = said(capsys, words, 2)
+        assert line.count("\n") == 1 and "r.pkl: not a result of this program" in line and len(line) < 400
+
+
+def test_a_cut_that_the_family_has_not(place, capsys):
+    Path("r.pkl").write_bytes(pickle.dumps(record_of({(2, 1): {(1, 1): 3}}, "bubble", P31) | {"cuts": [[3]]}))
+    assert "lines that bubble has not" in said(capsys, ["--verify", "r.pkl"], 1)
+
+
+def test_certificates_of_combinations(place, capsys):
+    """Their terms are in the certificate; what is changed in it is found."""
+    Path("wanted").write_text(AMPLITUDE)
+    Path("masters").write_text("2,1,1,0,0\n")
+    words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--certificate", "c"]
+    reduced(*words)
+    capsys.readouterr()
+    assert said(capsys, ["--verify", "c"], 0).startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise at d=41")
+    own = ibp_reduce.unpack_certificate(Path("c").read_bytes())
+    assert list(own.combinations) == ["amp", "other"] and list(own.reductions) == [(1, 1, 1, -1, -1), "amp", "other"]
+    terms, reductions = own.combinations["amp"], own.reductions
+    term, value = next(iter(reductions["amp"].items()))
+    changes = {
+        "combinations": [{"amp": ((terms[0][0], "4"), *terms[1:])}, {"amp": terms[1:]}, {"amp": ((terms[0][0], "3/0"),)}, {"amp": ()},
+                         {"amp": (((1, 1, 1, 0, 0), "3"), *terms[1:])}, {"other": terms}, {"amp": ((terms[0][0], "3*q"), *terms[1:])}],
+        "reductions": [{"amp": reductions["amp"] | {term: value % 1008 + 1}}, {"amp": {}}, {"other": reductions["amp"]}],
+    }  # fmt: skip
+    for key, parts in changes.items():
+        for part in parts:
+            changed = dataclasses.replace(own, **{key: getattr(own, key) | part})
+            with pytest.raises(ibp_reduce.CertificateError, match="(amp|other) is not proven"):
+                ibp_reduce.verify_certificate(ibp_reduce.unpack_certificate(ibp_reduce.pack_certificate(changed)))
+    with pytest.raises(ibp_reduce.CertificateError, match="not a sound certificate"):
+        ibp_reduce.unpack_certificate(ibp_reduce.pack_certificate(dataclasses.replace(own, combinations={})))
+    for more in (["--symmetries"], ["--cut", "1"]):
+        line = said(capsys, ["--family", "sunrise", "--integral", "2,1,1,0,0", "--certificate", "c", *more], 2)
+        assert line.count("\n") == 1 and "leave out --symmetries and --cut" in line
+
+
 def test_result_in_another_basis_is_verified(place, capsys):
     """The masters of the result need not be those of a new run: a dotted bubble instead of the corner."""
     ratio = massless_banana((3, 1, 1), 1) / massless_banana((2, 1, 1), 1)
@@ -9059,6 +9148,41 @@ def test_export_and_back(what, name, tmp_path):
                 assert found[term] == value and type(found[term]) is int
             elif not isinstance(value, str):
                 assert found[term] == value and type(found[term]) is Fraction
+
+
+@pytest.mark.parametrize("name", ["mathematica", "form", "json", "sympy"])
+@pytest.mark.parametrize("words", [["--symmetries"], ["--cut", "1"], ["--symbols", "d,s"], ["--exact"]], ids=" ".join)
+def test_exports_of_combinations_symmetries_and_cuts(name, words, place):
+    Path("wanted").write_text("amp: 3*I[2,1] - I[3,1]/s\n2,1\n")
+    assert exit_code(["--family", "bubble", "--integrals", "wanted", *words, "--output", "r.pkl", "--export", name, "--quiet"]) == 0
+    record, read = ibp_reduce.read_result("r.pkl"), ibp_reduce.read_export(ibp_reduce.export_path(Path("r.pkl"), name))
+    assert list(read["reductions"]) == ["amp", (2, 1)] or list(read["reductions"]) == [(2, 1), "amp"]
+    for target, expression in record["reductions"].items():
+        assert list(read["reductions"][target]) == list(expression)
+        for term, value in expression.items():
+            assert are_equal(str(read["reductions"][target][term]), str(value), ["d", "s"])
+    assert read.get("symmetries") == record.get("symmetries") and read.get("cuts") == record.get("cuts")
+
+
+def test_combination_with_the_name_of_a_symbol(place, capsys):
+    """Where the result has the symbol the two would be one; where it has its number they cannot meet."""
+    Path("wanted").write_text("s: I[2,1]\n")
+    words = ["--family", "bubble", "--integrals", "wanted", "--export", "sympy", "--quiet"]
+    assert "s would be a combination and something else" in said(capsys, [*words, "--symbols", "s"], 2)
+    assert exit_code(words) == 0 and list(ibp_reduce.read_export("results/reduction.py")["reductions"]) == ["s"]
+
+
+@pytest.mark.parametrize(
+    ("combination", "name", "says"),
+    [("amp", "kira", "amp goes to mathematica"), ("a.b", "mathematica", "the name a.b is not free"), ("a_b", "form", "a_b"),
+     ("a-b", "sympy", "a-b"), ("N", "mathematica", "the name N"), ("num", "form", "the name num"),
+     ("bubble", "form", "bubble would be"), ("G", "sympy", "G would be")],
+)  # fmt: skip
+@pytest.mark.parametrize("words", [[], ["--symbols", "d,s"]], ids=" ".join)
+def test_combinations_that_an_export_cannot_name(combination, name, says, words, place, capsys):
+    Path("wanted").write_text(f"{combination}: I[2,1]\n")
+    line = said(capsys, ["--family", "bubble", "--integrals", "wanted", *words, "--export", name], 2)
+    assert line.count("\n") == 1 and says in line and f"--export {name}" in line and not Path("results").exists()
 
 
 def test_what_exports_look_like(tmp_path):
@@ -9426,10 +9550,24 @@ def test_arithmetic_of_many_points(size, p, draw):
 def test_null_vectors(size, draw):
     primes = [BIG_PRIMES[0], 101, BIG_PRIMES[1]]
     matrix = np.array([[[[draw.randrange(p) for p in primes] for _ in range(size + 1)] for _ in range(size)] for _ in range(4)])
-    x = ibp_reduce.null_vectors(matrix.copy(), ibp_reduce.Residues(np.array(primes)))
+    full = np.ones((size, size + 1), bool)
+    x = ibp_reduce.null_vectors(matrix.copy(), ibp_reduce.elimination_plan(full), ibp_reduce.Residues(np.array(primes)))
     for k, p in enumerate(primes):
         single = null_vector(matrix[..., k].copy(), p)
         assert np.array_equal(x[..., k] % p, single)
+
+
+@few_examples
+@given(st.integers(1, 12), st.floats(0.05, 0.6), st.sampled_from(["cpu", "torch:cpu"]), st.integers(0, 10**6))
+def test_null_vectors_of_sparse_matrices(size, density, device, seed):
+    """Whatever the pattern spares, the product with the matrix vanishes; what fills in is known beforehand."""
+    rng, p = np.random.default_rng(seed), BIG_PRIMES[0]
+    pattern = (rng.random((size, size + 1)) < density) | np.eye(size, size + 1, dtype=bool)
+    matrix = np.where(pattern[None, :, :, None], rng.integers(1, p, (3, size, size + 1, 2)), 0)
+    ring = ibp_reduce.make_residues(np.array([p, p]), device)
+    x = ring.bring(ibp_reduce.null_vectors(ring.place(matrix.copy()), ibp_reduce.elimination_plan(pattern), ring))
+    products = matrix.astype(object) * (x[:, None] % p)
+    assert not (products.sum(2) % p).any() and (x[:, -1] % p).any()
 
 
 # polynomials and rational numbers -----------------------------------------------------------------------------------
@@ -9782,6 +9920,150 @@ def test_integral_that_is_zero_and_one_that_is_a_master(tmp_path, monkeypatch):
         assert {m: Fraction(c) for m, c in result["reductions"][0, 1, 1, 1, 0, 0, 0].items()} == {(0, 1, 1, 1, 0, 0, 0): 1}
 
 
+# combinations, symmetries and cuts ------------------------------------------------------------------------------------
+
+MIXED = """\
+whole: 3*I[2,1,1,-1,-1] - (d-4)^2/s*I[1,2,1,0,-2] + I[1,1,0,-1,0]*m/(s - m)
+uneven: I[2,1,1,0,0] + (d-2)*I[1,1,1,0,0]/5
+1,1,1,-2,0
+"""
+
+
+def numerical(result, number, symbols, family):
+    """Reductions of an exact result modulo a prime at a random point, and the point."""
+    draw, p = random.Random(number), BIG_PRIMES[number % 3]
+    values = {name: Fraction(draw.randrange(10**3, 10**5), draw.randrange(1, 50)) for name in symbols}
+    found = {
+        target: {m: value for m, c in expression.items() if (value := residue(exact_value(c, **values), p))}
+        for target, expression in result["reductions"].items()
+    }
+    return found, point_of(family, p, **values)
+
+
+@pytest.mark.parametrize("words", [["--exact"], ["--symbols", "d"], ["--symbols", "d,s,m"], ["--symbols", "d,s,m", "--symmetries"],
+                                   ["--symbols", "m,d", "--masters", "masters"], ["--exact", "--cut", "1,2"],
+                                   ["--symbols", "s,m", "--symmetries", "--masters", "masters"], ["--symbols", "d,m,s", "--cut", "2,1"]],
+                         ids=" ".join)  # fmt: skip
+def test_exact_is_modular_at_every_point(words, reduce_at, tmp_path, monkeypatch):
+    """Combinations, of terms with the same mass dimension and of different ones, in every basis, with symmetries, on cuts."""
+    monkeypatch.chdir(tmp_path)
+    Path("wanted").write_text(MIXED)
+    Path("masters").write_text("2,1,1,0,0\n1,0,1,0,0\n")
+    family = BUILT_IN_FAMILIES["sunrise"]
+    result = exact_result("--family", "sunrise", "--integrals", "wanted", *words)
+    symbols = words[words.index("--symbols") + 1].split(",") if "--symbols" in words else []
+    (request,) = ibp_reduce.read_targets("wanted", [family], "wanted")
+    options = {"combinations": request.combinations, "symmetries": "--symmetries" in words}
+    options["cut"] = sum(1 << int(i) - 1 for i in words[words.index("--cut") + 1].split(",")) if "--cut" in words else 0
+    options["preferred_masters"] = ((2, 1, 1, 0, 0), (1, 0, 1, 0, 0)) if "--masters" in words else ()
+    for number in range(6):
+        found, point = numerical(result, number, symbols, family)
+        direct = reduce_at("sunrise", request.targets, point=point, **options)
+        assert found == direct.reductions and result["masters"] == direct.masters
+    assert list(result["combinations"]) == ["whole", "uneven"] and result["combinations"]["uneven"][0] == ((2, 1, 1, 0, 0), "1")
+    assert result.get("symmetries", False) == options["symmetries"]
+    assert result.get("cuts", []) == ([ibp_reduce.cut_lines(options["cut"])] if options["cut"] else [])
+
+
+def test_exact_combination_is_the_sum_of_its_terms(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wanted").write_text(MIXED)
+    Path("apart").write_text("2,1,1,-1,-1\n1,2,1,0,-2\n1,1,0,-1,0\n")
+    words = ["--family", "sunrise", "--symbols", "d,s,m"]
+    whole = exact_result(*words, "--integrals", "wanted")["reductions"]["whole"]
+    apart = exact_result(*words, "--integrals", "apart")["reductions"].values()
+    factors = ["3", "-(d-4)**2/s", "m/(s-m)"]
+    for master in {m for expression in (whole, *apart) for m in expression}:
+        terms = " + ".join(f"({factor})*({expression.get(master, 0)})" for factor, expression in zip(factors, apart))
+        assert are_equal(whole.get(master, "0"), terms, ["d", "s", "m"])
+    assert "whole" not in exact_result(*words, "--integrals", "apart")
+
+
+def test_numbers_in_coefficients_are_put_in_first(place, capsys):
+    """A pole at the given numbers is told, one that only the default of a symbol has is none; 0/0 at the point is no number."""
+    Path("pole").write_text("amp: I[2,1]/(s-7)\n")
+    for words in (["--exact"], ["--symbols", "d,m"]):
+        line = said(capsys, ["--family", "bubble", "--integrals", "pole", *words, "--quiet"], 2)
+        assert line.count("\n") == 1 and "pole, line 1: division by zero in '1/(s-7)'" in line
+    assert set(exact_result("--family", "bubble", "--integrals", "pole", "--symbols", "s")["final_expr"]) == {(1, 1), (1, 0), (0, 1)}
+    Path("pole").write_text("amp: (s-7)*I[2,1]/(s-7)\n")
+    assert "division by zero" in said(capsys, ["--family", "bubble", "--integrals", "pole", "--exact", "--quiet"], 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("amp: x*I[1,1]", "undefined symbol 'x'"), ("amp: I[1,1]/(d-d)", "division by zero"), ("amp: I[1,1]\namp: I[2,1]", "line 2"),
+     ("amp: (1/0)*I[1,1]", "division by zero"), ("amp: 2.5*I[1,1]", "arithmetic"), ("amp: d**99*I[1,1]", "powers up to 16")],
+)  # fmt: skip
+@pytest.mark.parametrize("words", [["--exact"], ["--symbols", "d,s,m"], ["--differential-equation", "s"]], ids=" ".join)
+def test_bad_combination_in_an_exact_run(text, says, words, place, capsys):
+    (place / "wanted").write_text(text + "\n")
+    check_refused(["--family=bubble", "--integrals=wanted", *words], place, capsys, ["wanted, line", says])
+
+
+def test_combination_that_cancels_is_zero(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("wanted").write_text("none: I[2,1]*(s+m)^2 - s^2*I[2,1] - 2*s*m*I[2,1] - I[2,1]*m*m\n")
+    for words in (["--exact"], ["--symbols", "d,s,m"]):
+        result = exact_result("--family", "bubble", "--integrals", "wanted", *words)
+        assert result["reductions"] == {"none": {}} and result["success"]
+
+
+SYMMETRIC_SUNRISE = shlex.split("--family sunrise --integrals wanted --symbols d,s,m --symmetries --store s --quiet --output r.pkl")
+
+
+@pytest.mark.parametrize("more", [[], ["--local", "2"], ["--masters", "masters"]], ids=" ".join)
+def test_unlucky_points_of_combinations_and_symmetries(more, ready, monkeypatch):
+    """Every twelfth point is said to have failed: it is done by a run of its own, to the same result."""
+    Path("wanted").write_text(MIXED)
+    Path("masters").write_text("2,1,1,0,0\n1,0,1,0,0\n")
+    assert exit_code([*SYMMETRIC_SUNRISE, *more]) == 0
+    undisturbed = pickle.loads(Path("r.pkl").read_bytes())
+    unpack, count = ibp_reduce.unpack_points, itertools.count()
+    monkeypatch.setattr(
+        ibp_reduce, "unpack_points", lambda *given: (unpack(*given)[0], unpack(*given)[1] & [next(count) % 12 > 0 for _ in given[2]])
+    )
+    assert exit_code([*SYMMETRIC_SUNRISE, *more]) == 0
+    result = pickle.loads(Path("r.pkl").read_bytes())
+    assert result["reductions"] == undisturbed["reductions"] and result["statistics"]["unlucky"] > 3
+
+
+def test_interrupted_combinations_go_on(ready, monkeypatch, capsys):
+    Path("wanted").write_text(MIXED)
+    with monkeypatch.context() as patch:
+        patch.setattr(ibp_reduce.Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        assert exit_code(SYMMETRIC_SUNRISE) == 130
+    journal = Path("ibp_work/exact.journal").read_bytes()
+    for changed in (MIXED.replace("3*I", "4*I"), MIXED.replace("uneven", "other")):
+        Path("wanted").write_text(changed)
+        line = said(capsys, SYMMETRIC_SUNRISE, 2)
+        assert line.count("\n") == 1 and "unfinished run of I[1,1,1,-2,0] and 2 more of sunrise" in line and "--fresh" in line
+    Path("wanted").write_text(MIXED)
+    assert "unfinished run" in said(capsys, [word for word in SYMMETRIC_SUNRISE if word != "--symmetries"], 2)
+    assert Path("ibp_work/exact.journal").read_bytes() == journal
+    assert exit_code([*SYMMETRIC_SUNRISE, "--resume"]) == 0
+    resumed = pickle.loads(Path("r.pkl").read_bytes())
+    assert exit_code(SYMMETRIC_SUNRISE) == 0
+    undisturbed = pickle.loads(Path("r.pkl").read_bytes())
+    assert resumed["reductions"] == undisturbed["reductions"] and list(resumed["reductions"]) == [(1, 1, 1, -2, 0), "whole", "uneven"]
+    assert resumed["statistics"]["resumed"] > 30 and undisturbed["statistics"]["resumed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--integral", "3,2", "--symbols", "d,s"], "I[3,2] of bubble as functions of d, s"),
+        (["--integral", "3,2", "--exact"], "I[3,2] of bubble in rational numbers"),
+        (["--integrals", "wanted", "--exact"], "I[2,1] and 1 more of bubble in rational numbers"),
+        (["--differential-equation", "s,m"], "differential equations in s, m for the masters of bubble below I[1,1]"),
+    ],
+)
+def test_dry_run_of_an_exact_run_says_what_would_be_done(words, says, place, capsys):
+    Path("wanted").write_text("2,1\namp: I[1,2]\n")
+    before = snapshot(place)
+    assert says in said(capsys, ["--family", "bubble", *words, "--dry-run"], 0).splitlines() and snapshot(place) == before
+
+
 def test_processes_change_nothing_exact(ready):
     one = exact_result(*IN_D, "--store", "s", "--work-dir", "one")
     two = exact_result(*IN_D, "--store", "s", "--work-dir", "two", "--local", "2", "--job-seconds", "0.05")
@@ -9959,6 +10241,11 @@ EXACT_USAGE_ERRORS = {
     "--symbols d --d 5": ("--symbols", "d is given"),
     "--exact --symbols d": ("--exact", "--symbols", "contradict"),
     "--exact --prime 7": ("--prime 7", "of its own"),
+    "--exact --prime 1009": ("--prime 1009", "of its own"),
+    "--exact --cut 1 --cut 2": ("several cuts", "one --cut"),
+    "--symbols d --cut spanning": ("several cuts", "one --cut"),
+    "--exact --cut 1 --symmetries": ("contradict",),
+    "--exact --cut 7": ("propagator 7", "irreducible"),
     "--exact --batch auto": ("--batch", "points"),
     "--exact --device tpu": ("--device tpu", "cpu or cuda"),
     "--exact --condor --local 2": ("--condor", "--local"),
@@ -11334,7 +11621,7 @@ class FunctionField:
 
     def product(self, a, b):
         rows = [[(k, x) for k, x in enumerate(row) if x] for row in a]
-        return [[sum((x * b[k][j] for k, x in row), self.field.zero) for j in range(len(b))] for row in rows]
+        return [[sum((x * b[k][j] for k, x in row), self.field.zero) for j in range(len(b[0]))] for row in rows]
 
     def derivative(self, matrix, name):
         return [[entry.diff(self.symbols[name]) if entry else entry for entry in row] for row in matrix]
@@ -11540,6 +11827,104 @@ def test_point_where_a_combination_has_a_pole_is_told(shelves):
     rows, good = ibp_reduce.probe(trace, [BIG_PRIMES[1]] * 2, np.array([[11, 11], [0, 5], [3, 3]]))
     assert good.tolist() == [False, True] and trace.names == (("name", (1, 1)),)
     assert rows[1].tolist() == [residue(Fraction(1, 5) + 5, BIG_PRIMES[1])]
+
+
+# symmetries and cuts --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["bubble", "box", "sunrise", "doublebox"])
+def test_equations_with_symmetries(name, equations, exact_equations, tmp_path, monkeypatch):
+    """They close on the masters that are left, scale, commute and have the known singularities; with all masters M = T N of these,
+    A T = dT/dx + T B.
+    """
+    monkeypatch.chdir(tmp_path)
+    record = equations(name, "s,m" if name in ("bubble", "sunrise") else "s,t", "--symmetries")
+    assert record["symmetries"] and len(record["masters"]) == {"bubble": 2, "box": 3, "sunrise": 3, "doublebox": 8}[name]
+    old, new = exact_equations(name), FunctionField(record)
+    Path("masters").write_text("\n".join(",".join(map(str, master)) for master in old.masters))
+    words = ["--family", name, "--integrals", "masters", "--symbols", ",".join(old.names), "--symmetries"]
+    mapped = exact_result(*words)["reductions"]
+    change = [[new.read(mapped[row].get(column, "0")) for column in new.masters] for row in old.masters]
+    assert set(new.masters) < set(old.masters) or name == "box"
+    x, y = new.matrices
+    for z in new.matrices:
+        left = new.product([[new.read(str(entry.as_expr())) for entry in row] for row in old.matrices[z]], change)
+        assert left == new.total(new.derivative(change, z), new.product(change, new.matrices[z]))
+    a, b = new.matrices[x], new.matrices[y]
+    commutator = new.total(new.product(a, b), new.times(-1, new.product(b, a)))
+    assert vanishes(new.total(new.derivative(a, y), new.times(-1, new.derivative(b, x)), commutator))
+    scaled = new.total(*(new.times(new.symbols[z], new.matrices[z]) for z in (x, y)))
+    for i, (row, master) in enumerate(zip(scaled, new.masters)):
+        assert row == [new.field.zero if i != j else new.loops * new.symbols["d"] / 2 - sum(master) for j in range(len(row))]
+    denominators = {str(entry.denom.as_expr()) for matrix in new.matrices.values() for row in matrix for entry in row if entry}
+    import sympy
+
+    factors = {f for text in denominators for f, _ in sympy.factor_list(sympy.sympify(text))[1] if f.free_symbols - {sympy.Symbol("d")}}
+    allowed = {sign * sympy.sympify(text).expand() for text in SINGULARITIES[name] for sign in (1, -1)}
+    assert factors and factors <= allowed
+
+
+def test_equations_on_a_cut_are_a_block_of_all(equations):
+    whole = equations("doublebox")["differential_equation"]["matrices"]
+    record = equations("doublebox", "s,t", "--cut", "1,6")
+    own = record["differential_equation"]
+    assert record["cuts"] == [[1, 6]] and own["masters"] == [m for m in whole["s"] if m[0] > 0 and m[5] > 0]
+    for x, matrix in own["matrices"].items():
+        assert matrix == {row: {c: text for c, text in whole[x][row].items() if c in own["masters"]} for row in own["masters"]}
+
+
+@pytest.mark.parametrize(("family", "more"), [("box", ["--symmetries"]), ("doublebox", ["--symmetries"]), ("sunrise", ["--cut", "1,2"])])
+def test_equations_with_symmetries_or_a_cut_are_verified(family, more, equations, capsys):
+    record = equations(family, DIFFERENTIAL[family] if family == "doublebox" else "s", *more)
+    words = ["--verify", "r.pkl", "--work-dir", str(record["path"].parent / "work")]
+    line = said(capsys, [words[0], str(record["path"]), *words[2:]], 0)
+    assert line.startswith("verified: the equations in") and ("relations by symmetries" in line) == ("--symmetries" in more)
+    assert ("on the cut 1,2" in line) == ("--cut" in more)
+    damaged = {key: value for key, value in record.items() if key != "path"} | {
+        "differential_equation": json_free_copy(record["differential_equation"])
+    }
+    row = damaged["differential_equation"]["matrices"]["s"][damaged["masters"][-1]]
+    row[next(iter(row))] += "+1"
+    path = record["path"].with_name("damaged.pkl")
+    path.write_bytes(pickle.dumps(damaged))
+    line = said(capsys, [words[0], str(path), *words[2:]], 1)
+    assert line.count("\n") == 1 and "the equation in s of" in line and "is wrong at" in line
+
+
+def test_a_result_with_symmetries_is_none_without(equations, capsys, tmp_path):
+    """The relations between masters are needed, and what was verified is said."""
+    record = {key: value for key, value in equations("box", "s", "--symmetries").items() if key not in ("path", "symmetries")}
+    Path(tmp_path / "r.pkl").write_bytes(pickle.dumps(record))
+    assert "verified" in said(
+        capsys, ["--verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 0
+    )  # of box they change nothing
+    record = {key: value for key, value in equations("sunrise", "s", "--symmetries").items() if key not in ("path", "symmetries")}
+    Path(tmp_path / "r.pkl").write_bytes(pickle.dumps(record))
+    assert "is wrong at" in said(capsys, ["--verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 1)
+
+
+def test_expanded_differential_equations(ready, capsys):
+    """Each entry is its Laurent series around d = 4."""
+    import sympy
+
+    words = ["--family", "bubble", "--differential-equation", "s,d", "--store", "s", "--output", "r.pkl", "--export", "mathematica,json"]
+    assert "1 coefficient" not in said(capsys, [*words, "--epsilon", "4-2*eps", "--order", "2"], 0)
+    record = ibp_reduce.read_result("r.pkl")
+    eps, matrices = sympy.Symbol("eps"), record["epsilon"]["matrices"]
+    assert list(matrices) == ["s", "d"] and record["epsilon"]["reductions"] == {}
+    for x, matrix in record["differential_equation"]["matrices"].items():
+        for row, entries in matrix.items():
+            for column, text in entries.items():
+                series = matrices[x][row][column]
+                rest = sympy.sympify(text).subs(sympy.Symbol("d"), 4 - 2 * eps) - sum(sympy.sympify(c) * eps**k for k, c in series.items())
+                assert sympy.simplify(rest.diff(eps, 0).subs(eps, 0)) == sympy.simplify(rest.diff(eps, 2).subs(eps, 0)) == 0
+    for name in ("m", "json"):
+        read = ibp_reduce.read_export(f"r_eps.{name}")
+        assert read["truncated"] == {"d": "4-2*eps", "symbol": "eps", "order": 2}
+        for row, entries in read["differential_equation"]["matrices"]["s"].items():
+            assert {c: sympy.sympify(str(text)).subs(eps, 0) for c, text in entries.items()} == {
+                c: sympy.sympify(series.get(0, 0)) for c, series in matrices["s"][row].items()
+            }
 
 
 # bases, numbers, parts ----------------------------------------------------------------------------------------------
@@ -11755,7 +12140,10 @@ DIFFERENTIAL_USAGE_ERRORS = {
     "all --kinematics s=1,t=2": ("no invariant of box",),
     "t --symbols d": ("--symbols", "contradict"),
     "t --exact": ("--exact", "contradict"),
-    "t --epsilon 4-2*eps": ("--epsilon", "contradict"),
+    "t --epsilon 4-2*eps --d 5": ("--epsilon", "no"),
+    "t --epsilon 4-2*t": ("--epsilon", "new symbol"),
+    "t --cut 1 --cut 2": ("several cuts", "one --cut"),
+    "t --cut 1 --symmetries": ("--cut", "contradict"),
     "t --export kira": ("--export kira", "mathematica, form, json or sympy"),
     "t --prime 7": ("--prime 7", "of its own"),
     "t --batch auto": ("--batch", "points"),
@@ -12113,6 +12501,64 @@ def test_symmetries_where_momenta_are_lightlike(reduce_at):
     family = dataclasses.replace(BUILT_IN_FAMILIES["sunrise"], kinematics=(("p*p", "0"),), point=(("m", "3"),))
     found = ibp_reduce.find_symmetries(ibp_reduce.Geometry(family), (3, 5, 6, 7))
     assert {bits: shift.target for bits, shift in found.maps.items()} == {5: 3, 6: 3}
+
+
+@pytest.mark.parametrize("name", families_with_rules(["bubble", "box", "sunrise", "trianglebox", "doublebox", "nonplanar-doublebox"]))
+def test_exact_results_with_symmetries(reduce_at, name, tmp_path, monkeypatch):
+    """At random points modulo primes the run with symmetries; and the exact result without them, with its masters mapped."""
+    monkeypatch.chdir(tmp_path)
+    family, target = BUILT_IN_FAMILIES[name], TOP[name]
+    words = ["--family", name, "--symbols", ",".join(["d", *dict(family.point)][:2])]
+    symmetric = exact_result(*words, "--integral", ",".join(map(str, target)), "--symmetries")
+    more = ["--paper-masters-only"] if family.paper_masters else []
+    plain = exact_result(*words, "--integral", ",".join(map(str, target)), *more)
+    Path("masters").write_text("\n".join(",".join(map(str, master)) for master in plain["masters"]))
+    mapped = exact_result(*words, "--integrals", "masters", "--symmetries")["reductions"]
+    assert len(symmetric["masters"]) == SYMMETRIC[name][1] <= len(plain["masters"]) and set(symmetric["final_expr"]) <= set(
+        symmetric["masters"]
+    )
+    symbols = words[-1].split(",")
+    for number in range(3):
+        found, point = numerical(symmetric, number, symbols, family)
+        assert found == reduce_at(name, [target], point=point, symmetries=True).reductions
+        p, values = point.prime, {"d": point.d, **dict(point.invariants)}
+        values = {symbol: values[symbol] for symbol in symbols}
+        parts = [(residue(exact_value(c, **values), p), mapped[m]) for m, c in plain["final_expr"].items()]
+        total = combine(*((c, {m: residue(exact_value(v, **values), p) for m, v in e.items()}) for c, e in parts), p=p)
+        assert total == found[target]
+
+
+@pytest.mark.parametrize("name", families_with_rules(["sunrise", "doublebox", "doublebox-1m", "nonplanar-doublebox", "pentabox"]))
+def test_exact_images_are_those_at_points(name):
+    """Of integrals with numerators under all maps, among them reflections."""
+    geometry, nonzero, found = symmetries_of(name)
+    family, draw = geometry.family, random.Random(5)
+    own = [shift for bits in nonzero if bits not in found.maps for shift in ibp_reduce.own_maps(geometry, bits)][:12]
+    point = point_of(family, BIG_PRIMES[1], **{x: draw.randrange(10**4, 10**6) for x, _ in family.point})
+    for shift in [*found.maps.values(), *own]:
+        integral = tuple(draw.randrange(1, 4) if shift.source >> i & 1 else -draw.randrange(0, 2) for i in range(family.n))
+        exact = ibp_reduce.Column.of("image", ibp_reduce.exact_image(shift, integral, geometry.functions))
+        expected = ibp_reduce.NumericMap(shift, point, family.n)(integral)
+        assert exact.at(point) == {term: value for term, value in expected.items() if value}
+
+
+@pytest.mark.parametrize("name", families_with_rules(["sunrise", "doublebox", "trianglebox"]))
+def test_masters_are_related_the_same_without_mapping_integrals(reduce_at, name):
+    """What exact runs do: all by identities, and the relations put in at the end."""
+    expected = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True)
+    outcome = reduce_at(name, [TOP[name], *SAMPLES[name]], symmetries=True, map_integrals=False)
+    assert said_by(outcome) == said_by(expected) and outcome.relations and outcome.statistics["mapped"] == 0
+
+
+def test_a_point_where_a_relation_degenerates_is_told(reduce_at):
+    """A relation that gives nothing, or another master than expected."""
+    lighter, heavier = (1, 1, 0, 0, 0), (1, 1, 1, 0, 0)
+    relation = ibp_reduce.MasterRelation(((2, 1, 1, 0, 0),), ())
+    for row in ({}, {lighter: 1}, {heavier: 3, lighter: 1}):
+        with pytest.raises(ibp_reduce.SingularPoint, match=r"does not give I\[2,1,1,0,0\]"):
+            ibp_reduce.use_relations({relation.name: row, "x": {heavier: 1}}, [relation], 101)
+    rows = {relation.name: {(2, 1, 1, 0, 0): 2, lighter: 1}, "x": {(2, 1, 1, 0, 0): 4}}
+    assert ibp_reduce.use_relations(rows, [relation], 101) == {"x": {lighter: 99}}
 
 
 # cuts ---------------------------------------------------------------------------------------------------------------
