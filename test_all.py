@@ -8914,7 +8914,9 @@ def test_result_of_a_family_of_the_user_needs_its_file(place, capsys):
     assert exit_code(["--verify", "c"]) == 0  # says itself what it is of
     assert exit_code(["--verify", "r.pkl", "--family", "mine.json"]) == 0
     assert exit_code(["--verify", "r.pkl"]) == 2
-    assert capsys.readouterr().err.endswith("its family mine is not built in; give --family FILE or --kira-config DIR with its definition\n")
+    assert capsys.readouterr().err.endswith(
+        "its family mine is not built in; give --family FILE or --kira-config DIR with its definition\n"
+    )
 
 
 class Trap:
