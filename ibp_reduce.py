@@ -8249,7 +8249,7 @@ def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
 def run_training(options: Options) -> int:
     """--make-training-data and --train-policy."""
     plan = TrainingPlan(options.epochs, options.learning_rate, seed=options.seed)
-    families = list(dict.fromkeys(load_families(options.family)))
+    families = [load_family(name) for name in dict.fromkeys(family_names(options.family))]
     check_training_options(options, families)
     work = Path(options.work_dir)
     data_path, weights = training_paths(options)

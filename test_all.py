@@ -6095,12 +6095,12 @@ def test_symbol_to_replace_by_one(place, capsys):
 def test_options_that_are_not_followed_are_named(place, capsys):
     edit = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            magic_relations: true\n            permutation: [1,2,3,4]")
     project = write_project(
-        place / "two", KIRA_TWO, edit_families=edit, edit_jobs=("select_integrals", "run_symmetries: true\n              select_integrals")
+        place / "two", KIRA_TWO, edit_families=edit, edit_jobs=("select_integrals", "run_initiate: true\n              select_integrals")
     )
     reduced("--kira-config", project)
     families, jobs = capsys.readouterr().err.splitlines()
     assert families.endswith("integralfamilies.yaml: not followed, as this program has its own ways: magic_relations, permutation")
-    assert jobs.endswith("jobs.yaml: not followed, as this program has its own ways: run_symmetries")
+    assert jobs.endswith("jobs.yaml: not followed, as this program has its own ways: run_initiate")
     reduced("--kira-config", project, "--integral=boxx[1,1,0,1]")
     assert capsys.readouterr().err == ""
 
