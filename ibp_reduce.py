@@ -11918,7 +11918,7 @@ MODES = (  # the first that is asked for is what is done
     Mode("benchmark", run_benchmark, "output work_dir", "the benchmark runs what was published"),
     Mode("status watch", show_status, "work_dir", "shown is the run of the work directory, as it was started"),
     Mode("stop", stop_run, "work_dir", "ended is the run of the work directory, whatever it does"),
-    Mode("list_symmetries", run_list_symmetries, "family kira_config cold", "symmetries are those of the family, at no point"),
+    Mode("list_symmetries", run_list_symmetries, "family kira_config cut cold", "symmetries are those of the family, at no point"),
     Mode(
         "train_policy",
         run_training,
