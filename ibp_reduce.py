@@ -5165,8 +5165,8 @@ class Replays:
     """What a rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
 
     rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
-    plan: of the elimination. Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
-    those in `vanishing` were zero at the first point.
+    plan: of the elimination. Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line`
+    of the sector's values; those in `vanishing` were zero at the first point.
     """
 
     rounds: tuple[Round, ...]

@@ -8507,11 +8507,13 @@ def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, sai
 AMPLITUDE = "amp: 3*I[2,1,1,-1,0] - (d-4)^2/s*I[1,2,1,0,-1]\n1,1,1,-1,-1\nother: m*I[2,1,1,0,0] + I[1,1,0,-1,0]\n"
 
 
-@pytest.mark.parametrize("more", [[], ["--symbols", "d,s"], ["--symmetries"], ["--exact", "--symmetries"], ["--cut", "1,2"], ["--cut", "spanning"],
-                                  ["--symbols", "m", "--cut", "2,1"]], ids=" ".join)  # fmt: skip
-def test_results_of_combinations_symmetries_and_cuts_are_verified(more, place, capsys):
+@pytest.mark.parametrize(
+    "words", ["", "--symbols d,s", "--symmetries", "--exact --symmetries", "--cut 1,2", "--cut spanning", "--symbols m --cut 2,1"]
+)
+def test_results_of_combinations_symmetries_and_cuts_are_verified(words, place, capsys):
     """And an error in a coefficient, in a term of a combination or in a reduction is found; no more is said than was checked."""
     Path("wanted").write_text(AMPLITUDE)
+    more = words.split()
     words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--quiet", "--output", "r.pkl"]
     Path("masters").write_text("2,1,1,0,0\n")
     words = words if "--cut" not in more else words[:4] + words[6:]
