@@ -9343,6 +9343,8 @@ def _check_origin(record: dict[str, Any], named: Any) -> None:
     lines = [line for lines in record.get("cuts", []) for line in lines]
     if any(type(line) is not int or not 0 < line <= 60 for line in lines) or record.get("symmetries", True) is not True:
         raise ValueError("cuts or symmetries that are none")
+    if lines and "symmetries" in record:
+        raise ValueError("a cut and symmetries, which may take its lines to others")
 
 
 def _check_matrices(own: Any, kinematics: Any) -> None:
