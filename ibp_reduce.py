@@ -5265,8 +5265,8 @@ class Replays:
     """What a rule of several rows does in a sector: N integrals by E entries in C columns, without anything that depends on the point.
 
     rounds: the entries [N, E] as sums, the first round has all of them; row [E], start [C], pivot_entry and pivot_place as in CompiledRule.
-    plan: of the elimination. Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line` of the sector's values;
-    those in `vanishing` were zero at the first point.
+    plan: of the elimination. Cells of the array [N, C] of combined rows, as flat numbers: those in `used`, ascending, become lines `line`
+    of the sector's values; those in `vanishing` were zero at the first point.
     """
 
     rounds: tuple[Round, ...]
@@ -9613,6 +9613,8 @@ def _check_origin(record: dict[str, Any], named: Any) -> None:
     lines = [line for lines in record.get("cuts", []) for line in lines]
     if any(type(line) is not int or not 0 < line <= 60 for line in lines) or record.get("symmetries", True) is not True:
         raise ValueError("cuts or symmetries that are none")
+    if lines and "symmetries" in record:
+        raise ValueError("a cut and symmetries, which may take its lines to others")
 
 
 def _check_matrices(own: Any, kinematics: Any) -> None:

@@ -8803,11 +8803,13 @@ def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, sai
 AMPLITUDE = "amp: 3*I[2,1,1,-1,0] - (d-4)^2/s*I[1,2,1,0,-1]\n1,1,1,-1,-1\nother: m*I[2,1,1,0,0] + I[1,1,0,-1,0]\n"
 
 
-@pytest.mark.parametrize("more", [[], ["--symbols", "d,s"], ["--symmetries"], ["--exact", "--symmetries"], ["--cut", "1,2"], ["--cut", "spanning"],
-                                  ["--symbols", "m", "--cut", "2,1"]], ids=" ".join)  # fmt: skip
-def test_results_of_combinations_symmetries_and_cuts_are_verified(more, place, capsys):
+@pytest.mark.parametrize(
+    "words", ["", "--symbols d,s", "--symmetries", "--exact --symmetries", "--cut 1,2", "--cut spanning", "--symbols m --cut 2,1"]
+)
+def test_results_of_combinations_symmetries_and_cuts_are_verified(words, place, capsys):
     """And an error in a coefficient, in a term of a combination or in a reduction is found; no more is said than was checked."""
     Path("wanted").write_text(AMPLITUDE)
+    more = words.split()
     words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--quiet", "--output", "r.pkl"]
     Path("masters").write_text("2,1,1,0,0\n")
     words = words if "--cut" not in more else words[:4] + words[6:]
@@ -8832,11 +8834,11 @@ def test_results_of_combinations_symmetries_and_cuts_are_verified(more, place, c
 
 def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
     """Without the word that says so, such a result is none of a whole reduction by identities."""
-    for more, key in ((["--symmetries"], "symmetries"), (["--cut", "1,2"], "cuts")):
-        record = reduced("--family", "sunrise", "--integral", "2,1,1,-1,-2", *more)
-        for without in ({k: v for k, v in record.items() if k != key}, record | {"cuts": []} if key == "cuts" else None):
-            Path("r.pkl").write_bytes(pickle.dumps(without or {k: v for k, v in record.items() if k != key}))
-            assert "is wrong at" in said(capsys, ["--verify", "r.pkl"], 1)
+    symmetric, cut = (reduced("--family", "sunrise", "--integral", "2,1,1,-1,-2", *more) for more in (["--symmetries"], ["--cut", "1,2"]))
+    del symmetric["symmetries"]
+    for record in (symmetric, cut | {"cuts": []}, cut | {"cuts": [[]]}, {key: value for key, value in cut.items() if key != "cuts"}):
+        Path("r.pkl").write_bytes(pickle.dumps(record))
+        assert "is wrong at" in said(capsys, ["--verify", "r.pkl"], 1)
 
 
 @pytest.mark.parametrize(
@@ -8844,7 +8846,7 @@ def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
     [{"combinations": {}}, {"combinations": {"amp": [((1, 1), "x(")]}}, {"combinations": {"amp": [((1, 1), 3)]}}, {"combinations": None},
      {"combinations": {"amp": [((1, 1, 1), "3")]}}, {"combinations": {"amp": 7}}, {"combinations": {5: [((1, 1), "1")]}},
      {"combinations": {"amp": [((1, "1"), "3")]}}, {"cuts": 5}, {"cuts": [["1"]]}, {"cuts": [[0]]}, {"cuts": [[10**9]]},
-     {"symmetries": "yes"}],
+     {"symmetries": "yes"}, {"symmetries": True, "cuts": [[1]]}],
     ids=str,
 )  # fmt: skip
 def test_nonsense_about_combinations_and_cuts_is_refused(change, place, capsys):
