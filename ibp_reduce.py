@@ -9403,7 +9403,7 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
         point, claims = _draw_check(record, family, combinations)
         if relations is None:
             every = tuple(dict.fromkeys(integral for claim in claims.values() for integral in claim))
-            relations = reduce(Problem(family, generic_point(family), every, symmetries=True, map_integrals=False)).relations
+            relations = reduce(Problem(family, generic_point(family), every, symmetries=True, cut=cuts[0], map_integrals=False)).relations
         for cut in cuts:
             own = {name: {i: value for i, value in claim.items() if sector_of(i) & cut == cut} for name, claim in claims.items()}
             identities += _check_claims(own, family, point, relations, cut, reduce)
@@ -9613,8 +9613,8 @@ def _check_origin(record: dict[str, Any], named: Any) -> None:
     lines = [line for lines in record.get("cuts", []) for line in lines]
     if any(type(line) is not int or not 0 < line <= 60 for line in lines) or record.get("symmetries", True) is not True:
         raise ValueError("cuts or symmetries that are none")
-    if lines and "symmetries" in record:
-        raise ValueError("a cut and symmetries, which may take its lines to others")
+    if len(record.get("cuts", [])) > 1 and "symmetries" in record:
+        raise ValueError("several cuts, and symmetries, which may take their lines to each other")
 
 
 def _check_matrices(own: Any, kinematics: Any) -> None:

@@ -8804,7 +8804,17 @@ AMPLITUDE = "amp: 3*I[2,1,1,-1,0] - (d-4)^2/s*I[1,2,1,0,-1]\n1,1,1,-1,-1\nother:
 
 
 @pytest.mark.parametrize(
-    "words", ["", "--symbols d,s", "--symmetries", "--exact --symmetries", "--cut 1,2", "--cut spanning", "--symbols m --cut 2,1"]
+    "words",
+    [
+        "",
+        "--symbols d,s",
+        "--symmetries",
+        "--exact --symmetries",
+        "--cut 1,2",
+        "--cut spanning",
+        "--symbols m --cut 2,1",
+        "--symbols d --cut 1 --symmetries",
+    ],
 )
 def test_results_of_combinations_symmetries_and_cuts_are_verified(words, place, capsys):
     """And an error in a coefficient, in a term of a combination or in a reduction is found; no more is said than was checked."""
@@ -8846,7 +8856,7 @@ def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
     [{"combinations": {}}, {"combinations": {"amp": [((1, 1), "x(")]}}, {"combinations": {"amp": [((1, 1), 3)]}}, {"combinations": None},
      {"combinations": {"amp": [((1, 1, 1), "3")]}}, {"combinations": {"amp": 7}}, {"combinations": {5: [((1, 1), "1")]}},
      {"combinations": {"amp": [((1, "1"), "3")]}}, {"cuts": 5}, {"cuts": [["1"]]}, {"cuts": [[0]]}, {"cuts": [[10**9]]},
-     {"symmetries": "yes"}, {"symmetries": True, "cuts": [[1]]}],
+     {"symmetries": "yes"}, {"symmetries": True, "cuts": [[1], [2]]}],
     ids=str,
 )  # fmt: skip
 def test_nonsense_about_combinations_and_cuts_is_refused(change, place, capsys):
