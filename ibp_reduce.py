@@ -10889,14 +10889,17 @@ def check_prime(prime: int | None) -> int:
     return prime
 
 
+def only_one(requests: Sequence[Request]) -> Request:
+    """Raises InputError."""
+    if len(requests) > 1:
+        raise InputError(f"this is for one family at a time: choose by --family out of {', '.join(each.family.name for each in requests)}")
+    return requests[0]
+
+
 def make_problem(options: Options, request: Request | None = None) -> Problem:
     """The problem of a request, by default of the only one. Raises InputError."""
     check_running_options(options)
-    if request is None:
-        request, *others = read_requests(options)
-        if others:
-            names = ", ".join(each.family.name for each in (request, *others))
-            raise InputError(f"this is for one family at a time: choose by --family out of {names}")
+    request = only_one(read_requests(options)) if request is None else request
     check_certified(options, request)
     family = request.family
     point = parse_point(options, family, request.integrals)
@@ -11602,8 +11605,8 @@ def parse_symbols(options: Options, family: Family) -> tuple[str, ...]:
     return tuple(name for name in family.symbols if name in given)
 
 
-def make_exact_problem(options: Options) -> ExactProblem:
-    """Raises InputError."""
+def make_exact_problem(options: Options, request: Request | None = None) -> ExactProblem:
+    """The problem of a request, by default of the only one. Raises InputError."""
     if options.exact and options.symbols is not None:
         raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
     if options.prime is not None:
@@ -11615,7 +11618,7 @@ def make_exact_problem(options: Options) -> ExactProblem:
     check_device(options.device)
     if len(options.cut) > 1 or options.cut == ("spanning",):
         raise InputError("several cuts are put together modulo a prime only; give one --cut to an exact run, or none for the whole")
-    problem = make_problem(replace(options, prime=MAX_PRIME))
+    problem = make_problem(replace(options, prime=MAX_PRIME), request)
     cuts = make_cuts(options, problem, tuple)
     exact = ExactProblem(replace(problem, cut=cuts[0] if cuts else 0), parse_symbols(options, problem.family))
     exact.columns()  # a slip in a coefficient is found now
@@ -11646,6 +11649,21 @@ def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], 
     return names, symbols
 
 
+def differential_request(options: Options) -> Request:
+    """The integrals given, else the corners of the family's top-level sectors. Raises InputError."""
+    if options.integral is not None or options.integrals is not None:
+        return only_one(read_requests(options))
+    if options.kira_config is None:
+        family = load_one_family(options.family)
+        requests = [Request(family, (corner((1 << family.lines) - 1, family.n),))]
+    else:
+        project = read_kira_project(options)
+        known = [project.known[family.name] for family in project.chosen]
+        corners = (tuple(corner(top, entry.family.n) for top in entry.tops) for entry in known)
+        requests = [_on_cut(Request(entry.family, targets), entry.cut, project.config) for entry, targets in zip(known, corners)]
+    return only_one(everyone_asked(options, requests, [request.family for request in requests], options.symmetries))
+
+
 def make_differential_problem(options: Options) -> DifferentialProblem:
     """Raises InputError."""
     for name, taken in (("exact", options.exact), ("symbols", options.symbols)):
@@ -11653,15 +11671,14 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
             raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
     if "kira" in parse_formats(options.export):
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
-    family = load_one_family(options.family)
+    request = differential_request(options)
+    family = request.family
     variables, symbols = parse_variables(options, family)
     if options.epsilon is not None and "d" not in symbols:
         raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
     for name in parse_formats(options.export):
         check_export_names(name, family.name, symbols, FORM_OWN)
-    everything = ",".join(["1"] * family.lines + ["0"] * family.isps)
-    integral = everything if options.integral is None and options.integrals is None else options.integral
-    exact = make_exact_problem(replace(options, integral=integral, symbols=",".join(symbols)))
+    exact = make_exact_problem(replace(options, symbols=",".join(symbols)), request)
     targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
     published = bool(family.paper_masters) and not exact.problem.symmetries
     problem = replace(exact.problem, targets=targets, combinations=(), paper_masters_only=published)

@@ -6260,6 +6260,22 @@ def test_results_of_kira_are_verified(place, capsys):
 
 
 @needs_yaml
+def test_differential_equations_of_kira(place, capsys):
+    """Those of the built-in box, for a family with its propagators; on a cut those of the masters that have its lines."""
+    project = write_project(place / "two", KIRA_TWO)
+    words = ["--kira-config", project, "--family", "box", "--differential-equation=t"]
+    own = exact_result("--family", "box", "--differential-equation=t")["differential_equation"]
+    assert exact_result(*words)["differential_equation"] == own
+    assert exact_result(*words, "--integral", "1,1,1,1")["differential_equation"] == own
+    assert exit_code(["--verify=r.pkl", "--kira-config", project]) == 0
+    check_refused(["--kira-config", project, "--differential-equation=t"], place, capsys, ["one family at a time", "box, boxx"])
+    cut = exact_result("--kira-config", write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX), *words[2:])
+    kept = [(1, 0, 1, 0), (1, 1, 1, 1)]
+    rows = {m: {term: value for term, value in own["matrices"]["t"][m].items() if term in kept} for m in kept}
+    assert cut["differential_equation"] == {"masters": kept, "matrices": {"t": rows}}
+
+
+@needs_yaml
 def test_symmetries_of_kira(place, capsys):
     """run_symmetries is --symmetries: within families and between them."""
     plain = write_project(place / "plain", KIRA_TWO)
