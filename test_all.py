@@ -9827,11 +9827,17 @@ def test_points_without_values_are_replaced():
 
 def test_scaling():
     for family in BUILT_IN_FAMILIES.values():
-        assert ibp_reduce.has_scaling(derive_identities(family))
+        assert None not in map(ibp_reduce.mass_dimension, derive_identities(family))
     for square, mass in (("1+s", "0"), ("s", "m**2"), ("s", "1")):
         propagators, point = (("k1", mass), ("k1+p", "0")), (("s", "7"), ("m", "3"))
         family = small_family("no-scaling", "k1", "p", propagators, 0, (("p*p", square),), point)
-        assert not ibp_reduce.has_scaling(derive_identities(family))
+        assert None in map(ibp_reduce.mass_dimension, derive_identities(family))
+    family = BUILT_IN_FAMILIES["sunrise"]
+    for text, expected in (("s*I[2,1,1,0,0]-I[1,1,1,0,0]*d", -3), ("I[2,1,1,0,-1]/(s-9*m)", -4), ("I[2,1,1,0,0]-I[1,1,1,0,0]", None),
+                           ("(s+1)*I[1,1,1,0,0]", None), ("0*I[1,1,1,0,0]", 0)):  # fmt: skip
+        name, terms = ibp_reduce.parse_combination(f"x: {text}", [family], "here")
+        combination = ibp_reduce.Combination(name, tuple((integral, factor) for _, integral, factor in terms), "here")
+        assert ibp_reduce.mass_dimension(combination.exact(family, {}).terms) == expected
 
 
 # the program --------------------------------------------------------------------------------------------------------
