@@ -1,6 +1,6 @@
 """All tests, in sections that mirror the files.
 
-    python -m pytest                  # what CI runs
+    python -m pytest                  # -n 2: in two processes, as CI does
     python -m pytest -m slow          # searches from nothing that take minutes; chaos on a real HTCondor pool
     python -m pytest -m condor        # what needs a pool (skipped where condor_submit is missing)
 
