@@ -2888,7 +2888,8 @@ if __name__ == "__main__":
 
 def start_controller(tmp_path, jobs, number, seconds):
     script = tmp_path / "controller.py"
-    script.write_text(CONTROLLER, encoding="utf-8")
+    if not script.exists():  # a job of the one before, which starts just now, must not find it half written
+        script.write_text(CONTROLLER, encoding="utf-8")
     return subprocess.Popen(
         [sys.executable, script, tmp_path, str(number), str(seconds)],
         env=os.environ | path_to(Path(jobs.__file__).parent),
