@@ -11994,7 +11994,12 @@ TOGETHER: tuple[tuple[str, str, Callable[[Options], bool]], ...] = (
 
 def check_used(options: Options, mode: Mode | None, asked: str) -> None:
     """Raises InputError for an option that was given, to a value that is not its default, and would be ignored."""
-    given = [option.name for option in fields(Options) if getattr(options, option.name) not in (option.default, EVERY_FAMILY)]
+    unsaid = {"family": EVERY_FAMILY, "prime": DEFAULT_PRIME}  # of options whose default is made later
+    given = [
+        option.name
+        for option in fields(Options)
+        if getattr(options, option.name) not in (option.default, unsaid.get(option.name, option.default))
+    ]
     if mode is None:
         unused = {name: what for names, what, there in TOGETHER if not there(options) for name in names.split()}
         reasons = ("--{} is for {}".format(name.replace("_", "-"), unused[name]) for name in given if name in unused)
