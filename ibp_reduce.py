@@ -1002,39 +1002,13 @@ def find_nonzero_sectors(equations: Equations, lines: int) -> tuple[int, ...]:
 
 def _corner_vanishes(equations: Equations, bits: int) -> bool:
     p, n = equations.prime, equations.n
-    seed = np.array(corner(bits, n))
-    values = (equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ seed) % p
-    rows: list[dict[Index, int]] = [{} for _ in range(equations.count)]
-    for operator, shift, value in zip(equations.operator.tolist(), equations.shift, values.tolist()):
-        term = tuple((seed + shift).tolist())
+    target = corner(bits, n)
+    values = (equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ np.array(target)) % p
+    rows: dict[int, dict[Index, int]] = {}
+    for operator, term, value in zip(equations.operator.tolist(), (equations.shift + target).tolist(), values.tolist()):
         if value and sector_of(term) == bits:
-            rows[operator][term] = value
-    target = tuple(seed.tolist())
-    return any(target in row for row in row_echelon(rows, p, keep=target) if len(row) == 1)
-
-
-def row_echelon(rows: Iterable[dict], p: int, keep: Any = None) -> list[dict]:
-    """Gaussian elimination of sparse rows modulo p: what is left when every key but `keep` has been used as a pivot where possible."""
-    pivots: dict[Any, dict] = {}
-    left = []
-    for row in rows:
-        row = dict(row)
-        while True:
-            key = next((k for k in row if k in pivots), None)
-            if key is None:
-                break
-            _subtract(row, pivots[key], row[key], p)
-        key = next((k for k in row if k != keep), None)
-        if key is None:
-            left.append(row)
-            continue
-        inverse = pow(row[key], -1, p)
-        row = {k: value * inverse % p for k, value in row.items()}
-        for other in pivots.values():
-            if key in other:
-                _subtract(other, row, other[key], p)
-        pivots[key] = row
-    return left
+            rows.setdefault(operator, {})[tuple(term)] = value
+    return is_reducible(rows, target, p)
 
 
 def _subtract(row: dict, other: dict, factor: int, p: int) -> None:
@@ -1045,6 +1019,84 @@ def _subtract(row: dict, other: dict, factor: int, p: int) -> None:
             row[key] = new
         else:
             row.pop(key, None)
+
+
+def substitute(row: dict[Any, int], lines: dict[Any, dict[Any, int]], p: int) -> dict[Any, int]:
+    """A row with every key that has a line replaced by it, without zeros."""
+    result = {key: value for key, value in row.items() if key not in lines}
+    for key, value in row.items():
+        if key in lines:
+            _subtract(result, lines[key], -value, p)
+    return result
+
+
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+
+
+def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
+    """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for; no line is changed in place."""
+    inverse = -pow(row[pivot], -1, p)
+    line = {key: value * inverse % p for key, value in row.items() if key != pivot}
+    for key, other in solved.items():
+        if pivot in other:
+            solved[key] = substitute(other, {pivot: line}, p)
+    solved[pivot] = line
+
+
+Having = dict[Any, set[int]]  # the rows that have a column
+
+
+def _rows_and_columns(matrix: dict[int, dict[Any, int]]) -> tuple[dict[int, dict[Any, int]], Having]:
+    """A copy of a sparse matrix to eliminate in, and which rows have which column."""
+    having: Having = {}
+    for r, row in matrix.items():
+        for c in row:
+            having.setdefault(c, set()).add(r)
+    return {r: dict(row) for r, row in matrix.items()}, having
+
+
+def _eliminate(rows: dict[int, dict[Any, int]], having: Having, c: Any, pivot: int, p: int) -> tuple[dict[Any, int], dict[int, int]]:
+    """Take a column out of all rows by one of them, which is taken out itself: what is left of it, and its factor for each."""
+    pivot_row = rows.pop(pivot)
+    inverse = pow(pivot_row.pop(c), -1, p)
+    for k in pivot_row:
+        having[k].discard(pivot)
+    factors = {}
+    for r in having.pop(c) - {pivot}:
+        row = rows[r]
+        factor = factors[r] = row.pop(c) * inverse % p
+        for k, value in pivot_row.items():
+            new = (row.get(k, 0) - factor * value) % p
+            if new:
+                row[k] = new
+                having[k].add(r)
+            elif k in row:
+                del row[k]
+                having[k].discard(r)
+    return pivot_row, factors
+
+
+def is_reducible(matrix: dict[int, dict[Any, int]], target: Any, p: int) -> bool:
+    """Whether the rows combine to one that has the target column and no other, in less than half the time that `eliminate_heavier` takes.
+
+    Columns with the fewest rows are eliminated first: a column of one row costs nothing, and little is filled in. It is over when no row
+    has the target any more. The combinations would be long ones.
+    """
+    rows, having = _rows_and_columns(matrix)
+    order = [(len(users), c) for c, users in having.items() if c != target]
+    heapify(order)
+    while order and having.get(target):
+        size, c = heappop(order)
+        users = having.get(c, ())
+        if len(users) != size:
+            if users:
+                heappush(order, (len(users), c))
+        elif users:
+            pivot_row, _ = _eliminate(rows, having, c, min(users, key=lambda r: (len(rows[r]), r)), p)
+            for k in pivot_row:
+                if k != target:
+                    heappush(order, (len(having[k]), k))
+    return bool(having.get(target))
 
 
 # =====================================================================================================================
@@ -1834,85 +1886,18 @@ def eliminate_heavier(matrix: dict[int, dict[int, int]], target: int, p: int) ->
 
     Columns are eliminated heaviest first with the row that came from the fewest, which keeps the combinations short.
     """
-    rows = {r: dict(row) for r, row in matrix.items()}
+    rows, having = _rows_and_columns(matrix)
     origins: dict[int, dict[int, int]] = {r: {r: 1} for r in rows}
-    having: dict[int, set[int]] = {}
-    for r, row in rows.items():
-        for c in row:
-            having.setdefault(c, set()).add(r)
-    having.pop(target, None)
-    for c in sorted(having):
-        users = having.pop(c)
-        if not users:
-            continue
-        pivot = min(users, key=lambda r: (len(origins[r]), len(rows[r]), r))
-        pivot_row, pivot_origin = rows.pop(pivot), origins.pop(pivot)
-        for k in pivot_row:
-            if k in having:
-                having[k].discard(pivot)
-        inverse = pow(pivot_row.pop(c), -1, p)
-        users.discard(pivot)
-        for r in sorted(users):
-            row = rows[r]
-            factor = row.pop(c) * inverse % p
-            for k, value in pivot_row.items():
-                new = (row.get(k, 0) - factor * value) % p
-                if new:
-                    row[k] = new
-                    if k != target:
-                        having[k].add(r)
-                elif k in row:
-                    del row[k]
-                    if k != target:
-                        having[k].discard(r)
-            _subtract(origins[r], pivot_origin, factor, p)
+    for c in sorted(having.keys() - {target}):
+        if users := having[c]:
+            pivot = min(users, key=lambda r: (len(origins[r]), len(rows[r]), r))
+            _, factors = _eliminate(rows, having, c, pivot, p)
+            pivot_origin = origins.pop(pivot)
+            for r, factor in factors.items():
+                _subtract(origins[r], pivot_origin, factor, p)
     found = [origins[r] for r, row in rows.items() if target in row]
     shortest = min(map(len, found), default=0)
     return [origin for origin in found if len(origin) == shortest][:CANDIDATES]
-
-
-def is_reducible(matrix: dict[int, dict[int, int]], target: int, p: int) -> bool:
-    """Whether `eliminate_heavier` would find a combination, in less than half the time.
-
-    Columns with the fewest rows are eliminated first: a column of one row costs nothing, and little is filled in. It is over when no row
-    has the target any more. The combinations would be long ones.
-    """
-    rows = {r: dict(row) for r, row in matrix.items()}
-    having: dict[int, set[int]] = {}
-    for r, row in rows.items():
-        for c in row:
-            having.setdefault(c, set()).add(r)
-    order = [(len(users), c) for c, users in having.items() if c != target]
-    heapify(order)
-    while order and having.get(target):
-        size, c = heappop(order)
-        users = having.get(c, set())
-        if users and len(users) != size:
-            heappush(order, (len(users), c))
-        if not users or len(users) != size:
-            continue
-        del having[c]
-        pivot = min(users, key=lambda r: (len(rows[r]), r))
-        users.discard(pivot)
-        pivot_row = rows.pop(pivot)
-        inverse = pow(pivot_row.pop(c), -1, p)
-        for k in pivot_row:
-            having[k].discard(pivot)
-        for r in users:
-            row = rows[r]
-            factor = row.pop(c) * inverse % p
-            for k, value in pivot_row.items():
-                new = (row.get(k, 0) - factor * value) % p
-                if new:
-                    row[k] = new
-                    having[k].add(r)
-                elif k in row:
-                    del row[k]
-                    having[k].discard(r)
-        for k in pivot_row:
-            if k != target:
-                heappush(order, (len(having[k]), k))
-    return bool(having.get(target))
 
 
 # =====================================================================================================================
@@ -2126,13 +2111,11 @@ class SearchGround:
         """The position after an action; None if its identity does not contain what is to be eliminated."""
         p, heaviest = self.equations.prime, position.heaviest
         row = substitute(self.row(action), position.solved, p)
-        pivot = row.pop(heaviest, 0)
-        if not pivot:
+        if heaviest not in row:
             return None
-        factor = -pow(pivot, -1, p) % p
-        line = {key: value * factor % p for key, value in row.items()}
-        solved = {key: substitute(other, {heaviest: line}, p) for key, other in position.solved.items()} | {heaviest: line}
-        return Position((*position.actions, action), substitute(position.open, {heaviest: line}, p), solved, position.score + score)
+        solved = dict(position.solved)
+        solve_for(heaviest, row, solved, p)
+        return Position((*position.actions, action), substitute(position.open, solved, p), solved, position.score + score)
 
 
 def chosen_moves(moves: Moves, chosen: np.ndarray) -> Moves:
@@ -2141,14 +2124,6 @@ def chosen_moves(moves: Moves, chosen: np.ndarray) -> Moves:
     action = (np.cumsum(chosen) - 1)[moves.action[kept]]
     entries = (getattr(moves, name)[kept] for name in ("key", "own", "dr", "ds"))
     return Moves(moves.operator[chosen], moves.seed[chosen], action, *entries)
-
-
-def substitute(row: dict[int, int], lines: dict[int, dict[int, int]], p: int) -> dict[int, int]:
-    """A row with every key that has a line replaced by it, without zeros."""
-    result = {key: value for key, value in row.items() if key not in lines}
-    for key in row.keys() & lines.keys():
-        _subtract(result, lines[key], -row[key], p)
-    return result
 
 
 # =====================================================================================================================
@@ -3614,39 +3589,18 @@ def find_relations(
         if any(line[column] for line in result.unreduced.values()):
             continue  # a relation to what is no master says nothing
         row = {integral: line[column] for integral, line in result.masters.items() if line[column]}
-        if row := put_in(row, solved, generic.prime):
+        if row := substitute(row, solved, generic.prime):
             pivot = max(row, key=weight)
             solve_for(pivot, row, solved, generic.prime)
             relations.append((shift, master, pivot))
     return relations, result.learned
 
 
-Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
-
-
-def put_in(row: dict[Any, int], solved: Solved, p: int) -> dict[Any, int]:
-    """The row in terms of what is not solved for."""
-    row = dict(row)
-    for key in [key for key in row if key in solved]:
-        _subtract(row, {key: p - 1} | solved[key], p - row[key], p)
-    return row
-
-
-def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
-    """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for."""
-    inverse = -pow(row[pivot], -1, p)
-    replacement = {key: value * inverse % p for key, value in row.items() if key != pivot}
-    for other in solved.values():
-        if pivot in other:
-            _subtract(other, {pivot: p - 1} | replacement, p - other[pivot], p)
-    solved[pivot] = replacement
-
-
 def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> dict[Any, Expression]:
     """Rows through the masters that relations leave; those of the relations, under their names, are left out. Raises SingularPoint."""
     solved: Solved = {}
     for relation in relations:
-        row = put_in(rows[relation.name], solved, p)
+        row = substitute(rows[relation.name], solved, p)
         if max(row, key=weight, default=None) != relation.solved:
             raise SingularPoint(
                 f"a symmetry does not give {show(relation.solved)} through lighter masters at this point modulo {p}; "
@@ -3654,7 +3608,7 @@ def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelatio
             )
         solve_for(relation.solved, row, solved, p)
     names = {relation.name for relation in relations}
-    return {name: _ordered(put_in(row, solved, p)) for name, row in rows.items() if name not in names}
+    return {name: _ordered(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
 
 
 def _ordered(row: Expression) -> Expression:
@@ -3674,14 +3628,14 @@ def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], 
     """
     solved: Solved = {}
     for number, integral in enumerate(preferred):
-        row = put_in(reductions[integral] | {number: p - 1}, solved, p)
+        row = substitute(reductions[integral] | {number: p - 1}, solved, p)
         pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
         if pivot is None:
             raise InputError(_dependency(preferred, number, row, p))
         solve_for(pivot, row, solved, p)
 
     def rewritten(expression: Expression) -> Expression:
-        row = put_in(expression, solved, p)
+        row = substitute(expression, solved, p)
         return _ordered({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
 
     return {target: rewritten(expression) for target, expression in reductions.items()}
@@ -9434,7 +9388,7 @@ def _check_claims(
         rest: dict[Any, int] = {}
         for integral, value in claim.items():
             _subtract(rest, outcome.reductions[integral], p - value, p)
-        used = [(relations[k], value) for k, value in put_in(rest, solved, p).items() if isinstance(k, int)]
+        used = [(relations[k], value) for k, value in substitute(rest, solved, p).items() if isinstance(k, int)]
         parts = [(value, place[integral]) for integral, value in claim.items()]
         for relation, value in used:
             claim = difference(claim, {integral: v * value % p for integral, v in relation.at(point).items()}, p)
@@ -9458,7 +9412,7 @@ def _labelled(rows: dict[Any, Expression], relations: Sequence[MasterRelation], 
     """The relations solved for their heaviest masters; k stands for what relation k is, so that it is known which were used."""
     solved: Solved = {}
     for k, relation in enumerate(relations):
-        row = put_in(rows[relation.name] | {k: p - 1}, solved, p)
+        row = substitute(rows[relation.name] | {k: p - 1}, solved, p)
         pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
         if pivot is not None:
             solve_for(pivot, row, solved, p)
