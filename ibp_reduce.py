@@ -85,7 +85,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache, cached_property, lru_cache
@@ -488,7 +488,6 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Sub: lambda a, b: a - b,
     ast.Mult: lambda a, b: a * b,
     ast.Div: lambda a, b: a / b,
-    ast.Pow: lambda a, b: a**b,
 }
 
 
@@ -518,7 +517,7 @@ def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
                 return visit(operand)
             case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16 and not _has_power(left):
                 return visit(left) ** power
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS and not isinstance(op, ast.Pow):
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
                 return _OPERATORS[type(op)](visit(left), visit(right))
         raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols (powers up to 16, not nested)")
 
@@ -687,15 +686,8 @@ def _scalar_products_to_propagators(
 
 def _freeze_operator(terms: dict) -> Operator:
     """Builtin types only, so that an operator can be stored and sent: integer polynomials over the symbols."""
-    frozen = []
-    for shift, row in sorted(terms.items()):
-        coefficients = []
-        for i, value in sorted(row.items()):
-            if value:
-                coefficients.append((i, *_freeze_ratio(value)))
-        if coefficients:
-            frozen.append((shift, tuple(coefficients)))
-    return tuple(frozen)
+    rows = ((shift, tuple((i, *_freeze_ratio(value)) for i, value in sorted(row.items()) if value)) for shift, row in sorted(terms.items()))
+    return tuple((shift, coefficients) for shift, coefficients in rows if coefficients)
 
 
 def _freeze_ratio(value: Any) -> tuple[Polynomial, Polynomial]:
@@ -776,30 +768,34 @@ def polynomial_residue(terms: Polynomial, values: Sequence[int], p: int) -> int:
     return total % p
 
 
-def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
-    """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
+def quotients_at(point: Point, what: str) -> Callable[[Polynomial, Polynomial], int]:
+    """The value of a quotient of frozen polynomials modulo the prime; raises InputError, with what it belongs to, for a division by zero."""
     p, values = point.prime, point.residues()
 
     @cache
-    def polynomial(terms: Polynomial) -> int:
-        return polynomial_residue(terms, values, p)
+    def quotient(above: Polynomial, below: Polynomial) -> int:
+        divisor = polynomial_residue(below, values, p)
+        if divisor == 0:
+            shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
+            raise InputError(f"the point {shown} makes {what} degenerate: division by zero modulo {p}; take another point or prime")
+        return polynomial_residue(above, values, p) * pow(divisor, -1, p) % p
 
+    return quotient
+
+
+def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
+    """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
+    quotient = quotients_at(point, "an identity")
     labels, shifts, rows = [], [], []
     for number, terms in enumerate(operators):
         for shift, coefficients in terms:
             row = [0] * (len(shift) + 1)
             for i, numerator, denominator in coefficients:
-                below = polynomial(denominator)
-                if below == 0:
-                    shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
-                    raise InputError(
-                        f"the point {shown} makes an identity degenerate: division by zero modulo {p}; take another point or prime"
-                    )
-                row[i] = polynomial(numerator) * pow(below, -1, p) % p
+                row[i] = quotient(numerator, denominator)
             labels.append(number)
             shifts.append(shift)
             rows.append(row)
-    return Equations(p, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+    return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
 
 
 def combination_at(combination: Operator, point: Point) -> Expression:
@@ -834,10 +830,10 @@ class Column:
         """Raises InputError where a denominator vanishes."""
         return combination_at(self.terms, point)
 
-    @staticmethod
-    def of(name: Any, functions: dict[Index, Any]) -> Column:
+    @classmethod
+    def of(cls, name: Any, functions: dict[Index, Any]) -> Column:
         """From rational functions of d and the invariants as coefficients."""
-        return Column(name, _freeze_operator({integral: {0: value} for integral, value in functions.items()}))
+        return cls(name, _freeze_operator({integral: {0: value} for integral, value in functions.items()}))
 
 
 def unit_column(integral: Index, symbols: int) -> Column:
@@ -938,7 +934,7 @@ class Sector:
             if i not in self.implied:
                 digits.append((i, place))
                 place *= layout.radix
-        self.s_place, self.r_place = place, place * layout.radix
+        self.s_place, self.r_place = place, place * layout.radix if outside else place  # without a place for s where s is always 0
         self.digits = digits[::-1]
         own = dict(digits)
         self.weights = np.array(
@@ -965,6 +961,10 @@ class Sector:
     def contains(self, indices: np.ndarray) -> np.ndarray:
         """Bool [...] for indices [..., n]."""
         return ((indices > 0) == self.positive).all(-1)
+
+    def r_and_s(self, changes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """By how much r and s [...] change with the indices [..., n]."""
+        return changes[..., self.positive].sum(-1), -changes[..., ~self.positive].sum(-1)
 
 
 def sectors_of(indices: np.ndarray) -> np.ndarray:
@@ -1258,15 +1258,13 @@ def determinant_of(matrix: np.ndarray, one: Any) -> Any:
 def _inverse(matrix: np.ndarray) -> np.ndarray | None:
     """Of a small square matrix of numbers; None if there is none."""
     from sympy import QQ
+    from sympy.polys.matrices import DomainMatrix
+    from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
 
-    determinant = determinant_of(matrix, QQ(1))
-    if not determinant:
+    try:
+        return np.array(DomainMatrix(matrix.tolist(), matrix.shape, QQ).inv().to_list(), object)
+    except DMNonInvertibleMatrixError:
         return None
-    size = len(matrix)
-    result = np.empty((size, size), object)
-    for i, j in itertools.product(range(size), repeat=2):
-        result[j, i] = (-1) ** (i + j) * determinant_of(np.delete(np.delete(matrix, i, 0), j, 1), QQ(1)) / determinant
-    return result
 
 
 def _square_root(form: np.ndarray, loops: int) -> tuple[np.ndarray, np.ndarray] | None:
@@ -1547,11 +1545,11 @@ class NumericMap:
         self.source_lines = np.array([i - 1 for i, _ in found.lines])
         self.target_lines = np.array([j - 1 for _, j in found.lines])
         self.others = np.setdiff1d(np.arange(n), self.source_lines)
-        values = point.residues()
+        quotient = quotients_at(point, "a symmetry")
         self.rows = [
             (
                 np.array([[j == b + 1 for b in range(n)] for j, _, _ in row], np.int64).reshape(-1, n),
-                np.array([_quotient_residue(above, below, values, point) for _, above, below in row], np.int64),
+                np.array([quotient(above, below) for _, above, below in row], np.int64),
             )
             for row in found.rows
         ]
@@ -1591,15 +1589,6 @@ class NumericMap:
     def __call__(self, integral: Index) -> Expression:
         _, terms, values = self.terms(np.array([integral], np.int64))
         return dict(zip(map(tuple, terms.tolist()), values.tolist()))
-
-
-def _quotient_residue(above: Polynomial, below: Polynomial, values: Sequence[int], point: Point) -> int:
-    p = point.prime
-    divisor = polynomial_residue(below, values, p)
-    if divisor == 0:
-        shown = ", ".join(f"{name}={value}" for name, value in (("d", point.d), *point.invariants))
-        raise InputError(f"the point {shown} makes a symmetry degenerate: division by zero modulo {p}; take another point or prime")
-    return polynomial_residue(above, values, p) * pow(divisor, -1, p) % p
 
 
 def reachable_sectors(nonzero: Sequence[int], maps: dict[int, SectorMap]) -> dict[int, frozenset[int]]:
@@ -1679,8 +1668,7 @@ def seeds_around(neighbourhood: Neighbourhood, sector: Sector) -> np.ndarray:
 
 def in_ranges(neighbourhood: Neighbourhood, sector: Sector, seeds: np.ndarray) -> np.ndarray:
     """Bool [S]: whose changes of r and of s are those of the neighbourhood."""
-    dr, ds = seeds[:, sector.positive].sum(1), -seeds[:, ~sector.positive].sum(1)
-    (r0, r1), (s0, s1) = neighbourhood.dr, neighbourhood.ds
+    (dr, ds), (r0, r1), (s0, s1) = sector.r_and_s(seeds), neighbourhood.dr, neighbourhood.ds
     return (r0 <= dr) & (dr <= r1) & (s0 <= ds) & (ds <= s1)
 
 
@@ -1913,11 +1901,10 @@ class CompiledRule:
     """
 
     def __init__(self, sector: Sector, equations: Equations, rule: Rule):
+        operators, seeds = np.array([operator for operator, _ in rule.rows]), np.array([seed for _, seed in rule.rows], np.int64)
         first = np.searchsorted(equations.operator, np.arange(equations.count + 1))
-        terms = [np.arange(first[operator], first[operator + 1]) for operator, _ in rule.rows]
-        term = np.concatenate(terms)
-        row = np.repeat(np.arange(len(terms)), [len(part) for part in terms])
-        seeds = np.array([seed for _, seed in rule.rows], np.int64)
+        size = first[operators + 1] - first[operators]
+        term, row = run_numbers(first[operators], size), np.repeat(np.arange(len(size)), size)
         offset = equations.shift[term] + seeds[row]
         form = equations.coefficient[term].copy()
         form[:, 0] = (form[:, 0] + (form[:, 1:] * seeds[row]).sum(1)) % equations.prime
@@ -1929,8 +1916,7 @@ class CompiledRule:
         self.row, self.form = row[order], np.ascontiguousarray(form[order].T.astype(float))
         self.distance, self.offset = distance[self.start], offset[order][self.start]
         self.heavier = int((self.distance > 0).sum())
-        self.rows, self.seeds = len(terms), seeds
-        self.operators = np.array([operator for operator, _ in rule.rows], np.int16)
+        self.rows, self.seeds, self.operators = len(seeds), seeds, operators.astype(np.int16)
         # the seeds stay inside the sector while the target is inside this box
         self.low = np.where(sector.positive, 1 - seeds.min(0), -MAX_INDEX).astype(np.int16)
         self.high = np.where(sector.positive, MAX_INDEX, -seeds.max(0)).astype(np.int16)
@@ -2044,8 +2030,7 @@ class SearchGround:
         self.target_key = sector.encode(target[None])[0]
         self.key_shift = equations.shift @ sector.weights
         self.first = np.searchsorted(equations.operator, np.arange(equations.count + 1))
-        self.dr_shift = equations.shift[:, sector.positive].sum(1)
-        self.ds_shift = -equations.shift[:, ~sector.positive].sum(1)
+        self.dr_shift, self.ds_shift = sector.r_and_s(equations.shift)
         self.rows: dict[Action, dict[int, int]] = {}
 
     def moves(self, position: Position) -> Moves:
@@ -2081,20 +2066,18 @@ class SearchGround:
     def _identities(self, operator: np.ndarray, seed: np.ndarray) -> tuple[Moves, np.ndarray]:
         """The identities of these operators [C] at these seeds [C, n], and the values of their entries."""
         size = self.first[operator + 1] - self.first[operator]
-        action = np.repeat(np.arange(len(operator)), size)
-        term = np.arange(len(action)) + np.repeat(self.first[operator] - np.cumsum(size) + size, size)
+        action, term = np.repeat(np.arange(len(operator)), size), run_numbers(self.first[operator], size)
         value = self._values(term, seed[action])
         action, term, value = action[value != 0], term[value != 0], value[value != 0]
-        change = seed - self.target
-        positive = self.sector.positive
+        dr, ds = self.sector.r_and_s(seed - self.target)
         moves = Moves(
             operator,
             seed,
             action,
-            (change @ self.sector.weights)[action] + self.key_shift[term],
+            ((seed - self.target) @ self.sector.weights)[action] + self.key_shift[term],
             self.sector.contains(seed[action] + self.equations.shift[term]),
-            change[:, positive].sum(1)[action] + self.dr_shift[term],
-            -change[:, ~positive].sum(1)[action] + self.ds_shift[term],
+            dr[action] + self.dr_shift[term],
+            ds[action] + self.ds_shift[term],
         )
         return moves, value
 
@@ -2166,17 +2149,17 @@ class Features:
 
 def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Features:
     sector, target, heaviest = ground.sector, ground.target, position.heaviest
-    positive, count = sector.positive, len(moves.operator)
+    count = len(moves.operator)
     waiting = np.sort(np.fromiter(position.open, sector.layout.dtype, len(position.open)))
     solved = np.sort(np.fromiter(position.solved, sector.layout.dtype, len(position.solved)))
     away = sector.decode(waiting + ground.target_key) - target
     pivot = away[-1]
-    pivot_r, pivot_s = pivot[positive].sum(), -pivot[~positive].sum()
+    away_r, away_s = sector.r_and_s(away)
     own, key = moves.own, moves.key
     in_open, in_solved = own & is_member(key, waiting), own & is_member(key, solved)
     new = own & (key >= 0) & ~in_open & ~in_solved
     relations = (own, key > heaviest, key == heaviest, (key > 0) & (key < heaviest), key == 0, key < 0, in_open, in_solved, new)
-    changes = (moves.dr, moves.ds, moves.dr - pivot_r, moves.ds - pivot_s)
+    changes = (moves.dr, moves.ds, moves.dr - away_r[-1], moves.ds - away_s[-1])
     columns = [own & relation for relation in relations] + [~own] + [np.clip(change, -FAR, FAR) * own for change in changes]
     return Features(
         np.stack(columns, 1).astype(np.int8),
@@ -2185,8 +2168,8 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
         _action_features(moves, count, in_open, in_solved, new, heaviest),
         np.stack(
             [
-                np.clip(away[:, positive].sum(1), -FAR, FAR),
-                np.clip(-away[:, ~positive].sum(1), -FAR, FAR),
+                np.clip(away_r, -FAR, FAR),
+                np.clip(away_s, -FAR, FAR),
                 waiting == heaviest,
                 waiting == 0,
                 np.full(len(waiting), min(len(position.actions), 12)),
@@ -2407,7 +2390,7 @@ class RowFeatures:
 def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level: int) -> RowFeatures:
     """seeds [S, n] relative to the target."""
     positive, shift, count = sector.positive, equations.shift, equations.count
-    dr, ds = shift[:, positive].sum(1), -shift[:, ~positive].sum(1)
+    dr, ds = sector.r_and_s(shift)
     kinds = 3 * (np.sign(dr) + 1) + np.sign(ds) + 1
     place = equations.operator * SHIFT_KINDS + kinds
     order = np.argsort(place, kind="stable")
@@ -2590,19 +2573,11 @@ class Beam:
     policy: bytes | str = "fixed"
 
 
-def _by_weight(position: Position) -> tuple:
-    return position.heaviest, len(position.open), -position.score, position.actions
-
-
-def _by_size(position: Position) -> tuple:
-    return len(position.open), position.heaviest, -position.score, position.actions
-
-
-def _by_policy(position: Position) -> tuple:
-    return -position.score, position.heaviest, position.actions
-
-
-BEAM_ORDERS = {"weight": _by_weight, "size": _by_size, "policy": _by_policy}
+BEAM_ORDERS: dict[str, Callable[[Position], tuple]] = {
+    "weight": lambda position: (position.heaviest, len(position.open), -position.score, position.actions),
+    "size": lambda position: (len(position.open), position.heaviest, -position.score, position.actions),
+    "policy": lambda position: (-position.score, position.heaviest, position.actions),
+}
 
 
 def beam_search(beam: Beam, children: Callable[[list[Position]], list[Position]]) -> tuple[list[Position], int]:
@@ -2631,18 +2606,15 @@ def search_path(
     finder: RuleFinder, target: np.ndarray, equations: Equations, beam: Beam, helpers: Executor | None = None
 ) -> tuple[Rule | None, int]:
     """The rule that a beam search for one integral [n] finds, and the steps made. helpers: processes that share the positions of a step."""
-    if helpers is None:
-        ground, policy = SearchGround(finder.sector, equations, target), load_policy(beam.policy)
+    ground = SearchGround(finder.sector, equations, target)
+    context = pickle.dumps((ground, beam.policy)) if helpers is not None else b""
 
-        def children(positions: Sequence[Position]) -> list[Position]:
-            return beam_children(ground, policy, positions)
-    else:
-        context = pickle.dumps((finder.sector.layout, finder.sector.bits, equations, target, beam.policy))
-
-        def children(positions: Sequence[Position]) -> list[Position]:
-            parts = (positions[number :: helpers.processes] for number in range(helpers.processes))
-            futures = [helpers.submit(helped_children, context, part) for part in parts if part]
-            return [child for future in futures for child in future.result()]
+    def children(positions: Sequence[Position]) -> list[Position]:
+        if helpers is None:
+            return beam_children(ground, load_policy(beam.policy), positions)
+        parts = (positions[number :: helpers.processes] for number in range(helpers.processes))
+        futures = [helpers.submit(helped_children, context, part) for part in parts if part]
+        return [child for future in futures for child in future.result()]
 
     finished, steps = beam_search(beam, children)
     rules = (finder.find_among(target, position.actions, equations) for position in finished[:CANDIDATES])
@@ -2657,32 +2629,24 @@ def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Posi
         part = positions[begin : begin + SCORED_TOGETHER]
         moves = [ground.moves(position) for position in part]
         features = [describe_moves(ground, position, some) for position, some in zip(part, moves)]
-        children += _followed(ground, part, moves, policy.scores(features))
+        for position, some, scores in zip(part, moves, policy.scores(features)):
+            for place in np.argsort(-scores, kind="stable")[:BEAM_BRANCHES]:
+                action = (int(some.operator[place]), tuple((some.seed[place] - ground.target).tolist()))
+                if child := ground.after(position, action, float(scores[place])):
+                    children.append(child)
     return children
-
-
-def _followed(ground: SearchGround, positions: Sequence[Position], moves: Sequence[Moves], scores: Sequence[np.ndarray]) -> list[Position]:
-    """What the best-scored actions of each position lead to."""
-    children = []
-    for position, some, own in zip(positions, moves, scores):
-        for place in np.argsort(-own, kind="stable")[:BEAM_BRANCHES]:
-            action = (int(some.operator[place]), tuple((some.seed[place] - ground.target).tolist()))
-            child = ground.after(position, action, float(own[place]))
-            if child is not None:
-                children.append(child)
-    return children
-
-
-def helped_children(context: bytes, positions: Sequence[Position]) -> list[Position]:
-    """`beam_children` in a helper process. context: pickle of (layout, sector, equations, target, policy)."""
-    ground, policy = _helped_ground(context)
-    return beam_children(ground, policy, positions)
 
 
 @lru_cache(maxsize=2)
-def _helped_ground(context: bytes) -> tuple[SearchGround, Policy]:
-    layout, bits, equations, target, policy = pickle.loads(context)
-    return SearchGround(Sector(layout, bits), equations, target), load_policy(policy)
+def _unpickled(context: bytes) -> Any:
+    """What a helper process keeps from one call to the next: it comes from the process that started it."""
+    return pickle.loads(context)
+
+
+def helped_children(context: bytes, positions: Sequence[Position]) -> list[Position]:
+    """`beam_children` in a helper process. context: pickle of (ground, what `load_policy` takes)."""
+    ground, policy = _unpickled(context)
+    return beam_children(ground, load_policy(policy), positions)
 
 
 # =====================================================================================================================
@@ -2848,24 +2812,16 @@ def reduce_sector(task: SectorTask) -> SectorResult:
         return _SectorReduction(task, helpers).run()
 
 
-@contextmanager
-def helper_processes() -> Iterator[Executor | None]:
+def helper_processes() -> AbstractContextManager[Executor | None]:
     """Processes for the processors that a task may use beside its own, None if there are none: most tasks have one processor."""
-    with LocalExecutor(task_cpus()) if task_cpus() > 1 else nullcontext() as helpers:
-        yield helpers
+    return LocalExecutor(task_cpus()) if task_cpus() > 1 else nullcontext()
 
 
 def find_rule(context: bytes, target: Index, level: int) -> tuple[Rule | None, int]:
-    """A search in a helper process, and the rows it built. context: pickle of (layout, sector, equations at the generic point)."""
-    finder = _rule_finder(context)
+    """A search in a helper process, and the rows it built. context: pickle of a RuleFinder that has not searched yet."""
+    finder = _unpickled(context)
     before = finder.rows
     return finder.find(np.array(target, np.int64), level, finder.structure), finder.rows - before
-
-
-@lru_cache(maxsize=2)
-def _rule_finder(context: bytes) -> RuleFinder:
-    layout, bits, generic = pickle.loads(context)
-    return RuleFinder(Sector(layout, bits), generic)
 
 
 class _SectorReduction:
@@ -3132,7 +3088,7 @@ class _SectorReduction:
         if not helpers or (level, wave.indices[next(iter(helpers.values()))].tobytes()) in self.ahead:
             return
         requests = [(position, later) for later in range(level, len(NEIGHBOURHOODS)) for position in helpers.values()]
-        context = pickle.dumps((self.task.layout, self.task.bits, self.task.generic))
+        context = pickle.dumps(RuleFinder(self.sector, self.task.generic))
         futures = {}
         for position, later in requests[: self.helpers.processes]:
             indices = wave.indices[position]
@@ -3271,10 +3227,9 @@ class _Wave:
 
     def _check_room(self, sector: Sector) -> None:
         """Raises ReductionError where a term could have an index, r or s beyond the digits of the layout."""
-        up = max(int(np.maximum(rule.offset, 0).sum(1).max()) for rule in self.rules)
-        down = max(int(-np.minimum(rule.offset, 0).sum(1).min()) for rule in self.rules)
-        largest_r = int(self.indices[:, sector.positive].sum(1).max()) + up
-        largest_s = int(-self.indices[:, ~sector.positive].sum(1).min()) + down
+        r, s = sector.r_and_s(self.indices)
+        largest_r = int(r.max()) + max(int(np.maximum(rule.offset, 0).sum(1).max()) for rule in self.rules)
+        largest_s = int(s.max()) + max(int(-np.minimum(rule.offset, 0).sum(1).min()) for rule in self.rules)
         if max(largest_r, largest_s) >= sector.layout.radix:
             raise ReductionError(
                 f"sector {sector.bits}: integrals with r = {largest_r}, s = {largest_s} outgrow the {sector.layout.radix - 1} that was "
@@ -3296,7 +3251,7 @@ def propagate(block: np.ndarray, source: np.ndarray, target: np.ndarray, value: 
     while len(ready):
         length = first[ready + 1] - first[ready]
         total = int(length.sum())
-        edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(total)
+        edge = run_numbers(first[ready], length)
         flow = block[source[edge]] * value[edge, None] % p
         by_target = np.argsort(target[edge], kind="stable")
         reached = target[edge][by_target]
@@ -3550,13 +3505,9 @@ class MasterRelation(Column):
         return self.name[0]
 
     @staticmethod
-    def by(found: SectorMap, master: Index, solved: Index, functions: Any) -> MasterRelation:
+    def by(found: SectorMap, master: Index, solved: Index, functions: Any) -> Column:
         image = exact_image(found, master, functions)
         return MasterRelation.of((solved,), image | {master: image.get(master, functions.zero) - functions.one})
-
-    @staticmethod
-    def of(name: Any, functions: dict[Index, Any]) -> MasterRelation:
-        return MasterRelation(name, Column.of(name, functions).terms)
 
 
 def find_relations(
