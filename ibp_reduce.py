@@ -83,7 +83,7 @@ import time
 import zipfile
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
@@ -168,6 +168,19 @@ BEAM_NORM = 6  # and in all together
 BEAM_BRANCHES = 6  # actions of a position that are followed
 BEAM_STEPS = 30  # of a search; where it found nothing by then, one of a wider beam is the shorter way:
 BEAM_WIDENINGS = ((1, BEAM_STEPS), (4, 2 * BEAM_STEPS), (16, 2 * BEAM_STEPS))  # so many times the width, and how many steps
+# what reading a damaged pickle, number, text, archive or shelf raises
+UNREADABLE = (
+    pickle.UnpicklingError,
+    zlib.error,
+    EOFError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
 
 
@@ -769,7 +782,7 @@ def polynomial_residue(terms: Polynomial, values: Sequence[int], p: int) -> int:
 
 
 def quotients_at(point: Point, what: str) -> Callable[[Polynomial, Polynomial], int]:
-    """The value of a quotient of frozen polynomials modulo the prime; raises InputError, with what it belongs to, for a division by zero."""
+    """The value of a quotient of frozen polynomials modulo the prime; InputError, with what it is part of, where the divisor vanishes."""
     p, values = point.prime, point.residues()
 
     @cache
@@ -1823,29 +1836,15 @@ class RuleFinder:
         combinations = eliminate_heavier(matrix, last, equations.prime)
         if not combinations:
             return None
-        best = min(combinations, key=lambda rows: (self._heaviest_result(space, equations, target, rows), sorted(rows)))
-        return self._rule(space, {r: matrix[r] for r in sorted(best)}, equations.prime, level)
+        found = [(sorted(rows), self._rule(space, {r: matrix[r] for r in sorted(rows)}, equations.prime, level)) for rows in combinations]
+        return min(found, key=lambda pair: (self.heaviest_result(pair[1], target, equations), pair[0]))[1]
 
-    def _heaviest_result(self, space: SearchSpace, equations: Equations, target: np.ndarray, rows: dict[int, int]) -> float:
-        """Key of the heaviest integral that a combination expresses the target through, relative to it: the lighter, the fewer follow."""
-        total: dict[int, int] = {}
-        for r, factor in rows.items():
-            term = equations.operator == r % space.operators
-            seed = target + space.seeds[r // space.operators]
-            values = (equations.coefficient[term, 0] + equations.coefficient[term, 1:] @ seed) % equations.prime
-            inside = self.sector.contains(seed + equations.shift[term])
-            distance = (seed - target + equations.shift[term][inside]) @ self.sector.weights
-            for key, value in zip(distance.tolist(), values[inside].tolist()):
-                total[key] = (total.get(key, 0) + factor * value) % equations.prime
-        lighter = [key for key, value in total.items() if value and key < 0]
-        return max(lighter) if lighter else -math.inf
-
-    def result_weight(self, rule: Rule, target: np.ndarray, equations: Equations) -> tuple[float, tuple]:
-        """Sort key: as _heaviest_result for a rule, then its rows."""
+    def heaviest_result(self, rule: Rule, target: np.ndarray, equations: Equations) -> float:
+        """Key of the heaviest integral that a rule expresses the target through, relative to it: the lighter, the fewer follow."""
         compiled = CompiledRule(self.sector, equations, rule)
         value = compiled.replay(np.concatenate([[1.0], target])[None], equations.prime)[0]
         lighter = (value != 0) & (compiled.distance < 0) & self.sector.contains(target + compiled.offset)
-        return max(compiled.distance[lighter].tolist(), default=-math.inf), rule.rows
+        return max(compiled.distance[lighter].tolist(), default=-math.inf)
 
     def _rule(self, space: SearchSpace, matrix: dict[int, dict[int, int]], p: int, level: int) -> Rule:
         """Put the rows of a combination into an order of elimination, one pivot for each but the last."""
@@ -2520,7 +2519,7 @@ def unpack_guide(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]
         kind, version, families = header["kind"], header["format"], dict(header["families"])
         shapes = {name: array.shape for name, array in weights.items()}
         finite = all(array.dtype == np.float32 and bool(np.isfinite(array).all()) for array in weights.values())
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (*UNREADABLE, OSError, zipfile.BadZipFile) as error:
         raise PolicyRefused(f"has a damaged guide ({type(error).__name__}); train it anew") from None
     if (kind, version) != (GUIDE_KIND, GUIDE_FORMAT):
         raise PolicyRefused(f"has a guide of format {version!r}, this version reads {GUIDE_FORMAT}; train it anew")
@@ -2619,7 +2618,7 @@ def search_path(
     finished, steps = beam_search(beam, children)
     rules = (finder.find_among(target, position.actions, equations) for position in finished[:CANDIDATES])
     found = [rule for rule in rules if rule is not None]
-    return min(found, key=lambda rule: finder.result_weight(rule, target, equations), default=None), steps
+    return min(found, key=lambda rule: (finder.heaviest_result(rule, target, equations), rule.rows), default=None), steps
 
 
 def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Position]) -> list[Position]:
@@ -2695,11 +2694,11 @@ class SectorTask:
     nonzero: tuple[int, ...]
     equations: Equations
     generic: Equations
-    known: SectorKnowledge
-    stops: tuple[Index, ...]
-    steps: dict[Index, Expression]
-    keys: np.ndarray
-    coefficients: np.ndarray
+    known: SectorKnowledge = field(default_factory=SectorKnowledge)
+    stops: tuple[Index, ...] = ()
+    steps: dict[Index, Expression] = field(default_factory=dict)
+    keys: np.ndarray | None = None
+    coefficients: np.ndarray | None = None
     canonical: bool = False
     beam: Beam | None = None
     mapping: NumericMap | None = None
@@ -2707,8 +2706,19 @@ class SectorTask:
     guide: bytes | None = None
 
 
+class Lines:
+    """A table whose columns, arrays of the same length, are the fields of a dataclass."""
+
+    @classmethod
+    def join(cls, parts: Sequence[Any]) -> Any:
+        return cls(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+
+    def lines(self, which: Any) -> Any:
+        return type(self)(*(getattr(self, f.name)[which] for f in fields(self)))
+
+
 @dataclass(frozen=True, eq=False)
-class Multipliers:
+class Multipliers(Lines):
     """Combinations of identities, one for each column: the sum over its lines of value * identity(operator, seed).
 
     operator int16 [M]; seed int16 [M, n]; column int64 [M]; value int64 [M] modulo the prime.
@@ -2720,19 +2730,14 @@ class Multipliers:
     value: np.ndarray
 
     @staticmethod
-    def join(parts: Sequence[Multipliers], n: int) -> Multipliers:
-        empty = Multipliers(np.zeros(0, np.int16), np.zeros((0, n), np.int16), np.zeros(0, np.int64), np.zeros(0, np.int64))
-        return Multipliers(*(np.concatenate([getattr(part, f.name) for part in (empty, *parts)]) for f in fields(Multipliers)))
-
-    def lines(self, which: Any) -> Multipliers:
-        return Multipliers(*(getattr(self, f.name)[which] for f in fields(self)))
+    def nothing(n: int) -> Multipliers:
+        return Multipliers(np.zeros(0, np.int16), np.zeros((0, n), np.int16), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
     def merged(self, p: int) -> Multipliers:
         """Sorted by column, operator and seed; lines of the same identity added up, those that cancel left out."""
         order, start = sorted_rows(self.column, self.operator, *self.seed.T)
         value = np.add.reduceat(self.value[order], start) % p if len(start) else self.value
-        first = order[start][value != 0]
-        return Multipliers(self.operator[first], self.seed[first], self.column[first], value[value != 0])
+        return replace(self.lines(order[start]), value=value).lines(value != 0)
 
 
 @dataclass(eq=False)
@@ -2743,7 +2748,7 @@ class SectorResult:
     masters: dict[Index, list[int]] = field(default_factory=dict)
     unreduced: dict[Index, list[int]] = field(default_factory=dict)
     below: dict[int, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    learned: SectorKnowledge = field(default_factory=lambda: SectorKnowledge())
+    learned: SectorKnowledge = field(default_factory=SectorKnowledge)
     new_steps: dict[Index, Expression] = field(default_factory=dict)
     paths: dict[Index, StepPath] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -2752,7 +2757,7 @@ class SectorResult:
 
 
 @dataclass(frozen=True, eq=False)
-class Terms:
+class Terms(Lines):
     """One-step results as a table: I[source] = sum of value * I[sector, key] over its lines; source is a key of the sector at work."""
 
     source: np.ndarray
@@ -2765,8 +2770,8 @@ class Terms:
         return tuple(pack_keys(getattr(self, f.name)) for f in fields(self))
 
     @staticmethod
-    def join(parts: Sequence[Terms]) -> Terms:
-        return Terms(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Terms)))
+    def nothing(dtype: type) -> Terms:
+        return Terms(*(np.zeros(0, kind) for kind in (dtype, np.int64, dtype, np.int64)))
 
 
 def run_starts(values: np.ndarray) -> np.ndarray:
@@ -2888,7 +2893,7 @@ class _SectorReduction:
         self.result.counts = self.counts
         self.result.process = (os.getpid(), peak_memory_kb())
         if self.task.certify:
-            self.result.proof = Multipliers.join(self.proof, self.sector.n).merged(self.p)
+            self.result.proof = Multipliers.join([Multipliers.nothing(self.sector.n), *self.proof]).merged(self.p)
         return self.result
 
     @property
@@ -2920,37 +2925,28 @@ class _SectorReduction:
         self, closed: np.ndarray, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, cut: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """Carry coefficients through a closed block; returns what waits below it, and notes what fell into subsectors."""
-        p, bits = self.p, self.task.bits
-        block = np.zeros((len(closed), coefficients.shape[1]), np.int64)
-        block[np.searchsorted(closed, keys[cut:])] = coefficients[cut:]
-        source = np.searchsorted(closed, terms.source)
-        own = terms.sector == bits
-        inner = own & (terms.key >= closed[0]) & ~is_member(terms.key, self.stops)
-        propagate(block, source[inner], np.searchsorted(closed, terms.key[inner]), terms.value[inner], p)
-        self._note_multipliers(closed, block)
-        outer = ~inner & block.any(1)[source]
-        carried = block[source[outer]] * terms.value[outer, None] % p
-        key, sector = terms.key[outer], terms.sector[outer]
-        for b in np.unique(sector).tolist():
-            if b != bits:
-                there = sector == b
-                self.below.setdefault(b, []).append(sum_by_key(key[there], carried[there], p))
-        stays = sector == bits
-        for position in np.flatnonzero(is_member(closed, self.stops)):  # found irreducible while the block was closed
-            self._set_masters_aside(closed[position : position + 1], block[position : position + 1])
-        return sum_by_key(np.concatenate([keys[:cut], key[stays]]), np.concatenate([coefficients[:cut], carried[stays]]), p)
+        nodes = np.union1d(closed, self.stops[self.stops >= closed[0]])
+        block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
+        block[np.searchsorted(nodes, keys[cut:])] = coefficients[cut:]
+        for bits, part in carry(self.task.bits, nodes, block, terms, self.p).items():
+            self.below.setdefault(bits, []).append(part)
+        self._note_multipliers(nodes, block)
+        reached = is_member(nodes, self.stops) & block.any(1)
+        self._set_masters_aside(nodes[reached], block[reached])
+        waiting = [(keys[:cut], coefficients[:cut]), *self.below.pop(self.task.bits, ())]
+        return sum_by_key(*map(np.concatenate, zip(*waiting)), self.p)
 
-    def _note_multipliers(self, closed: np.ndarray, block: np.ndarray) -> None:
-        """The rows that reduced the integrals of a block, times the coefficients [N, K] with which these were carried."""
+    def _note_multipliers(self, nodes: np.ndarray, block: np.ndarray) -> None:
+        """The rows that reduced integrals of a block, times the coefficients [N, K] with which these were carried."""
         p, columns = self.p, block.shape[1]
         for rule, keys in self.reduced_by:
-            keys = keys[block[np.searchsorted(closed, keys)].any(1)]
+            keys = keys[block[np.searchsorted(nodes, keys)].any(1)]
             size = max(REPLAY_ELEMENTS // max(rule.form.shape[1], rule.rows * columns), 1)
             for begin in range(0, len(keys), size):
                 part = keys[begin : begin + size]
                 indices = self.sector.decode(part)
                 factors = rule.multipliers(np.column_stack([np.ones(len(part)), indices]), p)
-                values = block[np.searchsorted(closed, part), :, None] * factors[:, None, :] % p
+                values = block[np.searchsorted(nodes, part), :, None] * factors[:, None, :] % p
                 member, column, row = np.nonzero(values)
                 seeds = (indices[member] + rule.seeds[row]).astype(np.int16)
                 self.proof.append(Multipliers(rule.operators[row], seeds, column, values[member, column, row]))
@@ -3205,9 +3201,9 @@ class _Wave:
         self.columns += len(rule.distance)
 
     def terms(self, work: _SectorReduction) -> Terms:
-        dtype, bits, p = self.keys.dtype, work.task.bits, work.p
+        bits, p = work.task.bits, work.p
         if not self.parts:
-            return Terms(*(np.zeros(0, kind) for kind in (dtype, np.int64, dtype, np.int64)))
+            return Terms.nothing(self.keys.dtype)
         self._check_room(work.sector)
         member, column, value = (np.concatenate(group) for group in zip(*self.parts))
         offset = np.concatenate([rule.offset for rule in self.rules]).astype(np.int16)
@@ -3235,6 +3231,19 @@ class _Wave:
                 f"sector {sector.bits}: integrals with r = {largest_r}, s = {largest_s} outgrow the {sector.layout.radix - 1} that was "
                 f"reserved for {sector.n} indices; reduce targets with smaller indices"
             )
+
+
+def carry(bits: int, nodes: np.ndarray, block: np.ndarray, terms: Terms, p: int) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Carry coefficients block [N, K], in place, of integrals with these keys [N] of a sector down its one-step results.
+
+    Returns what goes elsewhere, to other sectors or below the lightest of the integrals, as {sector: (keys, coefficients)}.
+    """
+    source = np.searchsorted(nodes, terms.source)
+    inner = (terms.sector == bits) & (terms.key >= nodes[0])
+    propagate(block, source[inner], np.searchsorted(nodes, terms.key[inner]), terms.value[inner], p)
+    outer = ~inner & block.any(1)[source]
+    carried, key, sector = block[source[outer]] * terms.value[outer, None] % p, terms.key[outer], terms.sector[outer]
+    return {b: sum_by_key(key[sector == b], carried[sector == b], p) for b in np.unique(sector).tolist()}
 
 
 def propagate(block: np.ndarray, source: np.ndarray, target: np.ndarray, value: np.ndarray, p: int) -> None:
@@ -3280,20 +3289,15 @@ def peak_memory_kb() -> int:
 class Setting:
     """What all one-step tasks of a run have in common.
 
-    stops: masters, and corners where they stay, by sector; run: Problem.name; maps: of sectors that are equivalent to others.
+    run: Problem.name; task: what they have in common with tasks of whole sectors; stops: masters, and corners where they stay, by sector;
+    maps: of sectors that are equivalent to others.
     """
 
     run: str
     family: Family
-    layout: Layout
-    nonzero: tuple[int, ...]
-    equations: Equations
-    generic: Equations
+    task: SectorTask
     stops: dict[int, tuple[Index, ...]]
-    canonical: bool
-    beam: Beam | None
     maps: dict[int, NumericMap]
-    guide: bytes | None = None
 
 
 def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: tuple[int, ...] = (), seconds: float = math.inf) -> dict:
@@ -3366,7 +3370,7 @@ class _StepWork:
 
     def run(self, keys: dict[int, np.ndarray], seconds: float) -> dict[str, Any]:
         started = time.monotonic()
-        frontier = Frontier(self.setting.layout, {bits: self.setting.stops[bits] for bits in {*keys, *self.allowed}})
+        frontier = Frontier(self.setting.task.layout, {bits: self.setting.stops[bits] for bits in {*keys, *self.allowed}})
         for bits, some in keys.items():
             frontier.meet(bits, some)
         while frontier.waiting and (not self.done or (time.monotonic() < started + seconds and self._integrals < LARGEST_BATCH)):
@@ -3397,25 +3401,9 @@ class _StepWork:
 
     def _sector(self, bits: int) -> _SectorReduction:
         if bits not in self.sectors:
-            own, nothing = self.setting, np.zeros(0, self.setting.layout.dtype)
-            known, steps = self.known.get(bits, (None, {}))
+            own, (known, steps) = self.setting, self.known.get(bits, (None, {}))
             knowledge = SectorKnowledge() if known is None else _unpack_sector(known, own.family)
-            task = SectorTask(
-                own.layout,
-                bits,
-                own.nonzero,
-                own.equations,
-                own.generic,
-                knowledge,
-                own.stops[bits],
-                steps,
-                nothing,
-                nothing,
-                own.canonical,
-                own.beam,
-                own.maps.get(bits),
-                guide=own.guide,
-            )
+            task = replace(own.task, bits=bits, known=knowledge, stops=own.stops[bits], steps=steps, mapping=own.maps.get(bits))
             self.sectors[bits] = _SectorReduction(task, self.helpers)
         return self.sectors[bits]
 
@@ -3452,17 +3440,12 @@ def carry_sector(
 
     Returns lines [K] by key of its stops, and what arrives in lower sectors as {sector: (keys, coefficients)}.
     """
-    own = terms.sector == bits
-    nodes = np.unique(np.concatenate([keys, terms.source, terms.key[own]]))
+    nodes = np.unique(np.concatenate([keys, terms.source, terms.key[terms.sector == bits]]))
     block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
     keys, coefficients = sum_by_key(keys, coefficients, p)
     block[np.searchsorted(nodes, keys)] = coefficients
-    source = np.searchsorted(nodes, terms.source)
-    propagate(block, source[own], np.searchsorted(nodes, terms.key[own]), terms.value[own], p)
+    below = carry(bits, nodes, block, terms, p)
     reached = np.flatnonzero(is_member(nodes, stops) & block.any(1))
-    leaves = ~own & block.any(1)[source]
-    carried, key, sector = block[source[leaves]] * terms.value[leaves, None] % p, terms.key[leaves], terms.sector[leaves]
-    below = {b: sum_by_key(key[sector == b], carried[sector == b], p) for b in np.unique(sector).tolist()}
     return {nodes[position]: block[position] for position in reached}, below
 
 
@@ -3614,18 +3597,6 @@ class _StoreDamaged(Exception):
     """What a store's file says of itself when it cannot be used."""
 
 
-# what reading a damaged pickle, number, text or shelf raises
-UNREADABLE = (
-    pickle.UnpicklingError,
-    zlib.error,
-    EOFError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    ValueError,
-)
 # what SQLite says when the machine, not the file, is the trouble
 NOT_THE_FILE = ("locked", "readonly", "unable to open", "disk I/O", "full")
 
@@ -3717,7 +3688,7 @@ class Store:
         """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
         for attempt in (1, 2):
             try:
-                with RuleShelf(self.path, self.read_only) as shelf:
+                with open_shelf(self.path, self.read_only) as shelf:
                     return action(shelf)
             except (_StoreDamaged, sqlite3.Error) as error:
                 if self.read_only:
@@ -3725,18 +3696,7 @@ class Store:
                     return None
                 if attempt == 2 or any(text in str(error) for text in NOT_THE_FILE):
                     raise ReductionError(f"store {self.path}: {error}; give another --store") from None
-                self._set_aside(str(error))
-
-    def _set_aside(self, reason: str) -> None:
-        for number in range(1, 10_000):
-            aside = self.path.with_name(f"{self.path.name}.damaged-{number}")
-            if not aside.exists():
-                break
-        for suffix in ("", "-journal"):
-            part = Path(f"{self.path}{suffix}")
-            if part.exists():
-                os.replace(part, f"{aside}{suffix}")
-        self.say(f"store {self.path}: {reason}; set aside as {aside.name} and started anew")
+                self.say(f"store {self.path}: {error}; set aside as {set_aside(self.path)} and started anew")
 
     def _load(self, shelf: RuleShelf, family: Family, point: Point | None) -> Knowledge:
         """Raises _StoreDamaged."""
@@ -3768,22 +3728,20 @@ def _point_name(point: Point) -> str:
     return hashlib.sha256(repr((point.prime, point.residues())).encode()).hexdigest()[:16]
 
 
-class _Table(MutableMapping):
-    """bytes -> bytes in the table Dict of an SQLite file, inside one transaction; the layout of the standard library's dbm.sqlite3."""
+def set_aside(path: Path) -> str:
+    """Rename a damaged file, and SQLite's journal of it if there is one, so that nothing is overwritten; returns its new name."""
+    aside = next(name for k in itertools.count(1) if not (name := path.with_name(f"{path.name}.damaged-{k}")).exists())
+    for suffix in ("", "-journal"):
+        with suppress(FileNotFoundError):
+            os.replace(f"{path}{suffix}", f"{aside}{suffix}")
+    return aside.name
 
-    def __init__(self, path: Path, read_only: bool):
-        mode = "ro&immutable=1" if read_only else "rwc"
-        self.sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
-        try:
-            tables = {name for (name,) in self.sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-            if tables - {"Dict"}:
-                raise _StoreDamaged("not a store of this program")
-            if not read_only:
-                self.sql.execute("BEGIN IMMEDIATE")
-                self.sql.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
-        except Exception:
-            self.sql.close()
-            raise
+
+class _Table:
+    """bytes -> bytes in the table Dict of an SQLite file, as much as a shelf needs; the layout of the standard library's dbm.sqlite3."""
+
+    def __init__(self, sql: sqlite3.Connection):
+        self.sql = sql
 
     def __getitem__(self, key: bytes) -> bytes:
         row = self.sql.execute("SELECT value FROM Dict WHERE key = CAST(? AS BLOB)", (key,)).fetchone()
@@ -3794,54 +3752,46 @@ class _Table(MutableMapping):
     def __setitem__(self, key: bytes, value: bytes) -> None:
         self.sql.execute("REPLACE INTO Dict (key, value) VALUES (CAST(? AS BLOB), CAST(? AS BLOB))", (key, value))
 
-    def __delitem__(self, key: bytes) -> None:
-        if not self.sql.execute("DELETE FROM Dict WHERE key = CAST(? AS BLOB)", (key,)).rowcount:
-            raise KeyError(key)
+    def keys(self) -> list[bytes]:
+        return [key for (key,) in self.sql.execute("SELECT key FROM Dict ORDER BY key")]
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter([key for (key,) in self.sql.execute("SELECT key FROM Dict ORDER BY key")])
-
-    def __len__(self) -> int:
-        return self.sql.execute("SELECT COUNT(*) FROM Dict").fetchone()[0]
+    def __contains__(self, key: bytes) -> bool:
+        return key in self.keys()
 
 
 class RuleShelf(shelve.Shelf):
-    """A shelf that reads builtin types only, as a context manager: commits at the end, rolls back on an exception."""
-
-    def __init__(self, path: Path, read_only: bool):
-        self.table, self.read_only = _Table(path, read_only), read_only
-        super().__init__(self.table, protocol=4)
+    """A shelf that reads builtin types only."""
 
     def __getitem__(self, key: str) -> Any:
-        return load_builtins(self.table[key.encode()])
+        return load_builtins(self.dict[key.encode()])
 
     def numbered(self, prefix: str) -> list[tuple[str, int]]:
         """Keys that begin so, with the number that follows. Raises ValueError."""
         return [(key, int(key.removeprefix(prefix))) for key in self if key.startswith(prefix)]
 
-    def __enter__(self) -> RuleShelf:
+
+@contextmanager
+def open_shelf(path: Path, read_only: bool) -> Iterator[RuleShelf]:
+    """One transaction on a store's file, which an exception undoes. Raises _StoreDamaged, sqlite3.Error."""
+    mode = "ro&immutable=1" if read_only else "rwc"
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
+    with closing(connection) as sql:  # which rolls back what was not committed
+        if {name for (name,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} - {"Dict"}:
+            raise _StoreDamaged("not a store of this program")
+        if not read_only:
+            sql.execute("BEGIN IMMEDIATE")
+            sql.execute("CREATE TABLE IF NOT EXISTS Dict (key BLOB UNIQUE NOT NULL, value BLOB NOT NULL)")
+        shelf = RuleShelf(_Table(sql), protocol=4)
         try:
-            if not self.read_only and len(self.table) == 0:
-                self["format"] = STORE_FORMAT
-            if self.get("format") != STORE_FORMAT:
+            if not read_only and not shelf.dict.keys():
+                shelf["format"] = STORE_FORMAT
+            if shelf.get("format") != STORE_FORMAT:
                 raise _StoreDamaged("not a store of this program")
         except UNREADABLE as error:
-            self.table.sql.close()
             raise _StoreDamaged(str(error) or type(error).__name__) from None
-        except Exception:
-            self.table.sql.close()
-            raise
-        return self
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        try:
-            if kind is None and not self.read_only:
-                self.table.sql.execute("COMMIT")
-        finally:
-            self.table.sql.close()  # rolls back what was not committed
-
-    def close(self) -> None:  # Shelf.__del__ calls this; the transaction has ended in __exit__
-        self.table.sql.close()
+        yield shelf
+        if not read_only:
+            sql.execute("COMMIT")
 
 
 def _digest(key: str, data: bytes) -> bytes:
@@ -3922,11 +3872,13 @@ class Journal:
         self.path, self.say = path, say
         self.file = open(path, "a+b", buffering=0)  # noqa: SIM115  (closed by close)
         self.end = 0
-        header = self._read_whole(0)
+        header = read_record(self.file, 0)
         self.is_new = header is None
         if header is None:
             if os.path.getsize(path):
-                self._set_aside()
+                self.file.close()  # damaged at its beginning, or none of ours
+                self.say(f"{path}: not readable from its beginning; set aside as {set_aside(path)} and started anew")
+                self.file = open(path, "a+b", buffering=0)  # noqa: SIM115
             self.append({"program": "ibp_reduce", "run": run})
             self.sync()
         elif (theirs := header[0].get("run") if isinstance(header[0], dict) else "another program") != run:
@@ -3937,27 +3889,19 @@ class Journal:
         else:
             self.end = header[1]
 
-    def _set_aside(self) -> None:
-        """Go on with a new file: the present one is damaged at its beginning, or none of ours."""
-        aside = next(name for k in itertools.count(1) if not (name := self.path.with_name(f"{self.path.name}.damaged-{k}")).exists())
-        self.file.close()
-        os.replace(self.path, aside)
-        self.say(f"{self.path}: not readable from its beginning; set aside as {aside.name} and started anew")
-        self.file = open(self.path, "a+b", buffering=0)  # noqa: SIM115  (closed by close)
-
     def records(self) -> Iterator[tuple[int, Any]]:
         """(position, value) of all whole records after the header; what follows them is cut off. To be used up before append()."""
-        while (found := self._read_whole(self.end)) is not None:
+        while (found := read_record(self.file, self.end)) is not None:
             position, self.end = self.end, found[1]
             yield position, found[0]
         lost = os.path.getsize(self.path) - self.end
         if lost:
             self.say(f"{self.path}: {lost} bytes at its end are not a whole record and are dropped")
-            self._cut()
+            self.file.truncate(self.end)
 
     def read(self, position: int) -> Any:
         """Raises ReductionError where the record is not what was written."""
-        found = self._read_whole(position)
+        found = read_record(self.file, position)
         if found is None:
             raise ReductionError(f"{self.path}: the record at byte {position} has changed; run again, and it is cut off and computed anew")
         return found[0]
@@ -3972,7 +3916,7 @@ class Journal:
                 rest = rest[self.file.write(rest) :]
         except OSError as error:
             with suppress(OSError):
-                self._cut()  # else what was written of it would spoil the next record
+                self.file.truncate(self.end)  # else what was written of it would spoil the next record
             raise self._trouble(error) from None
         self.end += self.HEAD.size + len(data)
         return position
@@ -3988,12 +3932,6 @@ class Journal:
 
     def _trouble(self, error: OSError) -> ReductionError:
         return ReductionError(f"{self.path}: {error.strerror}; make room, then go on with the same command")
-
-    def _cut(self) -> None:
-        self.file.truncate(self.end)
-
-    def _read_whole(self, position: int) -> tuple[Any, int] | None:
-        return read_record(self.file, position)
 
 
 def read_record(file: Any, position: int) -> tuple[Any, int] | None:
@@ -4257,7 +4195,7 @@ class Controller:
     def _whole_proof(self, reductions: dict[Any, Expression]) -> Multipliers:
         """Of the problem's keys alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
         p, n = self.point.prime, self.family.n
-        whole = Multipliers.join(self.proof, n).merged(p)
+        whole = Multipliers.join([Multipliers.nothing(n), *self.proof]).merged(p)
         first = np.searchsorted(whole.column, np.arange(len(self.wanted) + 1)).tolist()
         lines = {target_name(target): whole.lines(slice(*first[k : k + 2])) for k, target in enumerate(self.wanted)}
         parts = []
@@ -4266,7 +4204,7 @@ class Controller:
             for name, factor in ((key, 1), *preferred):
                 own = lines[name]
                 parts.append(replace(own, column=np.full_like(own.column, number), value=own.value * factor % p))
-        return Multipliers.join(parts, n).merged(p)
+        return Multipliers.join([Multipliers.nothing(n), *parts]).merged(p)
 
     @property
     def corners_stay(self) -> bool:
@@ -4419,26 +4357,23 @@ class Controller:
                     pending.setdefault(bits, []).append((Sector(self.layout, bits).encode(np.array([integral])), coefficients))
         return pending
 
+    def _common_task(self) -> SectorTask:
+        """What all tasks of a run have in common."""
+        nonzero, equations, generic = self.knowledge.nonzero, self.equations, self.generic
+        options = {"canonical": self.corners_stay, "beam": self.beam, "certify": self.certify, "guide": self.problem.guide}
+        return SectorTask(self.layout, 0, nonzero, equations, generic, **options)
+
     def _submit(self, bits: int, parts: list) -> Future:
         keys, coefficients = (np.concatenate(group) for group in zip(*parts))
-        known = self._sector(bits)
-        steps = {} if self.certify else self.knowledge.steps.get(bits, {})  # of a known step the rows are not known
-        task = SectorTask(
-            self.layout,
-            bits,
-            self.knowledge.nonzero,
-            self.equations,
-            self.generic,
-            known,
-            self.masters[bits],
-            steps,
-            keys,
-            coefficients,
-            self.corners_stay,
-            self.beam,
-            self.numeric_maps.get(bits),
-            self.certify,
-            self.problem.guide,
+        task = replace(
+            self._common_task(),
+            bits=bits,
+            known=self._sector(bits),
+            stops=self.masters[bits],
+            steps={} if self.certify else self.knowledge.steps.get(bits, {}),  # of a known step the rows are not known
+            keys=keys,
+            coefficients=coefficients,
+            mapping=self.numeric_maps.get(bits),
         )
         self.statistics["tasks"] += 1
         small = not self.long and coefficients.size <= SMALL_TASK
@@ -4729,19 +4664,7 @@ class StepController(Controller):
 
     def _reduce_all(self, wanted: tuple[Target, ...]) -> dict[Target, Expression]:
         stops = {bits: self.masters.get(bits, ()) for bits in self._sectors_below(integrals_in(wanted))}
-        setting = Setting(
-            self.problem.name,
-            self.family,
-            self.layout,
-            self.knowledge.nonzero,
-            self.equations,
-            self.generic,
-            stops,
-            self.corners_stay,
-            self.beam,
-            self.numeric_maps,
-            self.problem.guide,
-        )
+        setting = Setting(self.problem.name, self.family, self._common_task(), stops, self.numeric_maps)
         self.setting = Shared.write(setting, self.directory.shared)
         self.frontier = Frontier(self.layout, stops)
         running = self._restore()
@@ -4849,8 +4772,7 @@ class StepController(Controller):
         done, known = unpack_keys(found["done"]), self.done.get(bits, self.frontier.empty)
         new = done[~is_member(done, known) & ~is_member(done, self.frontier.stops[bits])]
         terms = Terms(*map(unpack_keys, found["terms"]))
-        kept = is_member(terms.source, new)
-        terms = Terms(*(getattr(terms, f.name)[kept] for f in fields(Terms)))
+        terms = terms.lines(is_member(terms.source, new))
         sector = Sector(self.layout, bits)
         record = {
             "sector": bits,
@@ -4892,8 +4814,9 @@ class StepController(Controller):
             if bits not in pending:
                 continue
             keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
-            nothing = Terms(self.frontier.empty, np.zeros(0, np.int64), self.frontier.empty, np.zeros(0, np.int64))
-            terms = Terms.join([nothing, *(self._terms(self.journal.read(position)) for position in self.records.get(bits, ()))])
+            terms = Terms.join(
+                [Terms.nothing(self.layout.dtype), *(self._terms(self.journal.read(position)) for position in self.records.get(bits, ()))]
+            )
             self._check_complete(bits, np.concatenate([keys, terms.key[terms.sector == bits]]))
             lines, below = carry_sector(bits, terms, keys, coefficients, self.frontier.stops[bits], p)
             for b, part in below.items():
@@ -9346,7 +9269,7 @@ def _check_claims(
             parts.append((p - value, place[relation.name]))
         pieces = [(value, outcome.proof.lines(lines)) for value, lines in parts]
         lines = [replace(part, column=part.column * 0, value=part.value * value % p) for value, part in pieces]
-        proof = Multipliers.join(lines, family.n).merged(p)
+        proof = Multipliers.join([Multipliers.nothing(family.n), *lines]).merged(p)
         identities += len(proof.value)
         try:
             verifier.check(claim, proof.operator, proof.seed, proof.value, cut)
