@@ -3542,10 +3542,10 @@ def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelatio
             )
         solve_for(relation.solved, row, solved, p)
     names = {relation.name for relation in relations}
-    return {name: _ordered(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
+    return {name: in_order(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
 
 
-def _ordered(row: Expression) -> Expression:
+def in_order(row: Expression) -> Expression:
     return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
@@ -3570,7 +3570,7 @@ def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], 
 
     def rewritten(expression: Expression) -> Expression:
         row = substitute(expression, solved, p)
-        return _ordered({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
+        return in_order({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
 
     return {target: rewritten(expression) for target, expression in reductions.items()}
 
@@ -4008,6 +4008,16 @@ def show_target(target: Index | str) -> str:
     return target if isinstance(target, str) else show(target)
 
 
+def show_targets(targets: Iterable[Index | str]) -> str:
+    first, *others = targets
+    return f"{show_target(first)} and {len(others)} more" if others else show_target(first)
+
+
+def run_name(label: str, *parts: Any) -> str:
+    """What tells a run from others, for people and for a journal."""
+    return f"{label} ({hashlib.sha256(repr((__version__, *parts)).encode()).hexdigest()[:8]})"
+
+
 @dataclass(frozen=True)
 class Request:
     """What is wanted of one family. preferred: masters to express it through; cut, symmetries: as in Problem."""
@@ -4078,24 +4088,22 @@ class Problem:
 
     @property
     def name(self) -> str:
-        """What tells this problem's run from another's, for people and for a journal."""
-        parts = (
-            __version__,
+        parts = self.parts(self.point.prime, self.point.residues(), self.beam)
+        return run_name(f"{show_targets(self.keys)} of {self.family.name} modulo {self.point.prime}", *parts)
+
+    def parts(self, *at: Any) -> tuple:
+        """What decides the result, at a point."""
+        return (
             self.family.identifier,
-            self.point.prime,
-            self.point.residues(),
+            *at,
             self.targets,
             self.paper_masters_only,
             self.preferred_masters,
             self.family.paper_masters,
-            self.beam,
             self.symmetries,
             self.cut,
             *((combination.name, combination.terms) for combination in self.combinations),
         )
-        more = f" and {len(self.keys) - 1} more" if len(self.keys) > 1 else ""
-        digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
-        return f"{show_target(self.keys[0])}{more} of {self.family.name} modulo {self.point.prime} ({digest})"
 
 
 @dataclass
@@ -4342,8 +4350,7 @@ class Controller:
             for future in self._finished(running):
                 del running[future]
                 self._take(future.result(), pending, expressions)
-        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
-        return dict(zip(targets, ordered))
+        return dict(zip(targets, map(in_order, expressions)))
 
     def _start(self, targets: tuple[Target, ...]) -> dict[int, list]:
         """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
@@ -4672,9 +4679,7 @@ class StepController(Controller):
             if sector_of(target) in self.knowledge.nonzero:
                 self.frontier.meet(sector_of(target), Sector(self.layout, sector_of(target)).encode(np.array([target])))
         self._work_off("integrals", running, lambda: self._submit_waiting(running), self._take_steps)
-        expressions: dict[Target, Expression] = {}
-        for begin in range(0, len(wanted), TARGETS_PER_PASS):
-            expressions |= self._carry_down(wanted[begin : begin + TARGETS_PER_PASS])
+        expressions = super()._reduce_all(wanted)
         self.monitor.tell("done", self, at_once=True)
         self.statistics["sectors"] = len(self.done)
         self.statistics |= executor_totals(self.executor) | {"cache_entries": self.statistics["integrals"]}
@@ -4806,7 +4811,7 @@ class StepController(Controller):
 
     # coefficients -------------------------------------------------------------------------------------------------
 
-    def _carry_down(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
+    def _reduce(self, targets: tuple[Target, ...]) -> dict[Target, Expression]:
         """From the top sector to the lowest, by the one-step results in the journal."""
         pending, p = self._start(targets), self.point.prime
         expressions: list[Expression] = [{} for _ in targets]
@@ -4826,8 +4831,7 @@ class StepController(Controller):
                 for expression, value in zip(expressions, line.tolist()):
                     if value:
                         expression[integral] = value
-        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
-        return dict(zip(targets, ordered))
+        return dict(zip(targets, map(in_order, expressions)))
 
     def _check_complete(self, bits: int, keys: np.ndarray) -> None:
         """Raises ReductionError if a coefficient arrives where no one-step result is: a damaged journal must not become a wrong result."""
@@ -5210,10 +5214,9 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
     controller.here = recorder
     outcome = controller.run()
     if outcome.unreduced:
-        at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants))
         raise ReductionError(
-            f"{len(outcome.unreduced)} integrals are not reducible at {at} modulo {problem.point.prime}, "
-            f"first {show(outcome.unreduced[0])}; if that is a singular point, take another, or --symbols"
+            f"{len(outcome.unreduced)} integrals are not reducible at {show_point(problem.point)}, first {show(outcome.unreduced[0])}; "
+            "if that is a singular point, take another, or --symbols"
         )
     together, symbols = (*controller.wanted, *controller.relations), len(problem.family.symbols)
     columns = [unit_column(target, symbols) if isinstance(target, tuple) else target for target in together]
@@ -6550,32 +6553,32 @@ class ExactProblem:
     @property
     def label(self) -> str:
         """What is done, for people."""
-        problem = self.problem
-        more = f" and {len(problem.keys) - 1} more" if len(problem.keys) > 1 else ""
         kind = f"as functions of {', '.join(self.symbols)}" if self.symbols else "in rational numbers"
-        return f"{show_target(problem.keys[0])}{more} of {problem.family.name} {kind}"
+        return f"{show_targets(self.problem.keys)} of {self.problem.family.name} {kind}"
+
+    @property
+    def heading(self) -> str:
+        """Of a summary."""
+        given = show_values(self.given.items())
+        return f"{self.problem.family.name} {f'at {given}, ' if given else ''}exact"
+
+    def record(self, outcome: ExactOutcome) -> dict[str, Any]:
+        """What the pickle holds."""
+        return result_record(self.problem, outcome, self.symbols)
+
+    def lines(self, outcome: ExactOutcome) -> list[str]:
+        """The result for a person, cut short."""
+        (target, expression), *others = outcome.reductions.items()
+        more = [f"and {len(others)} more {'targets' if self.problem.combinations else 'integrals'}"] if others else []
+        return [self.heading, *expression_lines(target, expression), *more]
 
     @property
     def name(self) -> str:
-        """What tells this problem's run from another's, for people and for a journal."""
-        return f"{self.label} ({hashlib.sha256(repr(self._parts).encode()).hexdigest()[:8]})"
+        return run_name(self.label, *self._parts)
 
     @property
     def _parts(self) -> tuple:
-        problem = self.problem
-        return (
-            __version__,
-            problem.family.identifier,
-            tuple(self.given.items()),
-            self.symbols,
-            problem.targets,
-            problem.paper_masters_only,
-            problem.preferred_masters,
-            problem.family.paper_masters,
-            problem.symmetries,
-            problem.cut,
-            *((combination.name, combination.terms) for combination in problem.combinations),
-        )
+        return self.problem.parts(tuple(self.given.items()), self.symbols)
 
 
 def probe_points(trace: Shared, primes: list[int], values: bytes, device: str) -> dict[str, Any]:
@@ -6601,7 +6604,13 @@ def unpack_points(values: Any, good: Any, primes: Sequence[int], count: int) -> 
 
 
 class Sampler:
-    """Coefficients of a problem at sample points: from the journal, else by tasks; where a trace fails at a point, by a run of its own."""
+    """Coefficients of a problem at sample points: from the journal, else by tasks; where a trace fails at a point, by a run of its own.
+
+    Once prepared it has rows: names of what is expressed through masters; basis: masters that a result names even if nothing has them;
+    names: (row, master) of each coefficient, of these `variables`, with one more set to 1 if there is a scale.
+    """
+
+    order: Callable[[Any], Any] = staticmethod(weight)  # sort key of masters
 
     def __init__(
         self,
@@ -6621,10 +6630,11 @@ class Sampler:
         self.counts = {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0}
         self.seconds = self.memory = 0
         self.scale: str | None = None
+        self.basis: Sequence[Any] = ()
 
     # setting up ---------------------------------------------------------------------------------------------------
 
-    def prepare(self, rng: np.random.Generator) -> Outcome:
+    def prepare(self, rng: np.random.Generator) -> None:
         """Record the trace at a random point, and see that it serves others. Raises ReductionError."""
         self.columns = self._find_columns(rng)
         for _ in range(ATTEMPTS):
@@ -6643,23 +6653,10 @@ class Sampler:
         self._set_up(trace, outcome)
         self.trace = Shared.write(trace, self.directory.shared)
         self.live = sum(sector.count for sector in trace.sectors)
-        return outcome
 
     def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
         """What is expressed through masters. Raises ReductionError, InputError."""
         return self.exact.columns()
-
-    @property
-    def rows(self) -> tuple[Any, ...]:
-        """Names of what is expressed through masters."""
-        return tuple(column.name for column in self.columns)
-
-    def basis(self, outcome: Outcome) -> Iterable[Index]:
-        return outcome.masters
-
-    def order(self, master: Index) -> tuple:
-        """Sort key of masters."""
-        return weight(master)
 
     def degree(self, row: Any, master: Index) -> int:
         """Mass dimension of a coefficient, in units of a squared mass; to be asked for where there is a scale."""
@@ -6667,6 +6664,7 @@ class Sampler:
 
     def _set_up(self, trace: Trace, outcome: Outcome) -> None:
         """Which functions there are, of which variables."""
+        self.rows, self.basis = tuple(column.name for column in self.columns), self.basis or outcome.masters
         self.relations = outcome.relations
         self.names = self.raw_names = trace.names
         if self.relations or self.exact.problem.preferred_masters:
@@ -6837,6 +6835,7 @@ class ExactOutcome:
     statistics: dict[str, Any]
     seconds: float
     peak_memory_kb: int
+    unreduced: list[Index] = field(default_factory=list)  # what is not reduced is an error
 
 
 def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -> ExactOutcome:
@@ -6844,7 +6843,7 @@ def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -
     started = time.perf_counter()
     seed = int.from_bytes(hashlib.sha256(exact.name.encode()).digest()[:8], "big")
     rng = np.random.default_rng(seed)
-    outcome = sampler.prepare(rng)
+    sampler.prepare(rng)
     sampler.restore()
     work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
     functions = work.run()
@@ -6861,7 +6860,7 @@ def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -
         "seconds_per_point": sampler.seconds_per_point,
     }
     memory = max(sampler.memory, peak_memory_kb())
-    basis = sorted({*sampler.basis(outcome), *(master for _, master in sampler.names)}, key=sampler.order)
+    basis = sorted({*sampler.basis, *(master for _, master in sampler.names)}, key=sampler.order)
     return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, memory)
 
 
@@ -6875,6 +6874,7 @@ def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -
 # x_b -> a_b * (raise index b), applied to I at d (Tarasov, hep-th/9606018), with the Euclidean measure d^dk/pi^(d/2) for every loop.
 
 Row = tuple[Any, ...]  # (variable, *indices of a master)
+MOST_ROWS_SHOWN = 60
 
 
 def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -> Operator:
@@ -6995,6 +6995,27 @@ class DifferentialProblem(ExactProblem):
     def _parts(self) -> tuple:
         return (*super()._parts, self.variables)
 
+    def record(self, outcome: ExactOutcome) -> dict[str, Any]:
+        """The matrices in place of reductions, by variable, row and column."""
+        matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in self.variables}
+        for (variable, *master), entries in outcome.reductions.items():
+            matrices[variable][tuple(master)] = entries
+        equation = {"masters": outcome.masters, "matrices": matrices}
+        return super().record(replace(outcome, reductions={})) | {"differential_equation": equation}
+
+    def lines(self, outcome: ExactOutcome) -> list[str]:
+        """The matrices: a line for each entry that is not zero."""
+        width = max(map(len, map(show, outcome.masters)))
+        lines = []
+        for (variable, *master), row in outcome.reductions.items():
+            left = f"{show(master)} at d-2" if variable == "d" else f"d/d{variable} {show(master)}"
+            lines += [f"{left} =", *(term_lines(row, width) or ["  0"])]
+        if len(lines) > MOST_ROWS_SHOWN:
+            lines = [*lines[:MOST_ROWS_SHOWN], f"  ... and {len(lines) - MOST_ROWS_SHOWN:,} more lines in the result"]
+        entries = sum(map(len, outcome.reductions.values()))
+        about = f"{len(outcome.masters)} masters, equations in {', '.join(self.variables)}, {entries:,} entries that are not zero"
+        return [f"{self.heading}: {about}", *lines]
+
 
 class DifferentialSampler(Sampler):
     """Entries of the matrices at sample points: the integrals are put together before anything is reconstructed."""
@@ -7004,9 +7025,9 @@ class DifferentialSampler(Sampler):
     def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
         """Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        self.masters = self._find_basis(replace(self.exact.problem, point=self._point(p, self._random(rng, p))))
+        self.basis = self._find_basis(replace(self.exact.problem, point=self._point(p, self._random(rng, p))))
         numbers = {name: value for name, value in self.exact.given.items() if name != "d"}
-        equations = equations_for(self.exact.problem.family, self.exact.variables, self.masters, numbers)
+        equations = equations_for(self.exact.problem.family, self.exact.variables, self.basis, numbers)
         return tuple(Column(row, terms) for row, terms in equations.items())
 
     def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
@@ -7025,75 +7046,39 @@ class DifferentialSampler(Sampler):
             raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
         return tuple(sorted(basis, key=weight))
 
-    def basis(self, outcome: Outcome) -> tuple[Index, ...]:
-        return self.masters
-
-
-def differential_record(exact: DifferentialProblem, outcome: ExactOutcome) -> dict[str, Any]:
-    """What the pickle holds: as for other exact results, but the matrices in place of reductions, by variable, row and column."""
-    matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in exact.variables}
-    for (variable, *master), entries in outcome.reductions.items():
-        matrices[variable][tuple(master)] = entries
-    record = exact_record(exact, replace(outcome, reductions={}))
-    return record | {"differential_equation": {"masters": outcome.masters, "matrices": matrices}}
-
-
-MOST_ROWS_SHOWN = 60
-
-
-def differential_summary(exact: DifferentialProblem, outcome: ExactOutcome, output: Path) -> str:
-    """The matrices as a table: a line for each entry that is not zero."""
-    problem = exact.problem
-    given = [f"{name}={plain_number(x)}" for name, x in (("d", problem.point.d), *problem.point.invariants) if name not in exact.symbols]
-    at = f"at {', '.join(given)}, " if given else ""
-    width = max(map(len, map(show, outcome.masters)))
-    lines, entries = [], 0
-    for (variable, *master), row in outcome.reductions.items():
-        left = f"{show(master)} at d-2" if variable == "d" else f"d/d{variable} {show(master)}"
-        lines += [f"{left} ="] + [f"  {show(term):{width}}  {shortened(str(value))}" for term, value in row.items()] + ["  0"] * (not row)
-        entries += len(row)
-    if len(lines) > MOST_ROWS_SHOWN:
-        lines = [*lines[:MOST_ROWS_SHOWN], f"  ... and {len(lines) - MOST_ROWS_SHOWN:,} more lines in the result"]
-    return "\n".join(
-        [
-            f"{problem.family.name} {at}exact: {len(outcome.masters)} masters, equations in {', '.join(exact.variables)}, "
-            f"{entries:,} entries that are not zero",
-            *lines,
-            exact_costs(exact, outcome),
-            f"written to {output}",
-        ]
-    )
-
 
 # =====================================================================================================================
 # Results
 # =====================================================================================================================
 
 
-def result_record(problem: Problem, outcome: Outcome) -> dict[str, Any]:
-    """What the pickle holds: builtin types only, coefficients modulo the prime in 0 … prime - 1, zeros left out."""
-    return _record(problem, outcome, problem.point.prime, (), outcome.unreduced)
-
-
-def _record(problem: Problem, outcome: Outcome | ExactOutcome, prime: int | None, symbols: Sequence[str], unreduced: list[Index]) -> dict:
-    values = {"d": problem.point.d, **dict(problem.point.invariants)}
+def base_record(
+    family: str, prime: int | None, values: dict[str, Fraction], symbols: Sequence[str], outcome: Outcome | ExactOutcome
+) -> dict:
+    """What every result has: builtin types only (and Fractions). values: of d and the invariants; symbols stay as their names."""
     shown = {name: name if name in symbols else plain_number(value) for name, value in values.items()}
-    record: dict[str, Any] = {
+    return {
         "format": 1,
-        "success": not unreduced,
-        "family": problem.family.name,
+        "success": not outcome.unreduced,
+        "family": family,
         "prime": prime,
-        "d": shown.pop("d"),
+        "d": shown.pop("d", None),
         "kinematics": shown,
         "reductions": outcome.reductions,
         "masters": outcome.masters,
-        "unreduced": unreduced,
-        "steps": outcome.statistics["integrals"],
+        "unreduced": outcome.unreduced,
+        "steps": outcome.statistics.get("integrals"),
         "time": outcome.seconds,
         "peak_memory_kb": outcome.peak_memory_kb,
         "statistics": outcome.statistics,
         "version": __version__,
     }
+
+
+def result_record(problem: Problem, outcome: Outcome | ExactOutcome, symbols: Sequence[str] | None = None) -> dict[str, Any]:
+    """What the pickle holds, zeros left out. Coefficients are in 0 … prime - 1; of an exact run, in these symbols, Fractions or texts."""
+    values = {"d": problem.point.d, **dict(problem.point.invariants)}
+    record = base_record(problem.family.name, problem.point.prime if symbols is None else None, values, symbols or (), outcome)
     if problem.symmetries:
         record["symmetries"] = True
     if problem.cut:
@@ -7123,7 +7108,7 @@ def merge_cuts(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
             values = {outcome.reductions[target].get(integral, 0) for cut, outcome in zip(cuts, outcomes) if cut & bits == cut}
             if len(values) > 1:
                 raise ReductionError(
-                    f"cuts give different coefficients of {show(integral)} in {show(target)}; take another --prime or point"
+                    f"cuts give different coefficients of {show(integral)} in {show_target(target)}; take another --prime or point"
                 )
             merged[integral] = values.pop()
         reductions[target] = merged
@@ -7158,9 +7143,13 @@ def plain_number(value: Fraction) -> int | str:
     return int(value) if value.denominator == 1 else str(value)
 
 
-def exact_record(exact: ExactProblem, outcome: ExactOutcome) -> dict[str, Any]:
-    """What the pickle of an exact run holds: coefficients are Fractions or strings, symbols stay as their names; there is no prime."""
-    return _record(exact.problem, outcome, None, exact.symbols, [])
+def show_values(values: Iterable[tuple[str, Fraction]]) -> str:
+    """Such as d=41, m1=1/2."""
+    return ", ".join(f"{name}={plain_number(value)}" for name, value in values)
+
+
+def show_point(point: Point) -> str:
+    return f"{show_values((('d', point.d), *point.invariants))} modulo {point.prime}"
 
 
 LONGEST_SHOWN = 160  # characters of a coefficient in a summary
@@ -7168,30 +7157,22 @@ LONGEST_SHOWN = 160  # characters of a coefficient in a summary
 
 def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> str:
     """What a person wants to see at the end."""
-    problem = exact.problem
-    given = ", ".join(
-        f"{name}={plain_number(value)}" for name, value in (("d", problem.point.d), *problem.point.invariants) if name not in exact.symbols
-    )
-    lines = [f"{problem.family.name} {f'at {given}, ' if given else ''}exact"]
-    for target, expression in list(outcome.reductions.items())[:1]:
-        lines.append(f"{show_target(target)} = sum of {len(expression)} terms" if expression else f"{show_target(target)} = 0")
-        width = max((len(show(term)) for term in expression), default=0)
-        for term, value in expression.items():
-            lines.append(f"  {show(term):{width}}  {shortened(str(value))}")
-    if len(outcome.reductions) > 1:
-        lines.append(f"and {len(outcome.reductions) - 1} more {'targets' if problem.combinations else 'integrals'}")
-    lines.append(exact_costs(exact, outcome))
-    lines.append(f"written to {output}")
-    return "\n".join(lines)
+    left = f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else ""
+    return "\n".join([*exact.lines(outcome), left + point_costs(outcome, "integrals"), f"written to {output}"])
+
+
+def expression_lines(target: Index | str, expression: dict) -> list[str]:
+    if not expression:
+        return [f"{show_target(target)} = 0"]
+    return [f"{show_target(target)} = sum of {len(expression)} terms", *term_lines(expression, max(map(len, map(show, expression))))]
+
+
+def term_lines(expression: dict, width: int) -> list[str]:
+    return [f"  {show(term):{width}}  {shortened(str(value))}" for term, value in expression.items()]
 
 
 def shortened(text: str) -> str:
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
-
-
-def exact_costs(exact: ExactProblem, outcome: ExactOutcome) -> str:
-    left = f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else ""
-    return left + point_costs(outcome, "integrals")
 
 
 def point_costs(outcome: ExactOutcome, what: str) -> str:
@@ -7202,25 +7183,27 @@ def point_costs(outcome: ExactOutcome, what: str) -> str:
     )
 
 
-def write_pickle(record: dict[str, Any], path: Path) -> None:
+def write_output(path: Path, content: bytes, what: str = "output", remedy: str = "give another --output") -> None:
     """Atomically: a reader sees the old file or the new one. Raises ReductionError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, pickle.dumps(record, protocol=4), sync=True)
+        replace_file(path, content, sync=True)
     except OSError as error:
-        raise ReductionError(f"output {path}: {error.strerror or error}; give another --output") from None
+        raise ReductionError(f"{what} {path}: {error.strerror or error}; {remedy}") from None
+
+
+def write_pickle(record: dict[str, Any], path: Path) -> None:
+    """Raises ReductionError."""
+    write_output(path, pickle.dumps(record, protocol=4))
 
 
 def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
     """What a person wants to see at the end."""
-    point, counts = problem.point, outcome.statistics
-    at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", point.d), *point.invariants))
-    lines = [f"{problem.family.name} at {at} modulo {point.prime}"]
+    counts = outcome.statistics
+    lines = [f"{problem.family.name} at {show_point(problem.point)}"]
     if len(outcome.reductions) == 1:
-        ((target, expression),) = outcome.reductions.items()
-        lines.append(f"{show_target(target)} = sum of {len(expression)} terms" if expression else f"{show_target(target)} = 0")
-        width = max((len(show(term)) for term in expression), default=0)
-        lines += [f"  {show(term):{width}}  {expression[term]}" for term in sorted(expression, key=weight, reverse=True)]
+        for target, expression in outcome.reductions.items():
+            lines += expression_lines(target, expression)
     else:
         terms = {term for expression in outcome.reductions.values() for term in expression}
         what = "targets" if problem.combinations else "integrals"
@@ -7338,7 +7321,7 @@ def _joined_reductions(
             row = total.setdefault(target if isinstance(target, str) else joint.joint(number, target), {})
             for integral, value in expression.items():
                 _subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
-    return {target: {term: row[term] for term in sorted(row, key=weight, reverse=True)} for target, row in total.items()}
+    return {target: in_order(row) for target, row in total.items()}
 
 
 def _change_joint_basis(
@@ -8561,11 +8544,7 @@ def write_exports(record: dict[str, Any], output: Path, names: Iterable[str]) ->
         if "epsilon" in record:
             texts[export_path(output, name, expanded=True)] = export_text(expanded_record(record), name)
         for path, text in texts.items():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                replace_file(path, text.encode(), sync=True)
-            except OSError as error:
-                raise ReductionError(f"--export {name}: {path}: {error.strerror or error}; give another --output") from None
+            write_output(path, text.encode(), f"--export {name}:")
         written += texts
     return written
 
@@ -9369,11 +9348,6 @@ def _residue(value: int | Fraction | str, names: dict[str, Fraction], p: int) ->
     return number.numerator * pow(number.denominator, -1, p) % p
 
 
-def show_point(point: Point) -> str:
-    at = ", ".join(f"{name}={plain_number(value)}" for name, value in (("d", point.d), *point.invariants))
-    return f"{at} modulo {point.prime}"
-
-
 class ResultUnpickler(BuiltinsUnpickler):
     """Of builtin types and Fractions, which are made by no code but this module's."""
 
@@ -9622,6 +9596,13 @@ class KiraProject:
     config: Path
     jobs: Path
     files: tuple[Path, ...]
+
+    def checked(self, requests: list[Request]) -> list[Request]:
+        """Raises InputError where something is not below the top-level sectors, or propagators are no basis."""
+        for request in requests:
+            check_tops(self.known[request.family.name], request.integrals, str(self.config))
+            Algebra(request.family, f"{self.config}: family {request.family.name}: propagators")
+        return requests
 
 
 @dataclass(frozen=True)
@@ -10034,7 +10015,7 @@ def check_tops(known: KiraFamily, integrals: Iterable[Index], where: str) -> Non
 # Linear systems
 # =====================================================================================================================
 
-_LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d+)\s*[:*]\s*(\S.*)", re.ASCII)
+_LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d{1,300})\s*[:*]\s*(\S.*)", re.ASCII)
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:/0*[1-9][0-9]{0,300})?", re.ASCII)
 
 
@@ -10198,9 +10179,7 @@ class SystemProblem:
 
     @property
     def name(self) -> str:
-        """What tells this run from another's, for people and for a journal."""
-        digest = hashlib.sha256(repr((__version__, self.system, self.wanted)).encode()).hexdigest()[:8]
-        return f"a system of {len(self.system.equations)} equations ({digest})"
+        return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
 
 
 class SystemSampler(Sampler):
@@ -10208,7 +10187,7 @@ class SystemSampler(Sampler):
 
     exact: SystemProblem
 
-    def prepare(self, rng: np.random.Generator) -> dict[str, dict[str, int]]:
+    def prepare(self, rng: np.random.Generator) -> None:
         """See which equations are independent, and what the unknowns are found through. Raises ReductionError, InputError."""
         system, wanted = self.exact.system, self.exact.wanted
         for _ in range(ATTEMPTS):
@@ -10216,35 +10195,20 @@ class SystemSampler(Sampler):
             for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
                 values, began = rng.integers(1000, p - 1000, len(system.symbols)).tolist(), time.perf_counter()
                 pivots, used = eliminate_system(system, p, values)
-                leads = tuple(pivots)
+                leads = frozenset(pivots)
                 solved = back_substitute(system, pivots, p, wanted)
                 self.first_guess = time.perf_counter() - began
-                determined = frozenset(system.unknowns[lead] for lead in leads)
-                found.append((determined, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
+                found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
             if found[0] == found[1]:
                 break
         else:
             raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
-        self.independent = tuple(label for label in system.unknowns if label not in determined)
-        self.names = self.raw_names = found[0][1]
-        self.variables, self.live = system.symbols, len(used)
+        leads, self.names = found[0]
+        self.raw_names, self.rows, self.variables, self.live = self.names, wanted, system.symbols, len(used)
+        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
+        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
         kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
-        self.trace = Shared.write((kept, wanted, self.names, determined), self.directory.shared)
-        return solved
-
-    @property
-    def rows(self) -> tuple[str, ...]:
-        return self.exact.wanted
-
-    def basis(self, outcome: Any) -> tuple[str, ...]:
-        return self.independent
-
-    def order(self, master: str) -> int:
-        return self._order[master]
-
-    @cached_property
-    def _order(self) -> dict[str, int]:
-        return {label: place for place, label in enumerate(self.exact.system.unknowns)}
+        self.trace = Shared.write((kept, wanted, self.names, leads), self.directory.shared)
 
     def _submit(self, chunk: list[Sample]) -> Future:
         return self.executor.submit(solve_points, self.trace, chunk)
@@ -10257,14 +10221,15 @@ class SystemSampler(Sampler):
 def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
     """As `probe_points`, for a linear system: a point is not good where other unknowns are independent or other coefficients not zero."""
     started = time.monotonic()
-    system, wanted, names, determined = trace.get()
-    place, expected = {name: position for position, name in enumerate(names)}, determined.intersection(wanted)
+    system, wanted, names, leads = trace.get()
+    place = {name: position for position, name in enumerate(names)}
     table, good = np.zeros((len(samples), len(names)), np.int64), np.zeros(len(samples), np.int8)
     for line, (p, values) in enumerate(samples):
         with suppress(InputError):  # a denominator vanishes
-            solved = solve_system(system, p, values, wanted)
+            pivots, _ = eliminate_system(system, p, values)
+            solved = back_substitute(system, pivots, p, wanted) if pivots.keys() == leads else {}
             entries = {(label, term): value for label in wanted for term, value in solved.get(label, {}).items()}
-            if entries.keys() <= place.keys() and expected <= solved.keys() <= determined:
+            if pivots.keys() == leads and entries.keys() <= place.keys():
                 good[line] = 1
                 for name, value in entries.items():
                     table[line, place[name]] = value
@@ -10637,10 +10602,7 @@ def read_kira_requests(options: Options) -> list[Request]:
     preferred = [part for path in lists for part in read_targets(path, everyone, "preferred masters", combinations=False)]
     unable = "--certificate" if options.certificate is not None else None
     symmetries = options.symmetries or (selection.symmetries and unable is None)
-    requests = everyone_asked(options, requests, families, symmetries, preferred)
-    for request in requests:
-        check_tops(known[request.family.name], request.integrals, str(config))
-        Algebra(request.family, f"{config}: family {request.family.name}: propagators")
+    requests = project.checked(everyone_asked(options, requests, families, symmetries, preferred))
     named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
     for path, keys in ((config, named), (jobs, selection.named)):
         if keys:
@@ -10921,8 +10883,9 @@ def check_writable(path: Path, what: str, is_directory: bool) -> None:
         raise InputError(f"{what} {path}: {error.strerror}") from None
 
 
-def check_paths(options: Options, output: Path, work: Path, store: Path) -> None:
+def check_paths(options: Options) -> None:
     """Raises InputError where a path cannot be written, or one file would be two things."""
+    output, work, store = Path(options.output), Path(options.work_dir), store_path(options)
     check_writable(output, "--output", is_directory=False)
     check_writable(work, "--work-dir", is_directory=True)
     check_writable(store, "--store", is_directory=False)
@@ -10995,46 +10958,66 @@ def say(line: str) -> None:
         print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)
 
 
+def store_path(options: Options) -> Path:
+    return Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
+
+
+def open_stores(options: Options) -> tuple[list[Store], list[Store]]:
+    """To look things up, and of a run, which learns into the last one."""
+    path, shipped = store_path(options), Store(DATA / "rules.shelf", read_only=True, say=say)
+    own = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
+    return [shipped, Store(path, read_only=True, say=say)], own
+
+
 def run_reduction(options: Options) -> int:
+    """Modulo a prime."""
     requests = read_requests(options)
-    if len(requests) > 1:
-        return run_families(options, requests)
-    problem = make_problem(options, requests[0])
-    output, work = Path(options.output), Path(options.work_dir)
-    path = Path(options.store) if options.store is not None else work / "store.shelf"
-    check_paths(options, output, work, path)
-    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
-    readable = [shipped, Store(path, read_only=True, say=say)]
-    nonzero = cache(lambda: known_nonzero_sectors(problem.family, [] if options.cold else readable))
-    cuts = make_cuts(options, problem, nonzero)
+    several = len(requests) > 1
+    if several:
+        check_several_families(options, requests)
+    problems = [make_problem(options, request) for request in requests]
+    check_paths(options)
+    readable, shelves = open_stores(options)
+    nonzero = cache(lambda family: known_nonzero_sectors(family, [] if options.cold else readable))
+    cuts = () if several else make_cuts(options, problems[0], lambda: nonzero(problems[0].family))
     if options.dry_run:
-        print(plan(problem, readable))
+        print("\n".join(plan(problem, readable) for problem in problems if problem.keys))
         return 0
-    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
-    one_step = options.condor or options.batch not in (None, "sector")
+    if several:
+        outcome, lines = reduce_several(problems, options, shelves, nonzero)
+    else:
+        outcome, lines = reduce_one(problems[0].on_cut(cuts[0]) if len(cuts) == 1 else problems[0], options, shelves, cuts)
+        if cuts:
+            lines.append(describe_cuts(cuts, lowest_sectors(nonzero(problems[0].family), list(map(sector_of, problems[0].integrals)))))
+        lines += further_lines(options)
+    if not options.quiet:
+        print("\n".join(lines))
+    if outcome.unreduced:
+        remedy = "another --prime or point" if problems[0].beam is None else "a larger --beam-width or --max-steps"
+        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {options.output}); {remedy} may do it")
+    if outcome.store_trouble:
+        raise ReductionError(f"the result is in {options.output}, but what was learned is not stored: {outcome.store_trouble}")
+    return 1 if outcome.unreduced else 0
+
+
+def reduce_one(problem: Problem, options: Options, shelves: Sequence[Store], cuts: Sequence[int]) -> tuple[Outcome, list[str]]:
+    """The outcome, which is written, and what to say of it."""
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, (), combinations=[c.name for c in problem.combinations])
-    if len(cuts) == 1:
-        problem = problem.on_cut(cuts[0])
     if len(cuts) > 1:
-        parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves, lambda outcome: None) for cut in cuts]
+        parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves) for cut in cuts]
         outcome = merge_cuts(cuts, parts)
         write_outputs(problem, outcome, options, cuts)
+    elif options.condor or options.batch not in (None, "sector"):
+        outcome = run_one_step_tasks(problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options, cuts))
     else:
-        run = run_one_step_tasks if one_step else run_sector_tasks
-        outcome = run(problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options, cuts))
-    if not options.quiet:
-        print(summary(problem, outcome, output))
-        if cuts:
-            print(describe_cuts(cuts, lowest_sectors(nonzero(), list(map(sector_of, problem.integrals)))))
-        for what, path in further_outputs(options, output).items():
-            print(f"{what.removeprefix('--')}: {path}")
-    if outcome.unreduced:
-        remedy = "another --prime or point" if problem.beam is None else "a larger --beam-width or --max-steps"
-        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); {remedy} may do it")
-    if outcome.store_trouble:
-        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
-    return 1 if outcome.unreduced else 0
+        outcome = run_sector_tasks(problem, options, shelves)
+        write_outputs(problem, outcome, options, cuts)
+    return outcome, [summary(problem, outcome, Path(options.output))]
+
+
+def further_lines(options: Options) -> list[str]:
+    return [f"{what.removeprefix('--')}: {path}" for what, path in further_outputs(options, Path(options.output)).items()]
 
 
 def write_outputs(problem: Problem, outcome: Outcome, options: Options, cuts: Sequence[int]) -> None:
@@ -11047,12 +11030,8 @@ def write_outputs(problem: Problem, outcome: Outcome, options: Options, cuts: Se
     if options.paths is not None:
         write_paths(problem, outcome.paths, Path(options.paths))
     if options.certificate is not None:
-        path = Path(options.certificate)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            replace_file(path, pack_certificate(make_certificate(problem, outcome)), sync=True)
-        except OSError as error:
-            raise ReductionError(f"certificate {path}: {error.strerror or error}; the result is in {output}") from None
+        certificate = pack_certificate(make_certificate(problem, outcome))
+        write_output(Path(options.certificate), certificate, "certificate", f"the result is in {output}")
 
 
 def convert_result(options: Options) -> int:
@@ -11109,19 +11088,12 @@ def verify_certificate_content(content: bytes) -> str:
     return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
 
 
-def show_targets(targets: Iterable[Index | str]) -> str:
-    first, *others = targets
-    return f"{show_target(first)} and {len(others)} more" if others else show_target(first)
-
-
 def verify_result_file(path: Path, options: Options) -> str:
     """What was found right, in words. Raises InputError, CertificateError."""
     record = read_result(path)
     name = record["family"]
     family = family_of_result(name, options)
-    work = Path(options.work_dir)
-    store = Path(options.store) if options.store is not None else work / "store.shelf"
-    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(store, say=say)]
+    work, (_, shelves) = Path(options.work_dir), open_stores(options)
     progress = Progress(options.quiet)
 
     def reduce(problem: Problem) -> Outcome:
@@ -11162,42 +11134,29 @@ def family_of_result(name: str, options: Options) -> Family:
     return family
 
 
-def run_families(options: Options, requests: Sequence[Request]) -> int:
-    """Several families into one result with names such as box[1,0,1,1] for the integrals."""
+def check_several_families(options: Options, requests: Sequence[Request]) -> None:
+    """Raises InputError."""
     single = options.condor or options.batch not in (None, "sector") or options.paths or options.certificate or options.export
     if single or options.cut:
         names = ", ".join(request.family.name for request in requests)
         what = "one-step tasks, --paths, --certificate and --export are" if single else "--cut is"
         raise InputError(f"{what} for one family at a time: choose by --family out of {names}")
-    problems = [make_problem(options, request) for request in requests]
-    output, work = Path(options.output), Path(options.work_dir)
-    path = Path(options.store) if options.store is not None else work / "store.shelf"
-    check_paths(options, output, work, path)
-    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
-    readable = [shipped, Store(path, read_only=True, say=say)]
-    if options.dry_run:
-        print("\n".join(plan(problem, readable) for problem in problems if problem.keys))
-        return 0
-    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
-    outcome, joint = reduce_families(
-        problems,
-        lambda problem: run_sector_tasks(problem, options, shelves, lambda outcome: None),
-        lambda family: known_nonzero_sectors(family, [] if options.cold else readable),
-    )
+
+
+def reduce_several(
+    problems: Sequence[Problem], options: Options, shelves: Sequence[Store], nonzero: Callable[[Family], Sequence[int]]
+) -> tuple[Outcome, list[str]]:
+    """The outcome of several families, written as one result with names such as box[1,0,1,1], and what to say of it."""
+    outcome, joint = reduce_families(problems, lambda problem: run_sector_tasks(problem, options, shelves), nonzero)
     record = joined_record(problems, outcome, joint)
-    write_pickle(record, output)
-    if not options.quiet:
-        at = ", ".join(f"{name}={value}" for name, value in (("d", record["d"]), *record["kinematics"].items()))
-        print(f"{record['family']} at {at} modulo {record['prime']}")
-        print(f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s")
-        if shared := outcome.statistics["shared_masters"]:
-            print(f"symmetries: {shared} masters of later families are integrals of earlier ones")
-        print(f"written to {output}")
-    if outcome.unreduced:
-        say(f"{len(outcome.unreduced)} integrals were not reduced (listed in {output}); another --prime or point may do it")
-    if outcome.store_trouble:
-        raise ReductionError(f"the result is in {output}, but what was learned is not stored: {outcome.store_trouble}")
-    return 1 if outcome.unreduced else 0
+    write_pickle(record, Path(options.output))
+    shared = outcome.statistics["shared_masters"]
+    return outcome, [
+        f"{record['family']} at {show_point(problems[0].point)}",
+        f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s",
+        *([f"symmetries: {shared} masters of later families are integrals of earlier ones"] if shared else ()),
+        f"written to {options.output}",
+    ]
 
 
 SYSTEM_POINTS = (
@@ -11209,7 +11168,7 @@ SYSTEM_POINTS = (
 def run_system(options: Options) -> int:
     """--system: unknowns through the independent ones, modulo a prime or exactly."""
     output = Path(options.output)
-    check_paths(options, output, Path(options.work_dir), Path(options.work_dir) / "store.shelf")
+    check_paths(options)
     numbers, symbols = system_symbols(options)
     exact = options.exact or bool(symbols)
     check_system_options(options, exact)
@@ -11218,6 +11177,8 @@ def run_system(options: Options) -> int:
     if options.masters is not None:
         system = prefer(system, read_labels(options.masters, "--masters"), p, range(1_000_003, 1_000_003 + len(symbols)))
     wanted = system.unknowns[::-1] if options.integrals is None else read_labels(options.integrals, "--integrals")
+    if not wanted:
+        raise InputError(f"--integrals {options.integrals}: no unknowns in it")
     if unknown := next((label for label in wanted if label not in system.unknowns), None):
         raise InputError(f"--integrals {options.integrals}: {unknown} is in no equation of the system")
 
@@ -11269,23 +11230,10 @@ def system_record(
 ) -> dict[str, Any]:
     """What the pickle holds: as for integrals, but unknowns are texts; an independent one is itself."""
     one = 1 if prime is not None else "1" if symbols else Fraction(1)
-    values = {name: plain_number(value) for name, value in numbers.items()} | {name: name for name in symbols}
     independent = set(outcome.masters)
-    return {
-        "format": 1,
-        "success": True,
-        "family": Path(options.system).name,
-        "prime": prime,
-        "d": values.pop("d", None),
-        "kinematics": values,
+    return base_record(Path(options.system).name, prime, numbers | dict.fromkeys(symbols), symbols, outcome) | {
         "reductions": {label: {label: one} if label in independent else row for label, row in outcome.reductions.items()},
-        "masters": outcome.masters,
-        "unreduced": [],
         "steps": len(outcome.reductions.keys() - independent),
-        "time": outcome.seconds,
-        "peak_memory_kb": outcome.peak_memory_kb,
-        "statistics": outcome.statistics,
-        "version": __version__,
     }
 
 
@@ -11371,17 +11319,15 @@ def describe_task(fn: Callable, args: tuple, kwargs: dict) -> Description:
     return Description(call_name(fn))
 
 
-def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
+def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store]) -> Outcome:
     if os.path.exists(options.work_dir):
         private_directory(options.work_dir)
     progress = Progress(options.quiet)
     try:
         with make_executor(options, Path(options.work_dir), progress.say) as executor:
-            outcome = Controller(problem, executor, shelves, progress, options.certificate is not None).run()
+            return Controller(problem, executor, shelves, progress, options.certificate is not None).run()
     finally:
         progress.close()
-    save(outcome)
-    return outcome
 
 
 def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
@@ -11448,7 +11394,7 @@ def make_exact_problem(options: Options, request: Request | None = None) -> Exac
         raise InputError("several cuts are put together modulo a prime only; give one --cut to an exact run, or none for the whole")
     problem = make_problem(replace(options, prime=MAX_PRIME), request)
     cuts = make_cuts(options, problem, tuple)
-    exact = ExactProblem(replace(problem, cut=cuts[0] if cuts else 0), parse_symbols(options, problem.family))
+    exact = ExactProblem(problem.on_cut(cuts[0] if cuts else 0), parse_symbols(options, problem.family))
     exact.columns()  # a slip in a coefficient is found now
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, exact.symbols, combinations=[c.name for c in problem.combinations])
@@ -11483,13 +11429,13 @@ def differential_request(options: Options) -> Request:
         return only_one(read_requests(options))
     if options.kira_config is None:
         family = load_one_family(options.family)
-        requests = [Request(family, (corner((1 << family.lines) - 1, family.n),))]
-    else:
-        project = read_kira_project(options)
-        known = [project.known[family.name] for family in project.chosen]
-        corners = (tuple(corner(top, entry.family.n) for top in entry.tops) for entry in known)
-        requests = [_on_cut(Request(entry.family, targets), entry.cut, project.config) for entry, targets in zip(known, corners)]
-    return only_one(everyone_asked(options, requests, [request.family for request in requests], options.symmetries))
+        request = Request(family, (corner((1 << family.lines) - 1, family.n),))
+        return only_one(everyone_asked(options, [request], [family], options.symmetries))
+    project = read_kira_project(options)
+    known = [project.known[family.name] for family in project.chosen]
+    requests = [Request(own.family, tuple(corner(top, own.family.n) for top in own.tops if own.cut & top == own.cut)) for own in known]
+    request = only_one(project.checked(everyone_asked(options, requests, project.chosen, options.symmetries)))
+    return _on_cut(request, project.known[request.family.name].cut, project.config)
 
 
 def make_differential_problem(options: Options) -> DifferentialProblem:
@@ -11517,33 +11463,31 @@ def run_exact(options: Options) -> int:
     """Rational numbers or functions, by points that a later run need not compute again."""
     differential = options.differential_equation is not None
     exact = make_differential_problem(options) if differential else make_exact_problem(options)
-    output, work = Path(options.output), Path(options.work_dir)
-    path = Path(options.store) if options.store is not None else work / "store.shelf"
-    check_paths(options, output, work, path)
-    shipped = Store(DATA / "rules.shelf", read_only=True, say=say)
+    output, problem = Path(options.output), exact.problem
+    check_paths(options)
+    readable, shelves = open_stores(options)
     if options.dry_run:
-        print(plan(exact.problem, [shipped, Store(path, read_only=True, say=say)], exact))
+        print(plan(problem, readable, exact))
         return 0
-    shelves = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
     record: dict[str, Any] = {}
 
     def save(outcome: ExactOutcome) -> None:
-        record.update((differential_record if differential else exact_record)(exact, outcome))
+        record.update(exact.record(outcome))
         if options.epsilon is not None:
-            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, exact.problem.family.symbols))
+            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, problem.family.symbols))
         write_pickle(record, output)
         write_exports(record, output, parse_formats(options.export))
 
     outcome = run_points(options, exact, DifferentialSampler if differential else Sampler, shelves, save)
     if not options.quiet:
-        print((differential_summary if differential else exact_summary)(exact, outcome, output))
-        if exact.problem.cut:
-            nonzero = known_nonzero_sectors(exact.problem.family, shelves)
-            print(describe_cuts([exact.problem.cut], lowest_sectors(nonzero, list(map(sector_of, exact.problem.integrals)))))
+        print(exact_summary(exact, outcome, output))
+        if problem.cut:
+            nonzero = known_nonzero_sectors(problem.family, shelves)
+            print(describe_cuts([problem.cut], lowest_sectors(nonzero, list(map(sector_of, problem.integrals)))))
         if options.epsilon is not None:
             print(epsilon_summary(record))
-        for what, place in further_outputs(options, output).items():
-            print(f"{what.removeprefix('--')}: {place}")
+        for line in further_lines(options):
+            print(line)
     return 0
 
 
@@ -11590,8 +11534,7 @@ def run_point_benchmark(options: Options) -> int:
     first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
     point = Point(Fraction(first[0]), tuple((name, Fraction(value)) for name, value in zip(symbols[1:], first[1:])), primes[0])
     started = time.perf_counter()
-    path = Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
-    shelves = [Store(DATA / "rules.shelf", read_only=True, say=say), Store(path, say=say)]
+    _, shelves = open_stores(options)
     columns = replace(problem, point=point, targets=(), combinations=exact.columns(), map_integrals=False)
     trace, _ = record_trace(columns, shelves, Progress(options.quiet))
     live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)

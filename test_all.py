@@ -6274,6 +6274,11 @@ def test_differential_equations_of_kira(place, capsys):
     kept = [(1, 0, 1, 0), (1, 1, 1, 1)]
     rows = {m: {term: value for term, value in own["matrices"]["t"][m].items() if term in kept} for m in kept}
     assert cut["differential_equation"] == {"masters": kept, "matrices": {"t": rows}}
+    (place / "masters").write_text("box[1,1,1,1]\n")
+    low = write_project(place / "low", KIRA_TWO, edit_families=("top_level_sectors: [15]", "top_level_sectors: [b0101]"))
+    check_refused(["--kira-config", low, *words[2:], "--masters=masters"], place, capsys, ["box[1,1,1,1] is in sector 15", "[10]"])
+    same = write_project(place / "same", KIRA_TWO, edit_families=('["k1+p1", 0]', '["k1", 0]'))
+    check_refused(["--kira-config", same, *words[2:]], place, capsys, ["integralfamilies.yaml: family box: propagators", "dependent"])
 
 
 @needs_yaml
@@ -6913,6 +6918,7 @@ BAD_SYSTEMS = {
     "x: __import__('os').getpid()\n": ("line 1", "arithmetic"),
     "x: " + "9" * 6000 + "\n": ("line 1", "6000"),
     "x: 1\0\n": ("line 1",),
+    "1" * 5000 + ": 1\n2: 3\n": ("line 1", "not 'unknown: coefficient'"),
     "x: (3\n": ("line 1", "'(3'"),
     "x: 3)\n": ("line 1", "'3)'"),
     "x: ()\n": ("line 1", "'()'"),
@@ -6937,6 +6943,7 @@ def test_bad_system_is_refused_in_one_line(text, place, capsys):
         ("--system=system --symbols=s,s", ("--symbols 's,s'", "once")),
         ("--system=system --symbols=s --kinematics=s=1", ("--symbols 's'", "numbers")),
         ("--system=system --integrals=unknown", ("--integrals", "u", "no equation")),
+        ("--system=system --integrals=nobody", ("--integrals nobody", "no unknowns")),
         ("--system=system --prime=10", ("--prime",)),
         ("--system=system --output=system", ("--output", "--system")),
         ("--system=system --masters=system2", ("--masters", "system2")),
@@ -6950,8 +6957,23 @@ def test_bad_system_is_refused_in_one_line(text, place, capsys):
 def test_system_with_options_that_do_not_fit(words, fragments, place, capsys):
     (place / "system").write_text("x: 2\ny: -1\n")
     (place / "unknown").write_text("u\n")
+    (place / "nobody").write_text("# none of them\n")
     (place / "dependent").write_text("x\ny\n")
     check_refused(shlex.split(words), place, capsys, fragments)
+
+
+def test_points_where_other_unknowns_are_independent_do_not_count(place):
+    """x = 2w - t and (s - 1)u = t - w; at s = 1 the equations say that t = w, and only then that x = w."""
+    (place / "system").write_text("x: 1\nu: s-1\nw: -1\n\nu: s-1\nt: -1\nw: 1\n")
+    system = ibp_reduce.read_system("system", {}, ("s",))
+    number = {label: place for place, label in enumerate(system.unknowns)}
+    names = (("x", "w"), ("x", "t"))
+    trace = Shared.write((system, ("x",), names, frozenset([number["x"], number["u"]])), place)
+    found = ibp_reduce.solve_points(trace, [(P31, (5,)), (P31, (1,)), (1009, (1010,)), (1009, (0,))])
+    values, good = ibp_reduce.unpack_points(found["values"], found["good"], [P31, P31, 1009, 1009], 2)
+    assert good.tolist() == [True, False, False, True]
+    assert values[good].tolist() == [[2, P31 - 1], [2, 1008]]
+    assert exact_result("--system=system", "--symbols=s")["reductions"]["x"] == {"t": "-1", "w": "2"}
 
 
 def test_system_that_degenerates_at_a_prime(place, capsys):
@@ -12652,6 +12674,9 @@ def test_cuts_that_contradict_are_refused(reduce_at):
     for parts in ([part, other], [part, dataclasses.replace(part, reductions={target: {}})]):
         with pytest.raises(ReductionError, match="different coefficients"):
             ibp_reduce.merge_cuts([line_mask(1, 2)] * 2, parts)
+    parts = [dataclasses.replace(one, reductions={"amplitude": one.reductions[target]}) for one in (part, other)]
+    with pytest.raises(ReductionError, match=r"of I\[1,1,1,0,0\] in amplitude;"):
+        ibp_reduce.merge_cuts([line_mask(1, 2)] * 2, parts)
 
 
 # cuts and symmetries together ---------------------------------------------------------------------------------------
@@ -12701,6 +12726,16 @@ def test_preferred_masters_on_a_cut(reduce_at):
     part = Controller(problem, InlineExecutor(), [], Progress(quiet=True)).run()
     assert part.reductions[target] == {m: v for m, v in whole.items() if sector_of(m) & cut == cut}
     assert preferred[0] in part.masters and preferred[1] not in part.masters
+
+
+def test_preferred_masters_on_a_cut_exactly(place):
+    """Those without the lines are left out as modulo a prime."""
+    (place / "masters").write_text("1,0,2,0\n0,1,0,1\n")
+    words = ["--family=box", "--integral=1,2,1,1", "--cut=1,3", "--masters=masters"]
+    found = exact_result(*words, "--symbols=d,s,t")
+    assert (0, 1, 0, 1) not in found["masters"] and (1, 0, 2, 0) in found["final_expr"]
+    modular = reduced(*words, f"--prime={P31}", "--d=11", "--kinematics=s=5,t=3")["final_expr"]
+    assert {m: residue(exact_value(value, d=11, s=5, t=3)) for m, value in found["final_expr"].items()} == modular
 
 
 # several families ---------------------------------------------------------------------------------------------------
