@@ -9449,7 +9449,9 @@ def _draw_check(record: dict[str, Any], family: Family, combinations: dict) -> t
         )
     for _ in range(POINT_ATTEMPTS):
         p = record["prime"] or next(q for q in iter(lambda: draw.randrange(2**30, MAX_PRIME) | 1, 0) if is_prime(q))
-        values = {name: Fraction(draw.randrange(p)) if name in symbols else parse_number(str(given[name]), name) for name in family.symbols}
+        values = {
+            name: Fraction(draw.randrange(2, p - 1)) if name in symbols else parse_number(str(given[name]), name) for name in family.symbols
+        }
         point = Point(values["d"], tuple((name, values[name]) for name, _ in family.point), p)
         try:
             point.residues()
@@ -9537,12 +9539,14 @@ def _check_record(record: Any) -> None:
         type(name) is not str or type(value) not in (int, str) for name, value in {"d": record["d"], **point}.items()
     ):
         raise ValueError("a point that is none")
+    if record["prime"] is not None and not all(map(is_number, (record["d"], *point.values()))):
+        raise ValueError("a symbol in a result modulo a prime, which one random value of it would not show")
     if not all(type(part) in (tuple, str) for part in record["unreduced"]):
         raise ValueError("unreduced integrals that are none")
     kinds = (Fraction, str, int) if record["prime"] is None else (int,)
     lengths = set()
     if "differential_equation" in record:
-        _check_matrices(record["differential_equation"], record["kinematics"])
+        _check_matrices(record["differential_equation"], {"d": record["d"], **point})
     named = record.get("combinations", {})
     _check_origin(record, named)
     for _, target, expression in expressions_of(record):
@@ -9574,17 +9578,13 @@ def _check_origin(record: dict[str, Any], named: Any) -> None:
         raise ValueError("several cuts, and symmetries, which may take their lines to each other")
 
 
-def _check_matrices(own: Any, kinematics: Any) -> None:
+def _check_matrices(own: Any, point: dict[str, Any]) -> None:
     """Raises ValueError, or one of UNREADABLE."""
     masters = own["masters"]
     if type(masters) is not list or len(set(masters)) != len(masters) or not own["matrices"]:
         raise ValueError("no masters, or no equations of theirs")
     for variable, matrix in own["matrices"].items():
-        if (
-            variable not in ("d", *kinematics)
-            or list(matrix) != masters
-            or any(not set(masters).issuperset(row) for row in matrix.values())
-        ):
+        if is_number(point[variable]) or list(matrix) != masters or any(not set(masters).issuperset(row) for row in matrix.values()):
             raise ValueError(f"the matrix of {variable} is not one of these masters")
 
 
