@@ -1205,14 +1205,8 @@ class Geometry:
             for a, b in zip(*np.nonzero(form)):
                 total[a, b] += x[i] * self.functions(form[a, b])
             constant += x[i] * self.functions((form[loops:, loops:] * self.gram).sum() - self.masses[i])
-        matrix, linear = total[:loops, :loops], total[:loops, loops:]
-        u = determinant_of(matrix, parameters.one)
-        result = u + constant * u
-        for i, j in itertools.product(range(loops), repeat=2):
-            minor = determinant_of(np.delete(np.delete(matrix, i, 0), j, 1), parameters.one) * (-1) ** (i + j)
-            for a, b in zip(*np.nonzero(self.gram)):
-                result -= minor * linear[i, a] * linear[j, b] * self.functions(self.gram[a, b])
-        terms = sorted(result.terms())
+        gram = np.array([[self.functions(value) for value in row] for row in self.gram], object).reshape(self.gram.shape)
+        terms = sorted(sum(symanzik(total, constant, gram, loops, parameters.one)).terms())
         exponents = np.array([monomial for monomial, _ in terms], np.int64).reshape(-1, lines)
         marked = np.eye(lines, dtype=np.int64)[[bool(self.cut >> i & 1) for i in range(lines)]]
         return np.concatenate([exponents, marked]), [_freeze_ratio(value) for _, value in terms] + [((), ())] * len(marked)
@@ -1266,6 +1260,21 @@ def determinant_of(matrix: np.ndarray, one: Any) -> Any:
         return one
     minors = (determinant_of(np.delete(matrix[1:], j, 1), one) for j in range(len(matrix)))
     return sum(((-1) ** j * value * minor for j, (value, minor) in enumerate(zip(matrix[0], minors))), 0 * one)
+
+
+def symanzik(total: np.ndarray, constant: Any, gram: np.ndarray, loops: int, one: Any) -> tuple[Any, Any]:
+    """U and F of sum x_i D_i, the quadratic form `total` [M, M] of all momenta, loop momenta first, plus a constant.
+
+    constant: with the squares of external momenta already put in; gram [E, E]: their products. one: of the ring of the parameters.
+    """
+    matrix, linear = total[:loops, :loops], total[:loops, loops:]
+    first = determinant_of(matrix, one)
+    second = first * constant
+    for i, j in itertools.product(range(loops), repeat=2):
+        minor = determinant_of(np.delete(np.delete(matrix, i, 0), j, 1), one) * (-1) ** (i + j)
+        for a, b in zip(*np.nonzero(gram)):
+            second -= minor * linear[i, a] * linear[j, b] * gram[a, b]
+    return first, second
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray | None:
@@ -3530,6 +3539,22 @@ def find_relations(
     return relations, result.learned
 
 
+def solve_labelled(rows: Iterable[Expression], p: int, dependent: Callable[[int, dict[Any, int]], None] | None = None) -> Solved:
+    """Each row solved for its heaviest integral; k stands for what row k is, so that it is known which were used.
+
+    dependent: is told k and what is left of row k where no integral is left in it.
+    """
+    solved: Solved = {}
+    for k, expression in enumerate(rows):
+        row = substitute(expression | {k: p - 1}, solved, p)
+        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
+        if pivot is not None:
+            solve_for(pivot, row, solved, p)
+        elif dependent is not None:
+            dependent(k, row)
+    return solved
+
+
 def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> dict[Any, Expression]:
     """Rows through the masters that relations leave; those of the relations, under their names, are left out. Raises SingularPoint."""
     solved: Solved = {}
@@ -3560,13 +3585,11 @@ def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], 
     `reductions` holds the preferred integrals too. The standard masters that the preferred ones do not replace stay. Raises InputError
     where the preferred integrals are linearly dependent modulo p.
     """
-    solved: Solved = {}
-    for number, integral in enumerate(preferred):
-        row = substitute(reductions[integral] | {number: p - 1}, solved, p)
-        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
-        if pivot is None:
-            raise InputError(_dependency(preferred, number, row, p))
-        solve_for(pivot, row, solved, p)
+
+    def dependent(number: int, row: dict[Any, int]) -> None:
+        raise InputError(_dependency(preferred, number, row, p))
+
+    solved = solve_labelled((reductions[integral] for integral in preferred), p, dependent)
 
     def rewritten(expression: Expression) -> Expression:
         row = substitute(expression, solved, p)
@@ -7359,26 +7382,14 @@ PATHS_KIND, PATHS_FORMAT = "ibp_reduce paths", 1
 
 def write_paths(problem: Problem, paths: dict[Index, StepPath], file: Path) -> None:
     """One JSON object a line: first the family and the point, then for each integral its identities (operator, seed) and its expression."""
-    point = problem.point
-    header = {
-        "kind": PATHS_KIND,
-        "format": PATHS_FORMAT,
-        "family": problem.family.name,
-        "identifier": problem.family.identifier,
-        "prime": point.prime,
-        "d": str(point.d),
-        "kinematics": {name: str(value) for name, value in point.invariants},
-    }
-    lines = [header]
+    family = problem.family
+    header = {"kind": PATHS_KIND, "format": PATHS_FORMAT, "family": family.name, "identifier": family.identifier}
+    lines: list[dict[str, Any]] = [header | pack_point(problem.point)]
     for target in sorted(paths, key=weight, reverse=True):
         actions, expression = paths[target]
         seeds = [(operator, [a + b for a, b in zip(target, change)]) for operator, change in actions]
         lines.append({"integral": target, "path": seeds, "expression": [*expression.items()]})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(file, "".join(json.dumps(line) + "\n" for line in lines).encode())
-    except OSError as error:
-        raise ReductionError(f"--paths {file}: {error.strerror or error}") from None
+    write_output(file, "".join(json.dumps(line) + "\n" for line in lines).encode(), "--paths")
 
 
 def replay_paths(file: Path, family: Family) -> tuple[int, int]:
@@ -7394,11 +7405,8 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
             raise InputError(
                 f"--replay {file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
             )
-        values = tuple((name, parse_number(header["kinematics"][name], f"--replay {file}: {name}")) for name, _ in family.point)
-        point = Point(parse_number(header["d"], f"--replay {file}: d"), values, header["prime"])
-        if not is_usable_prime(point.prime):
-            raise ValueError(f"{point.prime!r} is not a prime")
-        paths = [_read_path(line, family) for line in lines]
+        point = unpack_point(header, family, f"--replay {file}: ")
+        paths = [_read_path(line, family, point.prime) for line in lines]
     except OSError as error:
         raise InputError(f"--replay {file}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -7409,29 +7417,24 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
     for target, seeds, expression in paths:
         if any(operator not in range(equations.count) for operator, _ in seeds):
             raise InputError(f"--replay {file}: damaged (there is no operator of that number)")
-        found = expression_by(target, [_raw_identity(equations, *seed) for seed in seeds], point.prime)
-        if found is None:
-            raise ReductionError(f"{show(target)}: its {len(seeds)} identities do not express it through lighter integrals")
-        if {term: value for term, value in found.items() if sector_of(term) in nonzero} != expression:
-            raise ReductionError(f"{show(target)}: its identities give another expression than the file")
+        if any(weight(term) >= weight(target) for term in expression):
+            raise ReductionError(f"{show(target)}: is expressed through an integral that is not lighter")
+        solved: Solved = {}
+        for seed in seeds:
+            row = {term: value for term, value in _raw_identity(equations, *seed).items() if sector_of(term) in nonzero}
+            if row := substitute(row, solved, point.prime):
+                solve_for(max(row, key=weight), row, solved, point.prime)
+        if substitute(difference({target: 1}, expression, point.prime), solved, point.prime):
+            raise ReductionError(f"{show(target)}: its {len(seeds)} identities do not give its expression")
     return len(paths), sum(len(seeds) for _, seeds, _ in paths)
 
 
-def _read_path(line: Any, family: Family) -> tuple[Index, list[tuple[int, Index]], Expression]:
+def _read_path(line: Any, family: Family, p: int) -> tuple[Index, list[tuple[int, Index]], Expression]:
     """Raises ValueError and the like where a line is not what `write_paths` writes."""
-
-    def index(value: Any) -> Index:
-        if len(value) != family.n or not all(type(a) is int and abs(a) <= MAX_INDEX for a in value):
-            raise ValueError(f"{value!r} is not an integral")
-        return tuple(value)
-
-    seeds = [(operator, index(seed)) for operator, seed in line["path"]]
-    expression = {index(term): value for term, value in line["expression"]}
-    if not all(type(number) is int for number in (*(operator for operator, _ in seeds), *expression.values())):
-        raise ValueError("operators and coefficients are not all integers")
-    if len(expression) < len(line["expression"]):
-        raise ValueError("a term occurs twice")
-    return index(line["integral"]), seeds, expression
+    seeds = [(operator, _indices(seed, family)) for operator, seed in line["path"]]
+    if not all(type(operator) is int for operator, _ in seeds):
+        raise ValueError("operators are not all integers")
+    return _indices(line["integral"], family), seeds, _expression(line["expression"], family, p)
 
 
 def _raw_identity(equations: Equations, operator: int, seed: Index) -> Expression:
@@ -7442,26 +7445,6 @@ def _raw_identity(equations: Equations, operator: int, seed: Index) -> Expressio
         if value % equations.prime:
             row[tuple(a + int(b) for a, b in zip(seed, equations.shift[term]))] = value % equations.prime
     return row
-
-
-def expression_by(target: Index, identities: Sequence[Expression], p: int) -> Expression | None:
-    """What these identities say the target is, if they say it through lighter integrals alone."""
-    rows = [dict(row) for row in identities]
-    while rows:
-        heaviest = max((max(row, key=weight) for row in rows if row), key=weight, default=None)
-        if heaviest is None or weight(heaviest) < weight(target):
-            return None
-        having = [row for row in rows if heaviest in row]
-        pivot = min(having, key=len)
-        if heaviest == target:
-            factor = -pow(pivot.pop(target), -1, p)
-            return {term: value * factor % p for term, value in pivot.items()}
-        inverse = pow(pivot[heaviest], -1, p)
-        for row in having:
-            if row is not pivot:
-                _subtract(row, pivot, row[heaviest] * inverse % p, p)
-        rows = [row for row in rows if row is not pivot and row]
-    return None
 
 
 # =====================================================================================================================
@@ -8031,9 +8014,7 @@ class Training:
 
 def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
     """Loss and accuracy as CSV, and as a picture where matplotlib is there."""
-    lines = [",".join(TRAINING_CURVE)]
-    lines += [",".join(f"{line[name]:.6g}" for name in TRAINING_CURVE) for line in curve]
-    replace_file(table, ("\n".join(lines) + "\n").encode())
+    write_table(table, [TRAINING_CURVE, *([f"{line[name]:.6g}" for name in TRAINING_CURVE] for line in curve)])
     try:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator
@@ -8052,9 +8033,23 @@ def write_curve(curve: Sequence[dict[str, float]], table: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend()
         axes.grid(alpha=0.3)
+    write_figure(table.with_suffix(".png"), figure)
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Comma-separated values. Raises ReductionError."""
+    import csv
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_output(path, text.getvalue().encode(), "table")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """PNG. Raises ReductionError."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
-    replace_file(table.with_suffix(".png"), buffer.getvalue())
+    write_output(path, buffer.getvalue(), "figure")
 
 
 def run_training(options: Options) -> int:
@@ -8462,11 +8457,10 @@ def symbols_of(record: dict[str, Any]) -> set[str]:
     }
 
 
-def expressions_of(record: dict[str, Any]) -> Iterator[tuple[Index, dict[Index, Any]]]:
-    """Reductions of a result, and the rows of its matrices."""
-    yield from record["reductions"].items()
-    for matrix in matrices_of(record).values():
-        yield from matrix.items()
+def expressions_of(record: dict[str, Any]) -> Iterator[tuple[str, Index | str, dict[Index, Any]]]:
+    """Reductions of a result as ("", target, expression), and the rows of its matrices as (variable, master, row)."""
+    for variable, rows in {"": record["reductions"], **matrices_of(record)}.items():
+        yield from ((variable, target, expression) for target, expression in rows.items())
 
 
 def matrices_of(record: dict[str, Any]) -> dict[str, dict[Index, dict[Index, Any]]]:
@@ -8475,7 +8469,7 @@ def matrices_of(record: dict[str, Any]) -> dict[str, dict[Index, dict[Index, Any
 
 
 def names_in_coefficients(record: dict[str, Any]) -> set[str]:
-    values = (value for _, expression in expressions_of(record) for value in expression.values())
+    values = (value for *_, expression in expressions_of(record) for value in expression.values())
     return {name for value in values if isinstance(value, str) for name in names_in(value)}
 
 
@@ -8576,15 +8570,13 @@ def export_text(record: dict[str, Any], name: str) -> str:
     if matrices:
         header["variables"] = list(matrices)
     if name == "json":
-        return _json_text(header, record["reductions"], matrices)
+        return _json_text(header, expressions_of(record))
     named = [target for target in record["reductions"] if isinstance(target, str)]
     own = FORM_OWN if matrices else FORM_OWN[:2]
     check_export_names(name, record["family"], names_in_coefficients(record) | set(matrices), own, named)
     before, after = integral_brackets(name, record["family"])
     rules = []
-    sides = [("", *rule) for rule in record["reductions"].items()]
-    sides += [(variable, *row) for variable, matrix in matrices.items() for row in matrix.items()]
-    for variable, target, expression in sides:
+    for variable, target, expression in expressions_of(record):
         integrals = [f"{before}{','.join(map(str, indices))}{after}" for indices in expression]
         left = target if isinstance(target, str) else f"{before}{','.join(map(str, target))}{after}"
         factors = [_factor(value, name) for value in expression.values()]
@@ -8612,14 +8604,12 @@ def _sympy_text(rules: list[tuple[str, list[str]]]) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _json_text(header: dict[str, Any], reductions: dict[Index, dict], matrices: dict[str, dict[Index, dict]]) -> str:
-    sides = [({}, *rule) for rule in reductions.items()]
-    sides += [({"variable": variable}, *row) for variable, matrix in matrices.items() for row in matrix.items()]
+def _json_text(header: dict[str, Any], equations: Iterable[tuple[str, Index | str, dict[Index, Any]]]) -> str:
     rules = [
-        more
+        ({"variable": variable} if variable else {})
         | {"combination" if isinstance(target, str) else "integral": target}
         | {"terms": [{"integral": term, "coefficient": str(value)} for term, value in expression.items()]}
-        for more, target, expression in sides
+        for variable, target, expression in equations
     ]
     return f'{{"header": {json.dumps(header)},\n"reductions": [\n' + ",\n".join(map(json.dumps, rules)) + "\n]}\n"
 
@@ -8737,7 +8727,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
             )
         else:
             header = json.loads(first.lstrip("(*# ").removesuffix(" *)"))
-            rules = _read_rules(header["export"], header["family"], body)
+            rules = _read_rules(header["export"], header["family"], header.get("variables", ()), body)
         if header["program"] != "ibp_reduce" or header["format"] != EXPORT_FORMAT:
             raise ValueError("another program or format")
         modular = header["prime"] is not None
@@ -8752,7 +8742,7 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
+def _read_rules(name: str, family: str, variables: Collection[str], body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
     """Variable ('' in a reduction), target, and its terms as (integral, coefficient). Raises ValueError."""
     before, after = integral_brackets(name, family)
     if name == "sympy":
@@ -8773,7 +8763,7 @@ def _read_rules(name: str, family: str, body: str) -> list[tuple[str, Index | st
 
     rules = []
     for left, right in sides:
-        derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left)
+        derivative = re.match(r"\s*D(?:\((\w+)\)\*|(G[\[(])(\w+),)", left) if variables else None  # else a family may be called DG
         variable = derivative[1] or derivative[3] if derivative else ""
         if re.fullmatch(r"\s*[A-Za-z_]\w*\s*", left):  # a combination
             target, rest = left.strip(), "1"
@@ -8869,9 +8859,7 @@ def pack_certificate(certificate: Certificate) -> bytes:
     header = {
         "version": __version__,
         "family": family_definition(own.family),
-        "prime": own.point.prime,
-        "d": str(own.point.d),
-        "kinematics": {name: str(value) for name, value in own.point.invariants},
+        **pack_point(own.point),
         "masters": own.masters,
         "unreduced": own.unreduced,
         "combinations": own.combinations,
@@ -8912,11 +8900,7 @@ def unpack_certificate(content: bytes) -> Certificate:
 def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
     """Raises InputError, or one of UNREADABLE."""
     family = define_family(header["family"], "its family")
-    point = Point(
-        parse_number(header["d"], "d"),
-        tuple((name, parse_number(header["kinematics"][name], name)) for name, _ in family.point),
-        _prime(header["prime"]),
-    )
+    point = unpack_point(header, family)
     sizes = [(np.dtype(kind), int(size)) for kind, size in header["arrays"].values() if kind in ARRAY_TYPES and size >= 0]
     unpacker = zlib.decompressobj()
     total = sum(kind.itemsize * size for kind, size in sizes)
@@ -8966,9 +8950,20 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
     )
 
 
+def pack_point(point: Point) -> dict[str, Any]:
+    """As JSON holds it."""
+    return {"prime": point.prime, "d": str(point.d), "kinematics": {name: str(value) for name, value in point.invariants}}
+
+
+def unpack_point(header: dict[str, Any], family: Family, where: str = "") -> Point:
+    """Raises InputError, or one of UNREADABLE."""
+    values = tuple((name, parse_number(header["kinematics"][name], where + name)) for name, _ in family.point)
+    return Point(parse_number(header["d"], f"{where}d"), values, _prime(header["prime"]))
+
+
 def _prime(value: Any) -> int:
     if not is_usable_prime(value):
-        raise ValueError(f"{value} is no prime number in use")
+        raise ValueError(f"{value!r} is no prime number in use")
     return value
 
 
@@ -9062,10 +9057,14 @@ class Verifier:
         With the polynomials U and F of the sector, G = U + F, they do if sum_i k_i x_i dG/dx_i = G has a solution k, that is, if
         k . e = 1 for the exponents e of all its monomials.
         """
+        from sympy import QQ
+        from sympy.polys.matrices import DomainMatrix
+
         if bits not in self.scaleless:
             lines = [i for i in range(self.family.n) if bits >> i & 1]
             inside = [e for e in self._exponents if all(not power or bits >> i & 1 for i, power in enumerate(e))]
-            self.scaleless[bits] = _solvable([[Fraction(e[i]) for i in lines] + [Fraction(1)] for e in inside])
+            rows = [[QQ(a) for a in (*(e[i] for i in lines), 1)] for e in inside]
+            self.scaleless[bits] = len(lines) not in DomainMatrix(rows, (len(rows), len(lines) + 1), QQ).rref()[1]
         return self.scaleless[bits]
 
     @cached_property
@@ -9077,63 +9076,25 @@ class Verifier:
         family, where = self.family, f"family {self.family.name}"
         loops, momenta = len(family.loop_momenta), [*family.loop_momenta, *family.external_momenta]
         numbers = dict(self.point.invariants) | {"1": Fraction(1)}
-        products = _external_products(family, numbers, Fraction, where)
+
+        def rational(value: Fraction) -> Any:
+            return QQ(value.numerator, value.denominator)
+
+        gram = np.full((len(family.external_momenta),) * 2, QQ(0), object)
+        for pair, value in _external_products(family, numbers, rational, where).items():
+            gram[pair] = value
         momenta_ring, *vectors = ring(momenta, QQ)
         parameters, *x = ring([f"x{i}" for i in range(family.n)], QQ)
-        symbols = {name: momenta_ring(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
-        quadratic = {(i, j): parameters.zero for i in range(len(momenta)) for j in range(len(momenta))}
-        constant = parameters.zero
+        symbols = {name: momenta_ring(rational(value)) for name, value in numbers.items()} | dict(zip(momenta, vectors))
+        total, constant = np.full((len(momenta),) * 2, parameters.zero, object), parameters.zero
         for variable, (text, mass) in zip(x, family.propagators):
-            for powers, value in _propagator(text, symbols | dict(zip(momenta, vectors)), {}, momenta_ring, where).terms():
+            for powers, value in _propagator(text, symbols, {}, momenta_ring, where).terms():
                 i, j = (k for k, power in enumerate(powers) for _ in range(power))
-                quadratic[i, j] += variable * value / 2
-                quadratic[j, i] += variable * value / 2
-            mass = Fraction(evaluate(mass, numbers, where))
-            constant -= variable * QQ(mass.numerator, mass.denominator)
-
-        def external(i: int, j: int) -> Any:
-            """Scalar product of what multiplies loop momenta i and j, or of two external momenta themselves."""
-            pairs = itertools.product(range(loops, len(momenta)), repeat=2)
-            return sum(
-                (quadratic[i, a] * quadratic[j, b] * _rational(products[a - loops, b - loops], QQ) for a, b in pairs), parameters.zero
-            )
-
-        for a, b in itertools.product(range(loops, len(momenta)), repeat=2):
-            constant += quadratic[a, b] * _rational(products[a - loops, b - loops], QQ)
-        matrix = [[quadratic[i, j] for j in range(loops)] for i in range(loops)]
-        first = _determinant(matrix, parameters)
-        second = first * constant
-        for i, j in itertools.product(range(loops), repeat=2):
-            minor = [row[:j] + row[j + 1 :] for row in matrix[:i] + matrix[i + 1 :]]
-            second -= external(i, j) * _determinant(minor, parameters) * (-1) ** (i + j)
-        return [*first.itermonoms(), *second.itermonoms()]
-
-
-def _rational(value: Fraction, field: Any) -> Any:
-    return field(value.numerator, value.denominator)
-
-
-def _determinant(matrix: list[list], ring: Any) -> Any:
-    """By the first row."""
-    if not matrix:
-        return ring.one
-    minors = ([row[:j] + row[j + 1 :] for row in matrix[1:]] for j in range(len(matrix)))
-    return sum((entry * _determinant(minor, ring) * (-1) ** j for j, (entry, minor) in enumerate(zip(matrix[0], minors))), ring.zero)
-
-
-def _solvable(equations: Iterable[list[Fraction]]) -> bool:
-    """Whether linear equations (coefficients, right side) have a common solution."""
-    pivots: dict[int, list[Fraction]] = {}
-    for row in equations:
-        for place, pivot in pivots.items():
-            if row[place]:
-                row = [a - row[place] * b for a, b in zip(row, pivot)]
-        place = next((k for k, a in enumerate(row) if a), None)
-        if place == len(row) - 1:
-            return False
-        if place is not None:
-            pivots[place] = [a / row[place] for a in row]
-    return True
+                total[i, j] += variable * value / 2
+                total[j, i] += variable * value / 2
+            constant -= variable * rational(evaluate(mass, numbers, where))
+        constant += (total[loops:, loops:] * gram).sum()
+        return [monomial for polynomial in symanzik(total, constant, gram, loops, parameters.one) for monomial in polynomial.itermonoms()]
 
 
 def _added_up(keys: list[np.ndarray], values: list[np.ndarray], p: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -9235,7 +9196,7 @@ def _check_claims(
     keys = [*integrals, *(relation.name for relation in relations)]
     first = np.searchsorted(outcome.proof.column, np.arange(len(keys) + 1)).tolist()
     place = {key: slice(*first[k : k + 2]) for k, key in enumerate(keys)}
-    solved = _labelled(outcome.reductions, relations, p)
+    solved = solve_labelled((outcome.reductions[relation.name] for relation in relations), p)
     identities = 0
     for name, claim in claims.items():
         rest: dict[Any, int] = {}
@@ -9261,20 +9222,9 @@ def _check_claims(
     return identities
 
 
-def _labelled(rows: dict[Any, Expression], relations: Sequence[MasterRelation], p: int) -> Solved:
-    """The relations solved for their heaviest masters; k stands for what relation k is, so that it is known which were used."""
-    solved: Solved = {}
-    for k, relation in enumerate(relations):
-        row = substitute(rows[relation.name] | {k: p - 1}, solved, p)
-        pivot = max((key for key in row if isinstance(key, tuple)), key=weight, default=None)
-        if pivot is not None:
-            solve_for(pivot, row, solved, p)
-    return solved
-
-
 def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
     """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
-    used = {integral for row, expression in expressions_of(record) for integral in (row, *expression) if isinstance(integral, tuple)}
+    used = {integral for _, row, expression in expressions_of(record) for integral in (row, *expression) if isinstance(integral, tuple)}
     _check_range(used.union(integral for terms in record.get("combinations", {}).values() for integral, _ in terms), family)
     own = record.get("differential_equation")
     if own is None:
@@ -9384,13 +9334,23 @@ def _check_record(record: Any) -> None:
         raise ValueError("another format")
     if record["prime"] is not None:
         _prime(record["prime"])
+    record["family"].encode()  # a lone surrogate cannot be written
+    point = record["kinematics"]
+    if type(point) is not dict or any(
+        type(name) is not str or type(value) not in (int, str) for name, value in {"d": record["d"], **point}.items()
+    ):
+        raise ValueError("a point that is none")
+    if record["prime"] is not None and not all(map(is_number, (record["d"], *point.values()))):
+        raise ValueError("a symbol in a result modulo a prime, which one random value of it would not show")
+    if not all(type(part) in (tuple, str) for part in record["unreduced"]):
+        raise ValueError("unreduced integrals that are none")
     kinds = (Fraction, str, int) if record["prime"] is None else (int,)
     lengths = set()
     if "differential_equation" in record:
-        _check_matrices(record["differential_equation"], record["kinematics"])
+        _check_matrices(record["differential_equation"], {"d": record["d"], **point})
     named = record.get("combinations", {})
     _check_origin(record, named)
-    for target, expression in expressions_of(record):
+    for _, target, expression in expressions_of(record):
         whole = [integral for integral, _ in named[target]] if isinstance(target, str) else [target]
         for integral in (*whole, *expression):
             if type(integral) is not tuple or any(type(a) is not int for a in integral) or not integral:
@@ -9398,9 +9358,9 @@ def _check_record(record: Any) -> None:
             lengths.add(len(integral))
         if any(type(value) not in kinds for value in expression.values()):
             raise ValueError(f"a coefficient of {show_target(target)} is of another type")
-    if len(lengths) != 1 or type(record["kinematics"]) is not dict:
+    if len(lengths) != 1:
         raise ValueError("integrals of several families, or none")
-    texts = {value for _, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}
+    texts = {value for *_, expression in expressions_of(record) for value in expression.values() if isinstance(value, str)}
     for value in texts.union(text for terms in named.values() for _, text in terms):
         with suppress(ZeroDivisionError):  # at this point alone
             calculate(value, {name: Fraction(1009 + 2 * k) for k, name in enumerate(sorted(names_in(value)))}, Fraction, "coefficient")
@@ -9419,17 +9379,13 @@ def _check_origin(record: dict[str, Any], named: Any) -> None:
         raise ValueError("several cuts, and symmetries, which may take their lines to each other")
 
 
-def _check_matrices(own: Any, kinematics: Any) -> None:
+def _check_matrices(own: Any, point: dict[str, Any]) -> None:
     """Raises ValueError, or one of UNREADABLE."""
     masters = own["masters"]
     if type(masters) is not list or len(set(masters)) != len(masters) or not own["matrices"]:
         raise ValueError("no masters, or no equations of theirs")
     for variable, matrix in own["matrices"].items():
-        if (
-            variable not in ("d", *kinematics)
-            or list(matrix) != masters
-            or any(not set(masters).issuperset(row) for row in matrix.values())
-        ):
+        if is_number(point[variable]) or list(matrix) != masters or any(not set(masters).issuperset(row) for row in matrix.values()):
             raise ValueError(f"the matrix of {variable} is not one of these masters")
 
 
@@ -9438,8 +9394,6 @@ def _check_matrices(own: Any, kinematics: Any) -> None:
 # =====================================================================================================================
 
 DATA = Path(__file__).resolve().parent / "data"
-
-
 BENCHMARK_COLUMNS = {  # column: format
     "integral": "18",
     "r": "3",
@@ -9515,13 +9469,8 @@ def _benchmark_row(line: dict[str, str], seconds: float, megabytes: float) -> di
 
 def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     """CSV, and a plot of the same name where matplotlib is installed."""
-    import csv
-
-    table.parent.mkdir(parents=True, exist_ok=True)
-    with table.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(BENCHMARK_COLUMNS)
-        writer.writerows([round(value, 3) if isinstance(value, float) else value for value in row.values()] for row in rows)
+    values = ([round(value, 3) if isinstance(value, float) else value for value in row.values()] for row in rows)
+    write_table(table, [BENCHMARK_COLUMNS, *values])
     print(f"written to {table}")
     try:
         from matplotlib.figure import Figure
@@ -9541,7 +9490,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     axes.set_title("trianglebox integrals to the 16 masters, modulo 1009")
     axes.grid(axis="y", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(table.with_suffix(".png"), dpi=120)
+    write_figure(table.with_suffix(".png"), figure)
     print(f"written to {table.with_suffix('.png')}")
 
 

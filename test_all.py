@@ -8990,6 +8990,13 @@ BAD_RESULTS = {
     "half a coefficient": record_of({SUNRISES[0]: {SUNRISE_CORNER: "(d - 1"}}),
     "a tower of powers": record_of({SUNRISES[0]: {SUNRISE_CORNER: "((9**9999)**9999)**9999"}}),
     "a power of a power": record_of({SUNRISES[0]: {SUNRISE_CORNER: "9**9**9**9"}}),
+    "no dimension": {key: value for key, value in EXACT.items() if key != "d"},
+    "a symbol modulo a prime": record_of({SUNRISES[0]: {SUNRISE_CORNER: 1}}, prime=3, d="d"),
+    "a dimension in bytes": EXACT | {"d": b"41"},
+    "a value that is none": EXACT | {"kinematics": EXACT["kinematics"] | {"m1": None}},
+    "an invariant without a name": EXACT | {"kinematics": EXACT["kinematics"] | {(1, 1): 1}},
+    "unreduced integrals that are none": EXACT | {"unreduced": {b"x"}},
+    "a family that nothing can write": EXACT | {"family": "\ud800"},
 }
 
 
@@ -9178,6 +9185,13 @@ TO_EXPORT = {
 def value_at(coefficient, **values):
     names = {"d": Fraction(77, 5), "m1": Fraction(13), "m2": Fraction(-17, 3), "eps": Fraction(5, 7)} | values
     return ibp_reduce.calculate(str(coefficient), names, Fraction, "test")
+
+
+@pytest.mark.parametrize("name", EXPORTS)
+def test_family_may_be_called_like_a_derivative(name, tmp_path):
+    record = record_of({(1, 2): {(1, 1): 3}}, prime=1009) | {"family": "DG"}
+    (path,) = ibp_reduce.write_exports(record, tmp_path / "r.pkl", [name])
+    assert ibp_reduce.read_export(path)["reductions"] == record["reductions"]
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -12148,7 +12162,7 @@ ONE_MASTER = {"masters": [(1, 1)], "matrices": {"m1": {(1, 1): {(1, 1): "1"}}}}
     ONE_MASTER | {"masters": [(1, 1), (1, 1)]}, ONE_MASTER | {"masters": [(1, 0)]}, ONE_MASTER | {"masters": [[1, 1]]},
     ONE_MASTER | {"matrices": {"u": {(1, 1): {}}}}, ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 0): "1"}}}},
     ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 1): 0.5}}}}, ONE_MASTER | {"matrices": {"m1": {(1, 1): {(1, 1): "__import__('os')"}}}},
-    ONE_MASTER | {"matrices": {"m1": [(1, 1)]}}, ONE_MASTER | {"matrices": {7: {(1, 1): {}}}},
+    ONE_MASTER, ONE_MASTER | {"matrices": {"m1": [(1, 1)]}}, ONE_MASTER | {"matrices": {7: {(1, 1): {}}}},
 ])  # fmt: skip
 def test_bad_differential_equations_are_refused(own, place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(record_of({}) | {"differential_equation": own}))
