@@ -88,7 +88,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -6116,7 +6116,7 @@ def monomial_values(exponents: np.ndarray, point: Sequence[int], p: int) -> np.n
 
 
 def solve_geometric(bases: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
-    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1 (there may be more values), for different bases (a transposed Vandermonde system)."""
+    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases; more values are ignored (a transposed Vandermonde system)."""
     master = np.ones(1, np.int64)
     for base in bases.tolist():
         master = multiply(master, np.array([-base % p, 1]), p)
@@ -6162,7 +6162,7 @@ def restricted(poly: Polynomial, i: int, base: Sequence[int], p: int) -> np.ndar
     values = np.zeros(max(exponents[i] for exponents, _ in poly) + 1, np.int64)
     for exponents, value in poly:
         others = (pow(x, e, p) for j, (x, e) in enumerate(zip(base, exponents)) if j != i)
-        values[exponents[i]] = (values[exponents[i]] + math.prod(others) * value) % p
+        values[exponents[i]] = (values[exponents[i]] + math.prod(others) * value % p) % p
     return trimmed(values)
 
 
@@ -6190,8 +6190,13 @@ def linear_letters(atoms: Sequence[Sequence[Any]]) -> tuple[Polynomial, ...]:
     return tuple(found)
 
 
+def degrees_of(rests: Sequence[Sequence[np.ndarray]]) -> tuple[int, ...]:
+    """Of a polynomial that is this on [variable][slice], in each variable."""
+    return tuple(len(rest[0]) - 1 for rest in rests)
+
+
 class Letters:
-    """Polynomials that may divide others, and where they vanish on two slices modulo p along each variable (bases: [variable][slice])."""
+    """Polynomials that may divide others, and what they are on slices modulo p along each variable (bases: [variable][slice])."""
 
     def __init__(self, polys: Sequence[Polynomial], bases: Sequence[Sequence[tuple[int, ...]]], p: int):
         self.bases, self.p = bases, p
@@ -6214,16 +6219,25 @@ class Letters:
                 total = (total + column * x) % self.p
         return np.array(mine, np.int64), -total % self.p * invert(lead, self.p) % self.p
 
+    def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
+        """Whether this is what the slices say."""
+        return degrees_of(rests) == tuple(self.degrees[poly]) and all(
+            times_divisible(rests[i][k], self._on_slice(poly, i, k), self.p)
+            for i in np.flatnonzero(self.degrees[poly])
+            for k in range(len(rests[i]))
+        )
+
     def divide_out(self, rests: list[list[np.ndarray]]) -> Factors:
         """Multiplicities in a polynomial that is this on the slices; what is left of it is put into rests."""
         found: Factors = {}
-        degrees = [len(rest[0]) - 1 for rest in rests]
+        degrees = degrees_of(rests)
         candidates = [poly for poly in self.others if (self.degrees[poly] <= degrees).all()]
         for (mine, roots), rest in zip(self.roots, rests):
             if len(rest[0]) > 1 and len(mine):
                 candidates += [self.linear[k] for k in mine[horner(rest[0], roots, self.p) == 0].tolist()]
         for poly in candidates:
-            factors = {(i, k): self._on_slice(poly, i, k) for i in np.flatnonzero(self.degrees[poly]).tolist() for k in (0, 1)}
+            active = np.flatnonzero(self.degrees[poly]).tolist()
+            factors = {(i, k): self._on_slice(poly, i, k) for i in active for k in range(len(self.bases[i]))}
             times = MOST_SLICE_POINTS
             for (i, k), factor in factors.items():
                 times = times and min(times, times_divisible(rests[i][k], factor, self.p))
@@ -6325,25 +6339,24 @@ class Places:
 
 @dataclass
 class ExactFunction:
-    """factor * product of factors * numerator / (product of factors * denominator); polynomials with coprime integers."""
+    """factor * product of factors above * numerator / product of factors below; polynomials with coprime integers."""
 
     factor: Fraction = Fraction(1)
     above: Factors = field(default_factory=dict)
     below: Factors = field(default_factory=dict)
     numerator: Monomials = field(default_factory=dict)
-    denominator: Monomials = field(default_factory=dict)
 
     def evaluate(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
         """Residues [N] of numerator and denominator."""
         p = places.p
         above = places.product(self.above) * evaluate_monomials(self.numerator, places.points, p) % p * (self.factor.numerator % p) % p
-        below = places.product(self.below | {tuple(self.denominator.items()): 1}) * (self.factor.denominator % p) % p
+        below = places.product(self.below) * (self.factor.denominator % p) % p
         return above, below
 
     def text(self, variables: Sequence[str], scale: tuple[str, int] | None = None) -> str:
         """An expression that sympy parses. scale: (name, degree) of an invariant that was set to 1; the others are divided by it."""
         above = [(dict(poly), power) for poly, power in self.above.items()] + _factors(self.numerator, variables)
-        below = [(dict(poly), power) for poly, power in self.below.items()] + _factors(self.denominator, variables)
+        below = [(dict(poly), power) for poly, power in self.below.items()]
         names, negative = list(variables), 0
         if scale is not None:
             name, degree = scale
@@ -6522,7 +6535,7 @@ class Reconstruction:
         self.functions = [ExactFunction() for _ in range(count)]
         self.degrees: list[tuple[int, ...]] = []  # of what is left of the numerators without known factors, in each variable
         self.total = [0] * count
-        self.left: list[tuple[int, ...]] = []  # the same of the denominators
+        self.rests: list[list[list[np.ndarray]]] = []  # the same part of the denominators, on [variable][slice]
         self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
         self.used_primes = 0
 
@@ -6607,13 +6620,15 @@ class Reconstruction:
                 mine.append(self._along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), False, everything, size))
                 size = max(len(n) + len(d) for n, d in mine[0].values()) - 1 + REDUNDANT_POINTS
             slices.append(mine)
-        letters = Letters(self.letters if len(bases) > 1 else (), bases, p)
-        self.degrees, self.left = [], []
+        self.known = partial(Letters, bases=bases, p=p)
+        letters = self.known(self.letters if len(bases) > 1 else ())
+        rests: list[list[list[list[np.ndarray]]]] = [[], []]
         for f, function in enumerate(self.functions):
-            for side, factors, degrees in ((0, function.above, self.degrees), (1, function.below, self.left)):
-                rests = [self._without_linear(i, [some[f][side] for some in mine], factors, p) for i, mine in enumerate(slices)]
-                factors |= letters.divide_out(rests)
-                degrees.append(tuple(len(rest[0]) - 1 for rest in rests))
+            for side, factors in enumerate((function.above, function.below)):
+                rest = [self._without_linear(i, [some[f][side] for some in mine], factors, p) for i, mine in enumerate(slices)]
+                factors |= letters.divide_out(rest)
+                rests[side].append(rest)
+        self.degrees, self.rests = [degrees_of(rest) for rest in rests[0]], rests[1]
         self._find_total_degrees(p)
 
     def _without_linear(self, i: int, parts: list[np.ndarray], factors: Factors, p: int) -> list[np.ndarray]:
@@ -6640,52 +6655,75 @@ class Reconstruction:
             for f in range(self.count):
                 self.total[f], below = (len(part) - 1 for part in line[f])
                 if any(
-                    total > sum(some[i] for i in self.summed) for total, some in ((self.total[f], self.degrees[f]), (below, self.left[f]))
+                    total > sum(some[i] for i in self.summed) for total, some in ((self.total[f], self.degrees[f]), (below, self.left(f)))
                 ):
                     raise _Unlucky("a factor is none on a line of all variables")
 
+    def left(self, f: int) -> tuple[int, ...]:
+        """Degrees of what is left of a denominator without known factors."""
+        return degrees_of(self.rests[f])
+
+    def _cost(self, f: int) -> int:
+        """About how many points it takes to find what is left of a denominator."""
+        *limits, _ = sorted(filter(None, self.left(f)))
+        moved = sum(degree for i, degree in enumerate(self.degrees[f]) if self.left(f)[i] and i not in self.summed)
+        return count_exponents(limits, sum(self.left(f))) * (sum(self.left(f)) + self.total[f] + moved + REDUNDANT_POINTS)
+
     def _forecast(self) -> None:
-        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of the denominators."""
-        points = 0
-        for degrees, total, left in zip(self.degrees, self.total, self.left):
+        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of one denominator."""
+        points = min((self._cost(f) for f in range(self.count) if any(self.left(f))), default=0)
+        sizes = []
+        for degrees, total in zip(self.degrees, self.total):
             free = math.prod(degree + 1 for i, degree in enumerate(degrees) if i not in self.summed)
-            active = sum(map(bool, left))
-            degree = max(left, default=0)
-            lines = count_exponents(sorted(left)[-active:-1], degree) if active else 0
-            points = max(points, free * count_exponents([degrees[i] for i in self.summed], total) + lines * (degree + REDUNDANT_POINTS))
+            sizes.append(free * count_exponents([degrees[i] for i in self.summed], total))
+        points += max(sizes)
         if points > MANY_POINTS:
             self.say(f"degrees {self.describe_degrees()}; for the first prime alone at least {self.announce(points)}")
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
     def _find_denominators(self) -> None:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for f, left in enumerate(self.left):
-            groups.setdefault(tuple(i for i, degree in enumerate(left) if degree), []).append(f)
-        for f in groups.pop((), []):
-            self.functions[f].denominator = {(0,) * len(self.variables): 1}
-        for active, chosen in groups.items():
-            supports: dict[int, list[tuple[int, ...]]] = {}
+        """The cheapest first: the factors of one are looked for in all others, as letters are."""
+        while remaining := [f for f in range(self.count) if any(self.left(f))]:
+            costs = {f: (self._cost(f), self.left(f)) for f in remaining}
+            chosen = [f for f in remaining if costs[f] == min(costs.values())]
+            factors = [factor for poly in self._denominators(chosen) for factor, _ in _factors(poly, self.variables)]
+            letters = self.known(list(dict.fromkeys(map(frozen, factors))))
+            for f in remaining:
+                self.functions[f].below |= letters.divide_out(self.rests[f])
+            if any(any(self.left(f)) for f in chosen):
+                raise _Unlucky("a denominator does not divide itself")
 
-            def images(p: int, wanted: list[int], active=active, supports=supports) -> dict[int, list[int]]:
-                found = self._denominators_modulo(p, active, wanted)
-                for f, poly in found.items():
-                    supports.setdefault(f, sorted(poly, reverse=True))
-                    if not set(poly) <= set(supports[f]) or supports[f][0] not in poly:
+    def _denominators(self, chosen: list[int]) -> list[Monomials]:
+        """What is left of denominators with the same degrees; one prime may do, since the slices are modulo another."""
+        supports: dict[int, list[tuple[int, ...]]] = {}
+
+        def images(batch: list[int], wanted: list[int]) -> dict[int, dict[int, list[int]]]:
+            result: dict[int, dict[int, list[int]]] = {}
+            for p in batch:
+                result[p] = {}
+                for f, poly in self._denominators_modulo(p, wanted).items():
+                    terms = supports.setdefault(f, sorted(poly, reverse=True))
+                    if not set(poly) <= set(terms) or terms[0] not in poly:
                         raise _Unlucky("a denominator has other terms")
-                result = {}
-                for f, poly in found.items():
-                    inverse = pow(poly[supports[f][0]], -1, p)
-                    result[f] = [poly.get(exponents, 0) * inverse % p for exponents in supports[f]]
-                return result
+                    inverse = pow(poly[terms[0]], -1, p)
+                    result[p][f] = [poly.get(exponents, 0) * inverse % p for exponents in terms]
+            return result
 
-            for f, numbers in self._lift(chosen, lambda batch, wanted, images=images: {p: images(p, wanted) for p in batch}, 1).items():
-                _, self.functions[f].denominator = primitive({e: value for e, value in zip(supports[f], numbers) if value})
+        def polynomial(f: int, numbers: list[Fraction]) -> Monomials:
+            return primitive({e: value for e, value in zip(supports[f], numbers) if value})[1]
 
-    def _denominators_modulo(self, p: int, active: tuple[int, ...], chosen: list[int]) -> dict[int, Monomials]:
-        """Denominators of functions whose denominators depend on these variables, up to a factor."""
-        limits = {i: max(self.left[f][i] for f in chosen) for i in active}
-        active = tuple(sorted(active, key=limits.get, reverse=True))  # the directions are 1 in the first, where it saves most
+        def confirmed(candidates: dict[int, list[Fraction]]) -> list[int]:
+            polys = {f: frozen(polynomial(f, numbers)) for f, numbers in candidates.items()}
+            letters = self.known(list(dict.fromkeys(polys.values())))
+            return [f for f, poly in polys.items() if letters.divides(poly, self.rests[f])]
+
+        return [polynomial(f, numbers) for f, numbers in self._lift(chosen, images, 1, None, confirmed).items()]
+
+    def _denominators_modulo(self, p: int, chosen: list[int]) -> dict[int, Monomials]:
+        """What is left of denominators with the same degrees, up to a factor."""
+        limits = {i: degree for i, degree in enumerate(self.left(chosen[0])) if degree}
+        active = tuple(sorted(limits, key=lambda i: -limits[i]))  # the directions are 1 in the first, where it saves most
         base, shift = self._draw(p), self._draw(p)
 
         def place(t: int, z: Sequence[int]) -> tuple[int, ...]:
@@ -6772,7 +6810,7 @@ class Reconstruction:
         points = [self._draw(p) for _ in range(2)]
         values, places = self._values([(p, point) for point in points]), Places(points, p)
         for f, poly in polys.items():
-            if (evaluate_monomials(poly, places.points, p) != self._numerator_values(f, values[:, f], places)).any():
+            if (evaluate_monomials(poly, places.points, p) != self._stripped(f, values[:, f], places)).any():
                 raise _Unlucky("a numerator is not a polynomial of the degrees that were found")
 
     def _confirmed(self, candidates: dict[int, list[Fraction]], supports: dict[int, list[tuple[int, ...]]]) -> list[int]:
@@ -6783,13 +6821,9 @@ class Reconstruction:
         for f, numbers in candidates.items():
             if good.all() and all(value.denominator % p for value in numbers):
                 poly = {e: value.numerator * pow(value.denominator, -1, p) for e, value in zip(supports[f], numbers)}
-                if (evaluate_monomials(poly, places.points, p) == self._numerator_values(f, values[:, f], places)).all():
+                if (evaluate_monomials(poly, places.points, p) == self._stripped(f, values[:, f], places)).all():
                     found.append(f)
         return found
-
-    def _numerator_values(self, f: int, values: np.ndarray, places: Places) -> np.ndarray:
-        below = places.product({tuple(self.functions[f].denominator.items()): 1})
-        return self._stripped(f, values, places) * below % places.p
 
     def _on_grid(self, batch: list[int], grid: list[tuple[int, ...]], chosen: list[int]) -> dict[int, dict[int, Monomials]]:
         """Numerators modulo each prime of a batch from points of a full grid."""
@@ -6800,7 +6834,7 @@ class Reconstruction:
         result: dict[int, dict[int, Monomials]] = {}
         for p, mine in zip(batch, values):
             places = Places(points[p], p)
-            columns = np.stack([self._numerator_values(f, mine[:, f], places) for f in chosen], axis=1)
+            columns = np.stack([self._stripped(f, mine[:, f], places) for f in chosen], axis=1)
             coefficients = interpolate(nodes[p], grid, columns, p)
             result[p] = {f: {e: int(c) for e, c in zip(grid, coefficients[:, k].tolist()) if c} for k, f in enumerate(chosen)}
         return result
@@ -6822,7 +6856,7 @@ class Reconstruction:
                 bases = monomial_values(terms, ratio, p)
                 if len(np.unique(bases)) < len(bases):
                     raise _Unlucky("two terms cannot be told apart")
-                solved = solve_geometric(bases, self._numerator_values(f, mine[:, f], places), p)
+                solved = solve_geometric(bases, self._stripped(f, mine[:, f], places), p)
                 numbers = solved * invert(monomial_values(terms, start, p), p) % p
                 result[p][f] = dict(zip(supports[f], numbers.tolist()))
         return result
@@ -6887,14 +6921,14 @@ class Reconstruction:
     def _at(self, place: tuple[int, ...], batch: list[int], chosen: list[int]) -> dict[int, dict[int, list[int]]]:
         values = self._values([(p, place) for p in batch])
         places = {p: Places([place], p) for p in batch}
-        return {p: {f: [int(self._numerator_values(f, row[f : f + 1], places[p])[0])] for f in chosen} for p, row in zip(batch, values)}
+        return {p: {f: [int(self._stripped(f, row[f : f + 1], places[p])[0])] for f in chosen} for p, row in zip(batch, values)}
 
     def describe_degrees(self) -> str:
         """Largest degrees of numerators and denominators in each variable, factors included."""
         texts = []
         for i, name in enumerate(self.variables):
             above = max(some[i] + degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
-            below = max(some[i] + degree_of(function.below, i) for some, function in zip(self.left, self.functions))
+            below = max(self.left(f)[i] + degree_of(function.below, i) for f, function in enumerate(self.functions))
             texts.append(f"{name}: {above}/{below}")
         return ", ".join(texts) or "0"
 
