@@ -88,7 +88,7 @@ from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
-from functools import cache, cached_property, lru_cache
+from functools import cache, cached_property, lru_cache, partial
 from heapq import heapify, heappop, heappush
 from pathlib import Path
 from typing import Any
@@ -5766,9 +5766,14 @@ MOST_PRIMES = 20_000
 MANY_POINTS = 5000  # of which it is said early that they are to come
 ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
-SPARSE_SHARE = 0.7  # further primes solve for the terms alone if these are fewer than so many of the points of a full grid
+SPARSE_SHARE = 0.95  # further primes solve for the terms alone if these are fewer than so many of the points of a full grid
+LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
+MOST_LINEAR_LETTERS = 5000
+MOST_LEGS = 6  # so many have 203 partitions, each with a Gram determinant
+FORESEEN_POINTS = 50  # how many primes there will be is estimated (by some ten points) where each takes more points than this
 
 Monomials = dict[tuple[int, ...], Any]  # exponents: coefficient
+Factors = dict[Polynomial, int]  # multiplicities of irreducible polynomials of the variables, as `primitive` makes them
 
 
 class _Unlucky(Exception):
@@ -5956,8 +5961,16 @@ def evaluate_monomials(poly: Monomials, points: np.ndarray, p: int) -> np.ndarra
     return total
 
 
+def monomial_values(exponents: np.ndarray, point: Sequence[int], p: int) -> np.ndarray:
+    """Values [N] of monomials with these exponents [N, variables] at a point."""
+    result = np.ones(len(exponents), np.int64)
+    for x, mine in zip(point, exponents.T):
+        result = result * np.array([pow(x, e, p) for e in range(max(mine) + 1)], np.int64)[mine] % p
+    return result
+
+
 def solve_geometric(bases: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
-    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases (a transposed Vandermonde system)."""
+    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases; more values are ignored (a transposed Vandermonde system)."""
     master = np.ones(1, np.int64)
     for base in bases.tolist():
         master = multiply(master, np.array([-base % p, 1]), p)
@@ -5980,6 +5993,121 @@ def shift_back(poly: Monomials, shift: Sequence[int], p: int) -> Monomials:
                 shifted[term] = (shifted.get(term, 0) + value) % p
         poly = shifted
     return {exponents: value for exponents, value in poly.items() if value}
+
+
+def frozen(poly: Monomials) -> Polynomial:
+    """The same polynomial up to a factor, as a key."""
+    return tuple(primitive(poly)[1].items())
+
+
+def degree_of(factors: Factors, i: int) -> int:
+    """In variable i, of a product."""
+    return sum(times * max(exponents[i] for exponents, _ in poly) for poly, times in factors.items())
+
+
+def affine(coefficients: Sequence[Any]) -> Polynomial:
+    """The sum of all variables with these coefficients, of which the last is the constant."""
+    count = len(coefficients) - 1
+    return frozen({tuple(int(i == j) for j in range(count)): c for i, c in enumerate(coefficients) if c})
+
+
+def restricted(poly: Polynomial, i: int, base: Sequence[int], p: int) -> np.ndarray:
+    """As a polynomial of variable i modulo p, with the others at base."""
+    values = np.zeros(max(exponents[i] for exponents, _ in poly) + 1, np.int64)
+    for exponents, value in poly:
+        others = (pow(x, e, p) for j, (x, e) in enumerate(zip(base, exponents)) if j != i)
+        values[exponents[i]] = (values[exponents[i]] + math.prod(others) * value % p) % p
+    return trimmed(values)
+
+
+def times_divisible(poly: np.ndarray, factor: np.ndarray, p: int) -> int:
+    """How often a factor that is no constant divides."""
+    for times in itertools.count():
+        poly, remainder = divide(poly, factor, p)
+        if len(remainder) or not len(poly):
+            return times
+
+
+def linear_letters(atoms: Sequence[Sequence[Any]]) -> tuple[Polynomial, ...]:
+    """Sums of atoms (coefficients of the variables and a constant), few first, that mix variables; all but one coefficient are 1 or -1."""
+    found: dict[Polynomial, None] = {}
+    for size in range(2, len(atoms) + 1):
+        for chosen in itertools.combinations(atoms, size):
+            for signs in itertools.product((1, -1), repeat=size - 1):
+                for place, number in [(0, 1), *itertools.product(range(size), LETTER_NUMBERS)]:
+                    numbers = [sign * (number if k == place else 1) for k, sign in enumerate((1, *signs))]
+                    letter = [sum(a * b for a, b in zip(numbers, column)) for column in zip(*chosen)]
+                    if sum(map(bool, letter[:-1])) > 1:
+                        found[affine(letter)] = None
+                if len(found) >= MOST_LINEAR_LETTERS:
+                    return tuple(found)
+    return tuple(found)
+
+
+def degrees_of(rests: Sequence[Sequence[np.ndarray]]) -> tuple[int, ...]:
+    """Of a polynomial that is this on [variable][slice], in each variable."""
+    return tuple(len(rest[0]) - 1 for rest in rests)
+
+
+class Letters:
+    """Polynomials that may divide others, and what they are on slices modulo p along each variable (bases: [variable][slice])."""
+
+    def __init__(self, polys: Sequence[Polynomial], bases: Sequence[Sequence[tuple[int, ...]]], p: int):
+        self.bases, self.p = bases, p
+        self.degrees = {poly: np.max([exponents for exponents, _ in poly], axis=0) for poly in polys}
+        self.linear = [poly for poly in polys if all(sum(exponents) < 2 for exponents, _ in poly)]
+        self.others = [poly for poly in polys if any(sum(exponents) > 1 for exponents, _ in poly)]
+        self.roots = [self._roots(i) for i in range(len(bases))]
+        self._slices: dict[tuple[Polynomial, int, int], np.ndarray] = {}
+
+    def _roots(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the linear letters of which i is the first variable, and their roots on the first slice."""
+        mine = [k for k, poly in enumerate(self.linear) if np.flatnonzero(self.degrees[poly])[0] == i]
+        total, lead = np.zeros((2, len(mine)), np.int64)
+        for j, x in enumerate((*self.bases[i][0], 1)):
+            unit = tuple(int(j == k) for k in range(len(self.bases)))
+            column = np.array([dict(self.linear[k]).get(unit, 0) % self.p for k in mine], np.int64)
+            if j == i:
+                lead = column
+            else:
+                total = (total + column * x) % self.p
+        return np.array(mine, np.int64), -total % self.p * invert(lead, self.p) % self.p
+
+    def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
+        """Whether this is what the slices say."""
+        return degrees_of(rests) == tuple(self.degrees[poly]) and all(
+            times_divisible(rests[i][k], self._on_slice(poly, i, k), self.p)
+            for i in np.flatnonzero(self.degrees[poly])
+            for k in range(len(rests[i]))
+        )
+
+    def divide_out(self, rests: list[list[np.ndarray]]) -> Factors:
+        """Multiplicities in a polynomial that is this on the slices; what is left of it is put into rests."""
+        found: Factors = {}
+        degrees = degrees_of(rests)
+        candidates = [poly for poly in self.others if (self.degrees[poly] <= degrees).all()]
+        for (mine, roots), rest in zip(self.roots, rests):
+            if len(rest[0]) > 1 and len(mine):
+                candidates += [self.linear[k] for k in mine[horner(rest[0], roots, self.p) == 0].tolist()]
+        for poly in candidates:
+            active = np.flatnonzero(self.degrees[poly]).tolist()
+            factors = {(i, k): self._on_slice(poly, i, k) for i in active for k in range(len(self.bases[i]))}
+            times = MOST_SLICE_POINTS
+            for (i, k), factor in factors.items():
+                times = times and min(times, times_divisible(rests[i][k], factor, self.p))
+            if times:
+                found[poly] = times
+                for (i, k), factor in factors.items():
+                    for _ in range(times):
+                        rests[i][k], _ = divide(rests[i][k], factor, self.p)
+        return found
+
+    def _on_slice(self, poly: Polynomial, i: int, k: int) -> np.ndarray:
+        if (poly, i, k) not in self._slices:
+            self._slices[poly, i, k] = restricted(poly, i, self.bases[i][k], self.p)
+            if len(self._slices[poly, i, k]) <= self.degrees[poly][i]:
+                raise _Unlucky("a letter has a lower degree on a slice")
+        return self._slices[poly, i, k]
 
 
 # rational numbers ------------------------------------------------------------------------------------------------------
@@ -6044,43 +6172,45 @@ class Lift:
 
 # functions -------------------------------------------------------------------------------------------------------------
 
-Linear = dict[tuple[int, int, int], int]  # (variable, a, b): multiplicity of the factor a * variable - b
+
+class Places:
+    """Points [N, variables] modulo a prime, and values of polynomials there, which many functions share."""
+
+    def __init__(self, points: Sequence[Sequence[int]], p: int):
+        self.points, self.p = np.array(points, np.int64).reshape(len(points), -1), p
+        self._known: dict[Polynomial, np.ndarray] = {}
+
+    def product(self, factors: Factors) -> np.ndarray:
+        """Values [N] of a product."""
+        result = np.ones(len(self.points), np.int64)
+        for poly, multiplicity in factors.items():
+            if poly not in self._known:
+                self._known[poly] = evaluate_monomials(dict(poly), self.points, self.p)
+            for _ in range(multiplicity):
+                result = result * self._known[poly] % self.p
+        return result
 
 
 @dataclass
 class ExactFunction:
-    """factor * product of linear factors * numerator / (product of linear factors * denominator); polynomials with coprime integers."""
+    """factor * product of factors above * numerator / product of factors below; polynomials with coprime integers."""
 
     factor: Fraction = Fraction(1)
-    above: Linear = field(default_factory=dict)
-    below: Linear = field(default_factory=dict)
+    above: Factors = field(default_factory=dict)
+    below: Factors = field(default_factory=dict)
     numerator: Monomials = field(default_factory=dict)
-    denominator: Monomials = field(default_factory=dict)
 
-    def linear(self, points: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
-        """Products of the linear factors above and below at points [N, variables]."""
-        products = []
-        for factors in (self.above, self.below):
-            product = np.ones(len(points), np.int64)
-            for (i, a, b), multiplicity in factors.items():
-                for _ in range(multiplicity):
-                    product = product * ((a * points[:, i] - b) % p) % p
-            products.append(product)
-        return products[0], products[1]
-
-    def evaluate(self, points: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
-        """Residues [N] of numerator and denominator at points [N, variables]."""
-        above, below = self.linear(points, p)
-        above = above * evaluate_monomials(self.numerator, points, p) % p * (self.factor.numerator % p) % p
-        below = below * evaluate_monomials(self.denominator, points, p) % p * (self.factor.denominator % p) % p
+    def evaluate(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
+        """Residues [N] of numerator and denominator."""
+        p = places.p
+        above = places.product(self.above) * evaluate_monomials(self.numerator, places.points, p) % p * (self.factor.numerator % p) % p
+        below = places.product(self.below) * (self.factor.denominator % p) % p
         return above, below
 
     def text(self, variables: Sequence[str], scale: tuple[str, int] | None = None) -> str:
         """An expression that sympy parses. scale: (name, degree) of an invariant that was set to 1; the others are divided by it."""
-        above = [(_linear_poly(key, len(variables)), power) for key, power in self.above.items()]
-        below = [(_linear_poly(key, len(variables)), power) for key, power in self.below.items()]
-        above += _factors(self.numerator, variables)
-        below += _factors(self.denominator, variables)
+        above = [(dict(poly), power) for poly, power in self.above.items()] + _factors(self.numerator, variables)
+        below = [(dict(poly), power) for poly, power in self.below.items()]
         names, negative = list(variables), 0
         if scale is not None:
             name, degree = scale
@@ -6101,12 +6231,6 @@ class ExactFunction:
             return sign + top
         simple = re.fullmatch(r"\w+|\w+\*\*\d+|\([^()]*\)(\*\*\d+)?", bottom)
         return f"{sign}{top}/{bottom if simple else f'({bottom})'}"
-
-
-def _linear_poly(key: tuple[int, int, int], count: int) -> Monomials:
-    i, a, b = key
-    unit = tuple(int(j == i) for j in range(count))
-    return {unit: a, (0,) * count: -b} if b else {unit: a}
 
 
 def _homogeneous(poly: Monomials, summed: Sequence[int], place: int) -> Monomials:
@@ -6169,6 +6293,68 @@ def poly_text(poly: Monomials, names: Sequence[str]) -> str:
     return ("-" if sign == "-" else "") + first + "".join(f" {sign} {term}" for sign, term in others)
 
 
+# letters ---------------------------------------------------------------------------------------------------------------
+
+
+def partitions(things: Sequence[Any]) -> Iterator[list[list[Any]]]:
+    """All ways to put things into groups; the last thing is in the last group."""
+    if not things:
+        yield []
+        return
+    *rest, last = things
+    for size in range(len(rest) + 1):
+        for chosen in itertools.combinations(range(len(rest)), size):
+            group = [rest[k] for k in chosen] + [last]
+            yield from ([*groups, group] for groups in partitions([x for k, x in enumerate(rest) if k not in chosen]))
+
+
+def kinematic_letters(family: Family, variables: Sequence[str], numbers: dict[str, Fraction]) -> tuple[Polynomial, ...]:
+    """Where integrals may be singular, as far as these variables are mixed there; the other symbols have numbers.
+
+    Simple sums of invariants; Gram determinants of groups of legs, which are squares, Källén functions, …; the thresholds
+    lambda(P^2, m_i^2, m_j^2) of all P and masses; lambda(s t, P_1^2 P_3^2, P_2^2 P_4^2) of massless boxes.
+    """
+    names = [name for name, _ in family.point]
+    if len(set(names) & set(variables)) < 2:
+        return ()
+    atoms = [[int(name == x) for x in variables] + [0 if name in variables else numbers[name]] for name in names]
+    letters = dict.fromkeys(linear_letters([*atoms, [0] * len(variables) + [1]]))
+    place = [family.symbols.index(x) for x in variables]
+    for value in dict.fromkeys(_singular_functions(family, numbers)):
+        for factor, _ in value.numer.factor_list()[1]:
+            letter = frozen({tuple(int(exponents[k]) for k in place): int(c) for exponents, c in factor.terms()})
+            if (np.max([exponents for exponents, _ in letter], axis=0) > 0).sum() > 1:
+                letters[letter] = None
+    return tuple(letters)
+
+
+def _singular_functions(family: Family, numbers: dict[str, Fraction]) -> Iterator[Any]:
+    """Determinants and Källén functions as rational functions of the symbols, with the numbers put in."""
+    functions, names = function_field(family, numbers)
+    where, count = f"family {family.name}", len(family.external_momenta)
+    products = _external_products(family, names, functions, where)
+    masses = [functions(evaluate(mass, names, where)) for mass in dict.fromkeys(("0", *(mass for _, mass in family.propagators)))]
+    units = np.eye(count, dtype=int)
+    legs = [*units, -units.sum(0)]
+
+    def product(a: np.ndarray, b: np.ndarray) -> Any:
+        return sum((products[i, j] * int(a[i] * b[j]) for i in range(count) for j in range(count) if a[i] * b[j]), functions.zero)
+
+    def kallen(x: Any, y: Any, z: Any) -> Any:
+        return x**2 + y**2 + z**2 - 2 * (x * y + y * z + z * x)
+
+    for groups in partitions(legs) if 0 < count < MOST_LEGS else ():
+        sums = [np.sum(group, axis=0) for group in groups]
+        gram = np.array([[product(a, b) for b in sums] for a in sums], object)
+        yield determinant_of(gram[:-1, :-1], functions.one)
+        if len(groups) == 2:
+            yield from (kallen(gram[0, 0], a, b) for a, b in itertools.combinations_with_replacement(masses, 2))
+        if len(groups) == 4:
+            for a, b, c, d in ((0, 1, 2, 3), (1, 0, 2, 3), (0, 2, 1, 3)):
+                between = [gram[i, i] + 2 * gram[i, j] + gram[j, j] for i, j in ((a, b), (b, c))]
+                yield kallen(between[0] * between[1], gram[a, a] * gram[c, c], gram[b, b] * gram[d, d])
+
+
 # the method ------------------------------------------------------------------------------------------------------------
 
 Sample = tuple[int, tuple[int, ...]]  # a prime, and residues of the variables
@@ -6195,13 +6381,15 @@ class Reconstruction:
         rng: np.random.Generator,
         say: Callable[[str], None],
         announce: Callable[[int], str] = "{:,} points in all".format,
+        letters: Sequence[Polynomial] = (),
     ):
+        self.letters = tuple(letters)
         self.ask, self.variables, self.count, self.rng, self.say, self.announce = ask, tuple(variables), count, rng, say, announce
         self.primes = probe_primes(rng)
         self.functions = [ExactFunction() for _ in range(count)]
-        self.degrees: list[tuple[int, ...]] = [() for _ in range(count)]
+        self.degrees: list[tuple[int, ...]] = []  # of what is left of the numerators without known factors, in each variable
         self.total = [0] * count
-        self.left: list[list[int]] = []  # degrees of what is left of the denominators without linear factors, in each variable
+        self.rests: list[list[list[np.ndarray]]] = []  # the same part of the denominators, on [variable][slice]
         self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
         self.used_primes = 0
 
@@ -6211,7 +6399,7 @@ class Reconstruction:
             try:
                 self.functions = [ExactFunction() for _ in range(self.count)]
                 if self.count:
-                    self._find_linear_factors()
+                    self._find_factors()
                     self._forecast()
                     self._find_denominators()
                     self._find_numerators()
@@ -6242,7 +6430,7 @@ class Reconstruction:
     def _along(
         self, p: int, place: Callable[[int], tuple[int, ...]], strip: bool, chosen: Sequence[int], size: int = 10
     ) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-        """The chosen functions on a line of points place(t), as numerators and denominators in t. strip: without linear factors."""
+        """The chosen functions on a line of points place(t), as numerators and denominators in t. strip: without known factors."""
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         nodes, values = np.zeros(0, np.int64), np.zeros((0, self.count), np.int64)
         while len(found) < len(chosen):
@@ -6255,7 +6443,8 @@ class Reconstruction:
             if good.mean() < 0.5:
                 raise _Unlucky("most points of a line have no values")
             if strip:
-                more = np.stack([self._stripped(f, more[:, f], points, p) for f in range(self.count)], axis=1)
+                places = Places(points, p)
+                more = np.stack([self._stripped(f, more[:, f], places) for f in range(self.count)], axis=1)
             nodes, values = np.concatenate([nodes, fresh[good]]), np.concatenate([values, more[good]])
             for f in chosen:
                 if f not in found and (function := rational_interpolation(nodes, values[:, f], p)) is not None:
@@ -6263,40 +6452,48 @@ class Reconstruction:
             size = max(size * 3 // 2, size + 4)
         return found
 
-    def _stripped(self, f: int, values: np.ndarray, points: Sequence[tuple[int, ...]], p: int) -> np.ndarray:
-        """Values without the linear factors that are known."""
-        above, below = self.functions[f].linear(np.array(points, np.int64).reshape(len(points), -1), p)
+    def _stripped(self, f: int, values: np.ndarray, places: Places) -> np.ndarray:
+        """Values without the factors that are known."""
+        above, below = places.product(self.functions[f].above), places.product(self.functions[f].below)
         if not above.all():
             raise _Unlucky("a point is a zero of a known factor")
-        return values * below % p * invert(above, p) % p
+        return values * below % places.p * invert(above, places.p) % places.p
 
     # 1 ------------------------------------------------------------------------------------------------------------
 
-    def _find_linear_factors(self) -> None:
+    def _find_factors(self) -> None:
         p, everything = next(self.primes), range(self.count)
-        degrees: list[list[int]] = [[] for _ in everything]
-        self.left = [[0] * len(self.variables) for _ in everything]
+        bases: list[list[tuple[int, ...]]] = []
+        slices: list[list[dict[int, tuple[np.ndarray, np.ndarray]]]] = []
         for i in range(len(self.variables)):
-            slices, size = [], 10
+            mine, size = [], 10
+            bases.append([])
             for _ in range(min(2, len(self.variables))):
                 base = self._draw(p)
-                slices.append(self._along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), False, everything, size))
-                size = max(len(n) + len(d) for n, d in slices[0].values()) - 1 + REDUNDANT_POINTS
-            for f, function in enumerate(self.functions):
-                for side, linear in ((0, function.above), (1, function.below)):
-                    parts = [some[f][side] for some in slices]
-                    if any(len(part) != len(parts[0]) or not len(part) for part in parts):
-                        raise _Unlucky("degrees differ between two lines")
-                    alone = greatest_common_divisor(parts[0], parts[-1], p)
-                    factors = linear_factors(alone, p)
-                    linear |= {(i, a, b): multiplicity for (a, b), multiplicity in factors.items()}
-                    degree = len(parts[0]) - 1 - sum(factors.values())
-                    if side:
-                        self.left[f][i] = degree
-                    else:
-                        degrees[f].append(degree)
-        self.degrees = [tuple(some) for some in degrees]
+                bases[i].append(base)
+                mine.append(self._along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), False, everything, size))
+                size = max(len(n) + len(d) for n, d in mine[0].values()) - 1 + REDUNDANT_POINTS
+            slices.append(mine)
+        self.known = partial(Letters, bases=bases, p=p)
+        letters = self.known(self.letters if len(bases) > 1 else ())
+        rests: list[list[list[list[np.ndarray]]]] = [[], []]
+        for f, function in enumerate(self.functions):
+            for side, factors in enumerate((function.above, function.below)):
+                rest = [self._without_linear(i, [some[f][side] for some in mine], factors, p) for i, mine in enumerate(slices)]
+                factors |= letters.divide_out(rest)
+                rests[side].append(rest)
+        self.degrees, self.rests = [degrees_of(rest) for rest in rests[0]], rests[1]
         self._find_total_degrees(p)
+
+    def _without_linear(self, i: int, parts: list[np.ndarray], factors: Factors, p: int) -> list[np.ndarray]:
+        """Polynomials on slices without the linear factors in variable i alone, which go to factors."""
+        if any(len(part) != len(parts[0]) or not len(part) for part in parts):
+            raise _Unlucky("degrees differ between two lines")
+        for (a, b), multiplicity in linear_factors(greatest_common_divisor(parts[0], parts[-1], p), p).items():
+            factors[affine([a if j == i else 0 for j in range(len(self.variables))] + [-b])] = multiplicity
+            for _ in range(multiplicity):
+                parts = [divide(part, np.array([-b % p, a]), p)[0] for part in parts]
+        return parts
 
     def _find_total_degrees(self, p: int) -> None:
         """Degrees of the numerators in all variables but d together."""
@@ -6309,48 +6506,78 @@ class Reconstruction:
                 True,
                 range(self.count),
             )
-            self.total = [len(line[f][0]) - 1 for f in range(self.count)]
+            for f in range(self.count):
+                self.total[f], below = (len(part) - 1 for part in line[f])
+                if any(
+                    total > sum(some[i] for i in self.summed) for total, some in ((self.total[f], self.degrees[f]), (below, self.left(f)))
+                ):
+                    raise _Unlucky("a factor is none on a line of all variables")
+
+    def left(self, f: int) -> tuple[int, ...]:
+        """Degrees of what is left of a denominator without known factors."""
+        return degrees_of(self.rests[f])
+
+    def _cost(self, f: int) -> int:
+        """About how many points it takes to find what is left of a denominator."""
+        *limits, _ = sorted(filter(None, self.left(f)))
+        moved = sum(degree for i, degree in enumerate(self.degrees[f]) if self.left(f)[i] and i not in self.summed)
+        return count_exponents(limits, sum(self.left(f))) * (sum(self.left(f)) + self.total[f] + moved + REDUNDANT_POINTS)
 
     def _forecast(self) -> None:
-        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of the denominators."""
-        points = 0
-        for degrees, total, left in zip(self.degrees, self.total, self.left):
+        """Say what is to come at least, where that is much: the first prime of the largest numerator, and of one denominator."""
+        points = min((self._cost(f) for f in range(self.count) if any(self.left(f))), default=0)
+        sizes = []
+        for degrees, total in zip(self.degrees, self.total):
             free = math.prod(degree + 1 for i, degree in enumerate(degrees) if i not in self.summed)
-            active = sum(map(bool, left))
-            degree = max(left, default=0)
-            lines = math.comb(degree + active - 1, active - 1) if active else 0
-            points = max(points, free * count_exponents([degrees[i] for i in self.summed], total) + lines * (degree + REDUNDANT_POINTS))
+            sizes.append(free * count_exponents([degrees[i] for i in self.summed], total))
+        points += max(sizes)
         if points > MANY_POINTS:
             self.say(f"degrees {self.describe_degrees()}; for the first prime alone at least {self.announce(points)}")
 
     # 2 ------------------------------------------------------------------------------------------------------------
 
     def _find_denominators(self) -> None:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for f, left in enumerate(self.left):
-            groups.setdefault(tuple(i for i, degree in enumerate(left) if degree), []).append(f)
-        for f in groups.pop((), []):
-            self.functions[f].denominator = {(0,) * len(self.variables): 1}
-        for active, chosen in groups.items():
-            supports: dict[int, list[tuple[int, ...]]] = {}
+        """The cheapest first: the factors of one are looked for in all others, as letters are."""
+        while remaining := [f for f in range(self.count) if any(self.left(f))]:
+            costs = {f: (self._cost(f), self.left(f)) for f in remaining}
+            chosen = [f for f in remaining if costs[f] == min(costs.values())]
+            factors = [factor for poly in self._denominators(chosen) for factor, _ in _factors(poly, self.variables)]
+            letters = self.known(list(dict.fromkeys(map(frozen, factors))))
+            for f in remaining:
+                self.functions[f].below |= letters.divide_out(self.rests[f])
+            if any(any(self.left(f)) for f in chosen):
+                raise _Unlucky("a denominator does not divide itself")
 
-            def images(p: int, wanted: list[int], active=active, supports=supports) -> dict[int, list[int]]:
-                found = self._denominators_modulo(p, active, wanted)
-                for f, poly in found.items():
-                    supports.setdefault(f, sorted(poly, reverse=True))
-                    if not set(poly) <= set(supports[f]) or supports[f][0] not in poly:
+    def _denominators(self, chosen: list[int]) -> list[Monomials]:
+        """What is left of denominators with the same degrees; one prime may do, since the slices are modulo another."""
+        supports: dict[int, list[tuple[int, ...]]] = {}
+
+        def images(batch: list[int], wanted: list[int]) -> dict[int, dict[int, list[int]]]:
+            result: dict[int, dict[int, list[int]]] = {}
+            for p in batch:
+                result[p] = {}
+                for f, poly in self._denominators_modulo(p, wanted).items():
+                    terms = supports.setdefault(f, sorted(poly, reverse=True))
+                    if not set(poly) <= set(terms) or terms[0] not in poly:
                         raise _Unlucky("a denominator has other terms")
-                result = {}
-                for f, poly in found.items():
-                    inverse = pow(poly[supports[f][0]], -1, p)
-                    result[f] = [poly.get(exponents, 0) * inverse % p for exponents in supports[f]]
-                return result
+                    inverse = pow(poly[terms[0]], -1, p)
+                    result[p][f] = [poly.get(exponents, 0) * inverse % p for exponents in terms]
+            return result
 
-            for f, numbers in self._lift(chosen, lambda batch, wanted, images=images: {p: images(p, wanted) for p in batch}, 1).items():
-                _, self.functions[f].denominator = primitive({e: value for e, value in zip(supports[f], numbers) if value})
+        def polynomial(f: int, numbers: list[Fraction]) -> Monomials:
+            return primitive({e: value for e, value in zip(supports[f], numbers) if value})[1]
 
-    def _denominators_modulo(self, p: int, active: tuple[int, ...], chosen: list[int]) -> dict[int, Monomials]:
-        """Denominators of functions whose denominators depend on these variables, up to a factor."""
+        def confirmed(candidates: dict[int, list[Fraction]]) -> list[int]:
+            polys = {f: frozen(polynomial(f, numbers)) for f, numbers in candidates.items()}
+            letters = self.known(list(dict.fromkeys(polys.values())))
+            return [f for f, poly in polys.items() if letters.divides(poly, self.rests[f])]
+
+        return [polynomial(f, numbers) for f, numbers in self._lift(chosen, images, 1, None, confirmed).items()]
+
+    def _denominators_modulo(self, p: int, chosen: list[int]) -> dict[int, Monomials]:
+        """What is left of denominators with the same degrees, up to a factor."""
+        limits = {i: degree for i, degree in enumerate(self.left(chosen[0])) if degree}
+        active = tuple(sorted(limits, key=lambda i: -limits[i]))  # the directions are 1 in the first, where it saves most
         base, shift = self._draw(p), self._draw(p)
 
         def place(t: int, z: Sequence[int]) -> tuple[int, ...]:
@@ -6363,15 +6590,15 @@ class Reconstruction:
         first = self._along(p, lambda t: place(t, direction), True, chosen)
         most = max(len(first[f][1]) - 1 for f in chosen)
         size = max(len(first[f][0]) + len(first[f][1]) for f in chosen) - 1 + REDUNDANT_POINTS
-        nodes = [self._distinct(p, most + 1) for _ in active[1:]]
-        lattice = lower_set([((most,) * (len(active) - 1), tuple(range(len(active) - 1)), most)])
+        nodes = [self._distinct(p, limits[i] + 1) for i in active[1:]]
+        lattice = lower_set([(tuple(limits[i] for i in active[1:]), tuple(range(len(active) - 1)), most)])
         directions = [(1, *(int(some[e]) for some, e in zip(nodes, exponents))) for exponents in lattice]
         ts = self._distinct(p, size)
         points = [place(t, z) for z in directions for t in ts.tolist()]
-        values = self._values([(p, point) for point in points])
+        values, places = self._values([(p, point) for point in points]), Places(points, p)
         result = {}
         for f in chosen:
-            mine = self._stripped(f, values[:, f], points, p).reshape(len(lattice), size)
+            mine = self._stripped(f, values[:, f], places).reshape(len(lattice), size)
             lines = self._denominators_on_lines(ts, mine, len(first[f][1]) - 1, p)
             coefficients = interpolate(nodes, lattice, lines, p)
             poly = {
@@ -6427,21 +6654,30 @@ class Reconstruction:
                 result[p] = {f: [poly.get(e, 0) for e in supports[f]] for f, poly in some.items()}
             return result
 
-        for f, numbers in self._lift(everything, images, expected).items():
+        known = {first: {f: [poly[e] for e in supports[f]] for f, poly in polys.items()}}
+        for f, numbers in self._lift(everything, images, expected, known, lambda found: self._confirmed(found, supports)).items():
             content, poly = primitive({e: value for e, value in zip(supports[f], numbers) if value})
             self.functions[f].factor, self.functions[f].numerator = content, poly
 
     def _must_predict(self, polys: dict[int, Monomials], p: int) -> None:
         """Raises _Unlucky where a numerator modulo a prime is not this polynomial: degrees or the denominator are wrong."""
         points = [self._draw(p) for _ in range(2)]
-        array, values = np.array(points, np.int64).reshape(len(points), -1), self._values([(p, point) for point in points])
+        values, places = self._values([(p, point) for point in points]), Places(points, p)
         for f, poly in polys.items():
-            if (evaluate_monomials(poly, array, p) != self._numerator_values(f, values[:, f], points, p)).any():
+            if (evaluate_monomials(poly, places.points, p) != self._stripped(f, values[:, f], places)).any():
                 raise _Unlucky("a numerator is not a polynomial of the degrees that were found")
 
-    def _numerator_values(self, f: int, values: np.ndarray, points: Sequence[tuple[int, ...]], p: int) -> np.ndarray:
-        array = np.array(points, np.int64).reshape(len(points), -1)
-        return self._stripped(f, values, points, p) * evaluate_monomials(self.functions[f].denominator, array, p) % p
+    def _confirmed(self, candidates: dict[int, list[Fraction]], supports: dict[int, list[tuple[int, ...]]]) -> list[int]:
+        """Functions whose numerators have these coefficients at two points modulo a prime that was not used."""
+        p = next(self.primes)
+        points = [self._draw(p) for _ in range(2)]
+        (values, good), places, found = self.ask([(p, point) for point in points]), Places(points, p), []
+        for f, numbers in candidates.items():
+            if good.all() and all(value.denominator % p for value in numbers):
+                poly = {e: value.numerator * pow(value.denominator, -1, p) for e, value in zip(supports[f], numbers)}
+                if (evaluate_monomials(poly, places.points, p) == self._stripped(f, values[:, f], places)).all():
+                    found.append(f)
+        return found
 
     def _on_grid(self, batch: list[int], grid: list[tuple[int, ...]], chosen: list[int]) -> dict[int, dict[int, Monomials]]:
         """Numerators modulo each prime of a batch from points of a full grid."""
@@ -6451,7 +6687,8 @@ class Reconstruction:
         values = self._values([(p, point) for p in batch for point in points[p]]).reshape(len(batch), len(grid), self.count)
         result: dict[int, dict[int, Monomials]] = {}
         for p, mine in zip(batch, values):
-            columns = np.stack([self._numerator_values(f, mine[:, f], points[p], p) for f in chosen], axis=1)
+            places = Places(points[p], p)
+            columns = np.stack([self._stripped(f, mine[:, f], places) for f in chosen], axis=1)
             coefficients = interpolate(nodes[p], grid, columns, p)
             result[p] = {f: {e: int(c) for e, c in zip(grid, coefficients[:, k].tolist()) if c} for k, f in enumerate(chosen)}
         return result
@@ -6459,51 +6696,62 @@ class Reconstruction:
     def _sparsely(self, batch: list[int], supports: dict[int, list[tuple[int, ...]]], chosen: list[int]) -> dict[int, dict[int, Monomials]]:
         """Numerators with known terms, from as many points of a geometric sequence."""
         count = max(len(supports[f]) for f in chosen)
-        points: dict[int, list[tuple[int, ...]]] = {}
+        starts, points = {}, {}
         for p in batch:
-            start, ratio = self._draw(p), self._draw(p)
+            start, ratio = starts[p] = self._draw(p), self._draw(p)
             points[p] = [tuple(s * pow(r, k, p) % p for s, r in zip(start, ratio)) for k in range(count)]
         values = self._values([(p, point) for p in batch for point in points[p]]).reshape(len(batch), count, self.count)
         result: dict[int, dict[int, Monomials]] = {}
         for p, mine in zip(batch, values):
-            result[p] = {}
-            ratio = np.array([[int(b) * pow(int(a), -1, p) % p for a, b in zip(points[p][0], points[p][min(1, count - 1)])]])
+            places, result[p] = Places(points[p], p), {}
+            start, ratio = starts[p]
             for f in chosen:
-                terms = supports[f]
-                bases = np.array([int(evaluate_monomials({e: 1}, ratio, p)[0]) for e in terms])
-                if len(set(bases.tolist())) < len(bases):
+                terms = np.array(supports[f]).reshape(len(supports[f]), -1)
+                bases = monomial_values(terms, ratio, p)
+                if len(np.unique(bases)) < len(bases):
                     raise _Unlucky("two terms cannot be told apart")
-                column = self._numerator_values(f, mine[: len(terms), f], points[p][: len(terms)], p)
-                solved = solve_geometric(bases, column, p)
-                first = np.array([points[p][0]], np.int64)
-                for e, value in zip(terms, solved.tolist()):
-                    result[p].setdefault(f, {})[e] = value * pow(int(evaluate_monomials({e: 1}, first, p)[0]), -1, p) % p
+                solved = solve_geometric(bases, self._stripped(f, mine[:, f], places), p)
+                numbers = solved * invert(monomial_values(terms, start, p), p) % p
+                result[p][f] = dict(zip(supports[f], numbers.tolist()))
         return result
 
     # 4 ------------------------------------------------------------------------------------------------------------
 
     def _lift(
-        self, chosen: list[int], images: Callable[[list[int], list[int]], dict[int, dict[int, list[int]]]], expected: int
+        self,
+        chosen: list[int],
+        images: Callable[[list[int], list[int]], dict[int, dict[int, list[int]]]],
+        expected: int,
+        known: dict[int, dict[int, list[int]]] | None = None,
+        confirmed: Callable[[dict[int, list[Fraction]]], list[int]] = lambda candidates: [],
     ) -> dict[int, list[Fraction]]:
-        """Vectors of rational numbers from images(primes, functions) = {prime: {function: residues}}; about so many primes are expected."""
+        """Vectors of rational numbers from images(primes, functions) = {prime: {function: residues}}; about so many primes are expected.
+
+        known: images that are there already; confirmed: which candidates need no further prime.
+        """
         lifts = {f: Lift() for f in chosen}
-        used, unlucky = 0, 0
-        while wanted := [f for f in chosen if not lifts[f].done]:
-            batch = [next(self.primes) for _ in range(max(min(expected - used, 64), 1 + used // 10))]
-            try:
-                found = images(batch, wanted)
-            except _Unlucky:
-                unlucky += 1
-                if unlucky > ATTEMPTS * (1 + used // 10):
-                    raise
-                continue
-            used += len(batch)
+        found, used, unlucky = known or {}, len(known or {}), 0
+        while True:
             for p, vectors in found.items():
                 for f, residues in vectors.items():
                     if not lifts[f].done:
                         lifts[f].add(residues, p)
+            candidates = {f: lift.candidate for f, lift in lifts.items() if not lift.done and lift.candidate is not None}
+            for f in confirmed(candidates) if candidates else ():
+                lifts[f].done = True
+            wanted = [f for f in chosen if not lifts[f].done]
+            if not wanted:
+                break
             if used > MOST_PRIMES:
                 raise ReductionError(f"coefficients do not settle within {MOST_PRIMES} primes")
+            batch = [next(self.primes) for _ in range(max(min(expected - used, 64), 1 + used // 10))]
+            try:
+                found = images(batch, wanted)
+                used += len(batch)
+            except _Unlucky:
+                found, unlucky = {}, unlucky + 1
+                if unlucky > ATTEMPTS * (1 + used // 10):
+                    raise
         self.used_primes = used
         return {f: lift.candidate for f, lift in lifts.items()}
 
@@ -6511,7 +6759,7 @@ class Reconstruction:
         """From the size of the numbers at a small rational point; says what is to come."""
         place = tuple((101, 103, 107, 109, 113, 127, 131)[: len(self.variables)])
         expected = 1
-        if self.variables and len(place) == len(self.variables):
+        if len(place) == len(self.variables) and points > FORESEEN_POINTS:
             try:
                 numbers = self._lift(list(range(self.count)), lambda batch, wanted: self._at(place, batch, wanted), 8)
             except _Unlucky:
@@ -6519,21 +6767,22 @@ class Reconstruction:
             for f, (number, *_) in numbers.items():
                 bits = number.numerator.bit_length() + number.denominator.bit_length()
                 inside = sum(degree * math.log2(x) for degree, x in zip(self.degrees[f], place))
-                expected = max(expected, 2 + int(max(bits - inside / 2, 0) / 30.9 + 0.5))
-        told = f"degrees {self.describe_degrees()}; {grid:,} points for the first prime, {points:,} for each of about {expected} more"
-        self.say(f"{told}: {self.announce(grid + expected * points)}")
+                expected = max(expected, 1 + int(max(bits - inside / 2, 0) / 30.9 + 0.5))
+        told = f"degrees {self.describe_degrees()}; {grid:,} points for the first prime, {points:,} for each of about {expected - 1} more"
+        self.say(f"{told}: {self.announce(grid + (expected - 1) * points)}")
         return expected
 
     def _at(self, place: tuple[int, ...], batch: list[int], chosen: list[int]) -> dict[int, dict[int, list[int]]]:
         values = self._values([(p, place) for p in batch])
-        return {p: {f: [int(self._numerator_values(f, row[f : f + 1], [place], p)[0])] for f in chosen} for p, row in zip(batch, values)}
+        places = {p: Places([place], p) for p in batch}
+        return {p: {f: [int(self._stripped(f, row[f : f + 1], places[p])[0])] for f in chosen} for p, row in zip(batch, values)}
 
     def describe_degrees(self) -> str:
-        """Largest degrees of numerators and denominators in each variable, linear factors included."""
+        """Largest degrees of numerators and denominators in each variable, factors included."""
         texts = []
         for i, name in enumerate(self.variables):
-            above = max(self.degrees[f][i] + sum(m for (j, *_), m in self.functions[f].above.items() if j == i) for f in range(self.count))
-            below = max(self.left[f][i] + sum(m for (j, *_), m in self.functions[f].below.items() if j == i) for f in range(self.count))
+            above = max(some[i] + degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
+            below = max(self.left(f)[i] + degree_of(function.below, i) for f, function in enumerate(self.functions))
             texts.append(f"{name}: {above}/{below}")
         return ", ".join(texts) or "0"
 
@@ -6544,9 +6793,9 @@ class Reconstruction:
         if not good.any():
             raise _Unlucky("no point to check with")
         for (p, point), row in zip([s for s, g in zip(samples, good) if g], values[good]):
-            array = np.array([point], np.int64).reshape(1, -1)
+            places = Places([point], p)
             for f, function in enumerate(self.functions):
-                above, below = function.evaluate(array, p)
+                above, below = function.evaluate(places)
                 if (int(above[0]) - int(row[f]) * int(below[0])) % p or not below[0]:
                     raise _Unlucky("a function fails at a fresh point")
 
@@ -6701,6 +6950,11 @@ class Sampler:
                 self.scale = invariants[0]
                 variables.remove(self.scale)
         self.variables = tuple(variables)
+
+    def letters(self) -> tuple[Polynomial, ...]:
+        """Factors that mix variables and are looked for."""
+        numbers = self.exact.given | ({self.scale: Fraction(1)} if self.scale else {})
+        return kinematic_letters(self.exact.problem.family, self.variables, numbers)
 
     def _random(self, rng: np.random.Generator, p: int) -> dict[str, int]:
         return {name: int(rng.integers(1000, p - 1000)) for name in self.exact.symbols}
@@ -6868,7 +7122,7 @@ def reconstruct_problem(exact: ExactProblem | SystemProblem, sampler: Sampler) -
     rng = np.random.default_rng(seed)
     sampler.prepare(rng)
     sampler.restore()
-    work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate)
+    work = Reconstruction(sampler, sampler.variables, len(sampler.names), rng, sampler.announce, sampler.estimate, sampler.letters())
     functions = work.run()
     reductions: dict[Any, dict[Any, Fraction | str]] = {row: {} for row in sampler.rows}
     for (target, master), function in sorted(zip(sampler.names, functions), key=lambda named: sampler.order(named[0][1]), reverse=True):
@@ -10158,6 +10412,10 @@ class SystemSampler(Sampler):
         self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
         kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
         self.trace = Shared.write((kept, wanted, self.names, leads), self.directory.shared)
+
+    def letters(self) -> tuple[Polynomial, ...]:
+        size = len(self.variables) + 1
+        return linear_letters([[int(i == k) for k in range(size)] for i, name in enumerate((*self.variables, "1")) if name != "d"])
 
     def _submit(self, chunk: list[Sample]) -> Future:
         return self.executor.submit(solve_points, self.trace, chunk)
