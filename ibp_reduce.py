@@ -82,6 +82,7 @@ import sys
 import time
 import zipfile
 import zlib
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -555,11 +556,12 @@ class Algebra:
     """A family's propagators as polynomials in the momenta, over the rational functions of d and the invariants.
 
     momenta: generators for the loop, then the external momenta; propagators: quadratic forms in them; masses: what is subtracted;
-    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1; names: the symbols as
-    functions, but for those that have numbers. Raises InputError.
+    externals: products of external momenta; names: the symbols as functions, but for those that have numbers. Raises InputError.
     """
 
     def __init__(self, family: Family, where: str = "", numbers: dict[str, Fraction] | None = None):
+        from sympy.polys.matrices import DomainMatrix
+        from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
         from sympy.polys.rings import ring
 
         where = where or f"family {family.name}"
@@ -570,7 +572,36 @@ class Algebra:
         self.propagators = [_propagator(text, vectors, self.names, self.ring, where) for text, _ in family.propagators]
         self.masses = [self.functions(evaluate(mass, self.names, where)) for _, mass in family.propagators]
         self.externals = _external_products(family, self.names, self.functions, where)
-        self.in_propagators = _scalar_products_to_propagators(family, self.propagators, self.masses, self.externals, self.functions, where)
+        self.loops, self.n = len(family.loop_momenta), family.n
+        products = ((i, j) for i in range(self.loops) for j in range(i, len(momenta)))
+        self.column = {pair: number for number, pair in enumerate(products)}
+        rows = [self._split(propagator) for propagator in self.propagators]
+        try:
+            square = DomainMatrix([row[:-1] for row in rows], (self.n, self.n), self.functions.to_domain())
+            self.inverse = list(zip(*square.inv().to_list()))  # columns
+        except DMNonInvertibleMatrixError:
+            raise InputError(
+                f"{where}: the propagators are linearly dependent; they must span all {self.n} scalar products with loop momenta"
+            ) from None
+        self.constants = [row[-1] - mass for row, mass in zip(rows, self.masses)]
+
+    def _split(self, form: Any) -> list:
+        """A quadratic form's coefficients of the scalar products with a loop momentum, then its constant part."""
+        row = [self.functions.zero] * (self.n + 1)
+        for monomial, value in form.terms():
+            i, j = (k for k, power in enumerate(monomial) for _ in range(power))
+            if i < self.loops:
+                row[self.column[i, j]] += value
+            else:
+                row[-1] += value * self.externals[i - self.loops, j - self.loops]
+        return row
+
+    def in_propagators(self, form: Any) -> list:
+        """A quadratic form's n + 1 coefficients of D_1 … D_n and 1."""
+        *products, constant = self._split(form)
+        zero = self.functions.zero
+        linear = [sum((value * factor for value, factor in zip(products, column) if value), zero) for column in self.inverse]
+        return [*linear, constant - sum((factor * part for factor, part in zip(linear, self.constants)), zero)]
 
 
 def function_field(family: Family, numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
@@ -656,45 +687,6 @@ def _external_products(family: Family, invariants: dict, functions: Any, where: 
             if (i, j) not in products:
                 raise InputError(f"{where}: no kinematic rule for {a}*{b}")
     return products
-
-
-def _scalar_products_to_propagators(
-    family: Family, propagators: list, masses: list, externals: dict, functions: Any, where: str
-) -> Callable[[Any], list]:
-    """The map from a quadratic form in the momenta to its n + 1 coefficients of D_1 … D_n and 1."""
-    from sympy.polys.matrices import DomainMatrix
-    from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
-
-    loops, n = len(family.loop_momenta), family.n
-    total = loops + len(family.external_momenta)
-    column = {pair: number for number, pair in enumerate((i, j) for i in range(loops) for j in range(i, total))}
-
-    def split(form: Any) -> list:
-        """Coefficients of the scalar products with a loop momentum, then the constant part."""
-        row = [functions.zero] * (n + 1)
-        for monomial, value in form.terms():
-            i, j = (k for k, power in enumerate(monomial) for _ in range(power))
-            if i < loops:
-                row[column[i, j]] += value
-            else:
-                row[n] += value * externals[i - loops, j - loops]
-        return row
-
-    rows = [split(form) for form in propagators]
-    try:
-        inverse = DomainMatrix([row[:n] for row in rows], (n, n), functions.to_domain()).inv().to_list()
-    except DMNonInvertibleMatrixError:
-        raise InputError(
-            f"{where}: the propagators are linearly dependent; they must span all {n} scalar products with loop momenta"
-        ) from None
-    constants = [row[n] - mass for row, mass in zip(rows, masses)]
-
-    def convert(form: Any) -> list:
-        row = split(form)
-        linear = [sum((row[k] * inverse[k][b] for k in range(n) if row[k]), functions.zero) for b in range(n)]
-        return [*linear, row[n] - sum((linear[b] * constants[b] for b in range(n)), functions.zero)]
-
-    return convert
 
 
 def _freeze_operator(terms: dict) -> Operator:
@@ -811,15 +803,6 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
     return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
 
 
-def combination_at(combination: Operator, point: Point) -> Expression:
-    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
-    if not combination:
-        return {}
-    at = evaluate_identities([combination], point)
-    values = at.coefficient.sum(1) % point.prime
-    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
-
-
 def mass_dimension(terms: Operator) -> int | None:
     """Of an identity, or of a combination less what d gives, in units of a squared mass; None where the terms differ."""
     dimensions = set()
@@ -840,8 +823,10 @@ class Column:
     terms: Operator
 
     def at(self, point: Point) -> Expression:
-        """Raises InputError where a denominator vanishes."""
-        return combination_at(self.terms, point)
+        """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
+        quotient = quotients_at(point, "a combination")
+        values = ((integral, sum(quotient(above, below) for _, above, below in parts) % point.prime) for integral, parts in self.terms)
+        return {integral: value for integral, value in values if value}
 
     @classmethod
     def of(cls, name: Any, functions: dict[Index, Any]) -> Column:
@@ -2392,12 +2377,9 @@ def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level
     dr, ds = sector.r_and_s(shift)
     kinds = 3 * (np.sign(dr) + 1) + np.sign(ds) + 1
     place = equations.operator * SHIFT_KINDS + kinds
-    order = np.argsort(place, kind="stable")
-    start = run_starts(place[order])
-    distance = (seeds @ sector.weights)[:, None] + (shift @ sector.weights)[order][None]
-    heavier, same = np.zeros((2, len(seeds), count * SHIFT_KINDS), np.float32)
-    heavier[:, place[order][start]] = np.add.reduceat((distance > 0).astype(np.float32), start, axis=1)
-    same[:, place[order][start]] = np.add.reduceat((distance == 0).astype(np.float32), start, axis=1)
+    distance = (seeds @ sector.weights)[:, None] + (shift @ sector.weights)[None]
+    places = np.eye(count * SHIFT_KINDS, dtype=np.float32)[place]
+    heavier, same = (product(terms.astype(np.float32), places) for terms in (distance > 0, distance == 0))
     total = np.bincount(place, minlength=count * SHIFT_KINDS).reshape(1, count, SHIFT_KINDS)
     size = np.abs(seeds)
     parts = (seeds[:, positive], -seeds[:, ~positive], size, size[:, positive], seeds[:, positive] > 0, seeds[:, ~positive] > 0)
@@ -2874,8 +2856,7 @@ class _SectorReduction:
 
     def _add_rule(self, rule: Rule) -> CompiledRule:
         compiled = CompiledRule(self.sector, self.task.equations, rule)
-        self._rules_of(rule.level).append(compiled)
-        self.compiled[rule.level].sort(key=lambda c: c.rows)
+        insort(self._rules_of(rule.level), compiled, key=lambda c: c.rows)
         self.rules.add(rule)
         self.new_rules.append(rule)
         return compiled
@@ -2917,7 +2898,7 @@ class _SectorReduction:
             inside = (terms.sector == self.task.bits) & (terms.key >= lowest)
             new = np.unique(terms.key[inside])
             wave = new[~is_member(new, self.stops) & ~is_member(new, closed)]
-            closed = np.sort(np.concatenate([closed, wave]), kind="stable")
+            closed = merge(closed, wave)
         self.counts["integrals"] += len(closed)
         return closed, Terms.join(parts)
 
@@ -3542,10 +3523,10 @@ def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelatio
             )
         solve_for(relation.solved, row, solved, p)
     names = {relation.name for relation in relations}
-    return {name: _ordered(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
+    return {name: heaviest_first(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
 
 
-def _ordered(row: Expression) -> Expression:
+def heaviest_first(row: Expression) -> Expression:
     return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
@@ -3570,7 +3551,7 @@ def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], 
 
     def rewritten(expression: Expression) -> Expression:
         row = substitute(expression, solved, p)
-        return _ordered({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
+        return heaviest_first({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
 
     return {target: rewritten(expression) for target, expression in reductions.items()}
 
@@ -3813,9 +3794,8 @@ def _get(shelf: RuleShelf, key: str, check: Callable[[Any, Family], Any], family
 
 def _check_identities(value: Any, family: Family) -> tuple:
     operators, nonzero = value
-    if operators is not None and len(operators) != family.operators:
-        raise ValueError("identities of another family")
-    if any(len(shift) != family.n for operator in operators or () for shift, _ in operator):
+    shifts = (shift for operator in operators or () for shift, _ in operator)
+    if operators is not None and (len(operators) != family.operators or any(len(shift) != family.n for shift in shifts)):
         raise ValueError("identities of another family")
     if nonzero is not None and any(not 0 < bits < 1 << family.lines for bits in nonzero):
         raise ValueError("sectors of another family")
@@ -4342,8 +4322,7 @@ class Controller:
             for future in self._finished(running):
                 del running[future]
                 self._take(future.result(), pending, expressions)
-        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
-        return dict(zip(targets, ordered))
+        return dict(zip(targets, map(heaviest_first, expressions)))
 
     def _start(self, targets: tuple[Target, ...]) -> dict[int, list]:
         """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
@@ -4826,8 +4805,7 @@ class StepController(Controller):
                 for expression, value in zip(expressions, line.tolist()):
                     if value:
                         expression[integral] = value
-        ordered = ({term: e[term] for term in sorted(e, key=weight, reverse=True)} for e in expressions)
-        return dict(zip(targets, ordered))
+        return dict(zip(targets, map(heaviest_first, expressions)))
 
     def _check_complete(self, bits: int, keys: np.ndarray) -> None:
         """Raises ReductionError if a coefficient arrives where no one-step result is: a damaged journal must not become a wrong result."""
@@ -7338,7 +7316,7 @@ def _joined_reductions(
             row = total.setdefault(target if isinstance(target, str) else joint.joint(number, target), {})
             for integral, value in expression.items():
                 _subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
-    return {target: {term: row[term] for term in sorted(row, key=weight, reverse=True)} for target, row in total.items()}
+    return {target: heaviest_first(row) for target, row in total.items()}
 
 
 def _change_joint_basis(
@@ -9354,7 +9332,7 @@ def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values:
     claims = {show_target(target): difference(whole(target), at(expression), p) for target, expression in record["reductions"].items()}
     for (variable, master), combination in combinations.items():
         row = at(record["differential_equation"]["matrices"][variable][master])
-        claim = combination_at(combination, point)
+        claim = Column("", combination).at(point)
         for term, value in row.items():
             claim[term] = (claim.get(term, 0) - value) % p
         claims[f"the equation in {variable} of {show(master)}"] = claim
