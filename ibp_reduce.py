@@ -791,16 +791,12 @@ def quotients_at(point: Point, what: str) -> Callable[[Polynomial, Polynomial], 
 def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
     """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
     quotient = quotients_at(point, "an identity")
-    labels, shifts, rows = [], [], []
-    for number, terms in enumerate(operators):
-        for shift, coefficients in terms:
-            row = [0] * (len(shift) + 1)
-            for i, numerator, denominator in coefficients:
-                row[i] = quotient(numerator, denominator)
-            labels.append(number)
-            shifts.append(shift)
-            rows.append(row)
-    return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
+    labels, shifts, coefficients = zip(*((number, *term) for number, terms in enumerate(operators) for term in terms))
+    rows = np.zeros((len(shifts), len(shifts[0]) + 1), np.int64)
+    for row, parts in zip(rows, coefficients):
+        for i, numerator, denominator in parts:
+            row[i] = quotient(numerator, denominator)
+    return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), rows)
 
 
 def mass_dimension(terms: Operator) -> int | None:
@@ -1672,10 +1668,10 @@ def in_ranges(neighbourhood: Neighbourhood, sector: Sector, seeds: np.ndarray) -
 
 def holds(region: Neighbourhood | CornerRegion, sector: Sector, seeds: np.ndarray) -> bool:
     """Whether all of these seeds [S, n], relative to a target, belong to a neighbourhood."""
-    if isinstance(region, CornerRegion):
-        return False
     size = np.abs(seeds)
-    return bool((size.max(1) <= region.reach).all() and (size.sum(1) <= region.norm).all() and in_ranges(region, sector, seeds).all())
+    return isinstance(region, Neighbourhood) and bool(
+        (size.max(1) <= region.reach).all() and (size.sum(1) <= region.norm).all() and in_ranges(region, sector, seeds).all()
+    )
 
 
 class SearchSpace:
@@ -2117,7 +2113,7 @@ class Features:
     """A position and its actions as the policy sees them: relative numbers only, so that one policy serves any family.
 
     entries [F, 14] of the actions' identities, which belong to actions `action` [F]; indices [C * n, 7], n for each action;
-    actions [C, 8]; open [H, 6]; all int8.
+    actions [C, 8], how many entries of each identity are of what kind; open [H, 6]; all int8.
     """
 
     entries: np.ndarray
@@ -2142,6 +2138,7 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
     own, key = moves.own, moves.key
     in_open, in_solved = own & is_member(key, waiting), own & is_member(key, solved)
     new = own & (key >= 0) & ~in_open & ~in_solved
+    kinds = (own & (key == heaviest), new, new & (key > heaviest), in_open, in_solved, own, ~own, own & (key < 0))
     relations = (own, key > heaviest, key == heaviest, (key > 0) & (key < heaviest), key == 0, key < 0, in_open, in_solved, new)
     changes = (moves.dr, moves.ds, moves.dr - away_r[-1], moves.ds - away_s[-1])
     columns = [own & relation for relation in relations] + [~own] + [np.clip(change, -FAR, FAR) * own for change in changes]
@@ -2149,7 +2146,7 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
         np.stack(columns, 1).astype(np.int8),
         moves.action,
         _index_features(sector, target, pivot, moves.seed),
-        _action_features(moves, count, in_open, in_solved, new, heaviest),
+        np.minimum(np.stack([np.bincount(moves.action[kind], minlength=count) for kind in kinds], 1), 15).astype(np.int8),
         np.stack(
             [
                 np.clip(away_r, -FAR, FAR),
@@ -2171,14 +2168,6 @@ def _index_features(sector: Sector, target: np.ndarray, pivot: np.ndarray, seed:
     relative = np.clip(np.stack([np.broadcast_to(pivot, seed.shape), change - pivot, change], 2), -FAR, FAR)
     kind = np.broadcast_to(np.stack([positive, ~positive], 1), (*seed.shape, 2))
     return np.concatenate([kind, border, relative], 2).reshape(-1, 7).astype(np.int8)
-
-
-def _action_features(moves: Moves, count: int, in_open: np.ndarray, in_solved: np.ndarray, new: np.ndarray, heaviest: int) -> np.ndarray:
-    """[C, 8]: how many entries of each identity are of what kind."""
-    own, key = moves.own, moves.key
-    kinds = (own & (key == heaviest), new, new & (key > heaviest), in_open, in_solved, own, ~own, own & (key < 0))
-    counts = [np.bincount(moves.action[kind], minlength=count) for kind in kinds]
-    return np.minimum(np.stack(counts, 1), 15).astype(np.int8)
 
 
 def join_features(parts: Sequence[Features]) -> dict[str, Any]:
