@@ -923,14 +923,10 @@ class Sector:
         self.positive = np.array([bits >> i & 1 for i in range(self.n)], bool)
         inside, outside = np.flatnonzero(self.positive).tolist(), np.flatnonzero(~self.positive).tolist()
         self.implied = [group[0] for group in (inside, outside) if group]
-        place, digits = 1, []
-        for i in range(self.n):
-            if i not in self.implied:
-                digits.append((i, place))
-                place *= layout.radix
-        self.s_place, self.r_place = place, place * layout.radix if outside else place  # without a place for s where s is always 0
-        self.digits = digits[::-1]
-        own = dict(digits)
+        own = {i: layout.radix**k for k, i in enumerate(i for i in range(self.n) if i not in self.implied)}
+        self.digits = list(own.items())[::-1]
+        self.s_place = layout.radix ** len(own)
+        self.r_place = self.s_place * layout.radix if outside else self.s_place  # s needs no place where it is always 0
         self.weights = np.array(
             [own.get(i, 0) + self.r_place if self.positive[i] else -own.get(i, 0) - self.s_place for i in range(self.n)], layout.dtype
         )
@@ -1219,17 +1215,17 @@ class Geometry:
 
     def text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
         """A shift [M, M] of the momenta for people, one entry for each that changes; all signs may be reversed."""
-        return min(self._text(shift, target), self._text(-shift, target), key=lambda lines: (len(lines), sum(map(len, lines))))
-
-    def _text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
-        lines = []
-        for name, row in zip(self.names, shift):
-            signs = {"1": "+", "-1": "-"}
-            parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(target.names, row) if value]
-            text = "".join(parts).removeprefix("+") or "0"
-            if text != name:
-                lines.append(f"{name} -> {text}")
-        return tuple(lines)
+        ways = []
+        for matrix in (shift, -shift):
+            lines = []
+            for name, row in zip(self.names, matrix):
+                signs = {"1": "+", "-1": "-"}
+                parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(target.names, row) if value]
+                text = "".join(parts).removeprefix("+") or "0"
+                if text != name:
+                    lines.append(f"{name} -> {text}")
+            ways.append(tuple(lines))
+        return min(ways, key=lambda lines: (len(lines), sum(map(len, lines))))
 
 
 def _plain(value: Any) -> Any:
@@ -1287,18 +1283,10 @@ def _leg_permutations(gram: np.ndarray) -> Iterator[np.ndarray]:
     legs = np.concatenate([np.eye(count, dtype=int), -np.ones((1, count), int)]) * QQ(1)
     products = legs @ gram @ legs.T if count else gram
 
-    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == count:
-            yield chosen
-            return
-        for leg in range(count + 1):
-            more = (*chosen, leg)
-            if leg not in chosen and not any(products[leg, other] - products[len(chosen), i] for i, other in enumerate(more)):
-                yield from extend(more)
-
-    for chosen in extend(()):
-        yield legs[list(chosen)]
-        yield -legs[list(chosen)]
+    for chosen in itertools.permutations(range(count + 1), count):
+        if not any(products[leg, chosen[j]] - products[i, j] for i, leg in enumerate(chosen) for j in range(i + 1)):
+            yield legs[list(chosen)]
+            yield -legs[list(chosen)]
 
 
 def canonical_orders(exponents: np.ndarray, colours: np.ndarray) -> tuple[tuple[bytes, ...], list[tuple[int, ...]]]:
