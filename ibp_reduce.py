@@ -82,6 +82,7 @@ import sys
 import time
 import zipfile
 import zlib
+from bisect import insort
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
@@ -555,11 +556,12 @@ class Algebra:
     """A family's propagators as polynomials in the momenta, over the rational functions of d and the invariants.
 
     momenta: generators for the loop, then the external momenta; propagators: quadratic forms in them; masses: what is subtracted;
-    externals: products of external momenta; in_propagators: a quadratic form's coefficients of D_1 … D_n and 1; names: the symbols as
-    functions, but for those that have numbers. Raises InputError.
+    externals: products of external momenta; names: the symbols as functions, but for those that have numbers. Raises InputError.
     """
 
     def __init__(self, family: Family, where: str = "", numbers: dict[str, Fraction] | None = None):
+        from sympy.polys.matrices import DomainMatrix
+        from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
         from sympy.polys.rings import ring
 
         where = where or f"family {family.name}"
@@ -570,7 +572,36 @@ class Algebra:
         self.propagators = [_propagator(text, vectors, self.names, self.ring, where) for text, _ in family.propagators]
         self.masses = [self.functions(evaluate(mass, self.names, where)) for _, mass in family.propagators]
         self.externals = _external_products(family, self.names, self.functions, where)
-        self.in_propagators = _scalar_products_to_propagators(family, self.propagators, self.masses, self.externals, self.functions, where)
+        self.loops, self.n = len(family.loop_momenta), family.n
+        products = ((i, j) for i in range(self.loops) for j in range(i, len(momenta)))
+        self.column = {pair: number for number, pair in enumerate(products)}
+        rows = [self._split(propagator) for propagator in self.propagators]
+        try:
+            square = DomainMatrix([row[:-1] for row in rows], (self.n, self.n), self.functions.to_domain())
+            self.inverse = list(zip(*square.inv().to_list()))  # columns
+        except DMNonInvertibleMatrixError:
+            raise InputError(
+                f"{where}: the propagators are linearly dependent; they must span all {self.n} scalar products with loop momenta"
+            ) from None
+        self.constants = [row[-1] - mass for row, mass in zip(rows, self.masses)]
+
+    def _split(self, form: Any) -> list:
+        """A quadratic form's coefficients of the scalar products with a loop momentum, then its constant part."""
+        row = [self.functions.zero] * (self.n + 1)
+        for monomial, value in form.terms():
+            i, j = (k for k, power in enumerate(monomial) for _ in range(power))
+            if i < self.loops:
+                row[self.column[i, j]] += value
+            else:
+                row[-1] += value * self.externals[i - self.loops, j - self.loops]
+        return row
+
+    def in_propagators(self, form: Any) -> list:
+        """A quadratic form's n + 1 coefficients of D_1 … D_n and 1."""
+        *products, constant = self._split(form)
+        zero = self.functions.zero
+        linear = [sum((value * factor for value, factor in zip(products, column) if value), zero) for column in self.inverse]
+        return [*linear, constant - sum((factor * part for factor, part in zip(linear, self.constants)), zero)]
 
 
 def function_field(family: Family, numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
@@ -656,45 +687,6 @@ def _external_products(family: Family, invariants: dict, functions: Any, where: 
             if (i, j) not in products:
                 raise InputError(f"{where}: no kinematic rule for {a}*{b}")
     return products
-
-
-def _scalar_products_to_propagators(
-    family: Family, propagators: list, masses: list, externals: dict, functions: Any, where: str
-) -> Callable[[Any], list]:
-    """The map from a quadratic form in the momenta to its n + 1 coefficients of D_1 … D_n and 1."""
-    from sympy.polys.matrices import DomainMatrix
-    from sympy.polys.matrices.exceptions import DMNonInvertibleMatrixError
-
-    loops, n = len(family.loop_momenta), family.n
-    total = loops + len(family.external_momenta)
-    column = {pair: number for number, pair in enumerate((i, j) for i in range(loops) for j in range(i, total))}
-
-    def split(form: Any) -> list:
-        """Coefficients of the scalar products with a loop momentum, then the constant part."""
-        row = [functions.zero] * (n + 1)
-        for monomial, value in form.terms():
-            i, j = (k for k, power in enumerate(monomial) for _ in range(power))
-            if i < loops:
-                row[column[i, j]] += value
-            else:
-                row[n] += value * externals[i - loops, j - loops]
-        return row
-
-    rows = [split(form) for form in propagators]
-    try:
-        inverse = DomainMatrix([row[:n] for row in rows], (n, n), functions.to_domain()).inv().to_list()
-    except DMNonInvertibleMatrixError:
-        raise InputError(
-            f"{where}: the propagators are linearly dependent; they must span all {n} scalar products with loop momenta"
-        ) from None
-    constants = [row[n] - mass for row, mass in zip(rows, masses)]
-
-    def convert(form: Any) -> list:
-        row = split(form)
-        linear = [sum((row[k] * inverse[k][b] for k in range(n) if row[k]), functions.zero) for b in range(n)]
-        return [*linear, row[n] - sum((linear[b] * constants[b] for b in range(n)), functions.zero)]
-
-    return convert
 
 
 def _freeze_operator(terms: dict) -> Operator:
@@ -799,25 +791,12 @@ def quotients_at(point: Point, what: str) -> Callable[[Polynomial, Polynomial], 
 def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equations:
     """Put d and the invariants into the operators. Raises InputError where a denominator vanishes modulo the prime."""
     quotient = quotients_at(point, "an identity")
-    labels, shifts, rows = [], [], []
-    for number, terms in enumerate(operators):
-        for shift, coefficients in terms:
-            row = [0] * (len(shift) + 1)
-            for i, numerator, denominator in coefficients:
-                row[i] = quotient(numerator, denominator)
-            labels.append(number)
-            shifts.append(shift)
-            rows.append(row)
-    return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), np.array(rows, np.int64))
-
-
-def combination_at(combination: Operator, point: Point) -> Expression:
-    """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
-    if not combination:
-        return {}
-    at = evaluate_identities([combination], point)
-    values = at.coefficient.sum(1) % point.prime
-    return {tuple(integral): value for integral, value in zip(at.shift.tolist(), values.tolist()) if value}
+    labels, shifts, coefficients = zip(*((number, *term) for number, terms in enumerate(operators) for term in terms))
+    rows = np.zeros((len(shifts), len(shifts[0]) + 1), np.int64)
+    for row, parts in zip(rows, coefficients):
+        for i, numerator, denominator in parts:
+            row[i] = quotient(numerator, denominator)
+    return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), rows)
 
 
 def mass_dimension(terms: Operator) -> int | None:
@@ -840,8 +819,10 @@ class Column:
     terms: Operator
 
     def at(self, point: Point) -> Expression:
-        """Raises InputError where a denominator vanishes."""
-        return combination_at(self.terms, point)
+        """Coefficients modulo the prime, zeros left out. Raises InputError where a denominator vanishes."""
+        quotient = quotients_at(point, "a combination")
+        values = ((integral, sum(quotient(above, below) for _, above, below in parts) % point.prime) for integral, parts in self.terms)
+        return {integral: value for integral, value in values if value}
 
     @classmethod
     def of(cls, name: Any, functions: dict[Index, Any]) -> Column:
@@ -942,14 +923,10 @@ class Sector:
         self.positive = np.array([bits >> i & 1 for i in range(self.n)], bool)
         inside, outside = np.flatnonzero(self.positive).tolist(), np.flatnonzero(~self.positive).tolist()
         self.implied = [group[0] for group in (inside, outside) if group]
-        place, digits = 1, []
-        for i in range(self.n):
-            if i not in self.implied:
-                digits.append((i, place))
-                place *= layout.radix
-        self.s_place, self.r_place = place, place * layout.radix if outside else place  # without a place for s where s is always 0
-        self.digits = digits[::-1]
-        own = dict(digits)
+        own = {i: layout.radix**k for k, i in enumerate(i for i in range(self.n) if i not in self.implied)}
+        self.digits = list(own.items())[::-1]
+        self.s_place = layout.radix ** len(own)
+        self.r_place = self.s_place * layout.radix if outside else self.s_place  # s needs no place where it is always 0
         self.weights = np.array(
             [own.get(i, 0) + self.r_place if self.positive[i] else -own.get(i, 0) - self.s_place for i in range(self.n)], layout.dtype
         )
@@ -1232,17 +1209,17 @@ class Geometry:
 
     def text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
         """A shift [M, M] of the momenta for people, one entry for each that changes; all signs may be reversed."""
-        return min(self._text(shift, target), self._text(-shift, target), key=lambda lines: (len(lines), sum(map(len, lines))))
-
-    def _text(self, shift: np.ndarray, target: Geometry) -> tuple[str, ...]:
-        lines = []
-        for name, row in zip(self.names, shift):
-            signs = {"1": "+", "-1": "-"}
-            parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(target.names, row) if value]
-            text = "".join(parts).removeprefix("+") or "0"
-            if text != name:
-                lines.append(f"{name} -> {text}")
-        return tuple(lines)
+        ways = []
+        for matrix in (shift, -shift):
+            lines = []
+            for name, row in zip(self.names, matrix):
+                signs = {"1": "+", "-1": "-"}
+                parts = [signs.get(str(value), f"+({value})*") + other for other, value in zip(target.names, row) if value]
+                text = "".join(parts).removeprefix("+") or "0"
+                if text != name:
+                    lines.append(f"{name} -> {text}")
+            ways.append(tuple(lines))
+        return min(ways, key=lambda lines: (len(lines), sum(map(len, lines))))
 
 
 def _plain(value: Any) -> Any:
@@ -1315,18 +1292,10 @@ def _leg_permutations(gram: np.ndarray) -> Iterator[np.ndarray]:
     legs = np.concatenate([np.eye(count, dtype=int), -np.ones((1, count), int)]) * QQ(1)
     products = legs @ gram @ legs.T if count else gram
 
-    def extend(chosen: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-        if len(chosen) == count:
-            yield chosen
-            return
-        for leg in range(count + 1):
-            more = (*chosen, leg)
-            if leg not in chosen and not any(products[leg, other] - products[len(chosen), i] for i, other in enumerate(more)):
-                yield from extend(more)
-
-    for chosen in extend(()):
-        yield legs[list(chosen)]
-        yield -legs[list(chosen)]
+    for chosen in itertools.permutations(range(count + 1), count):
+        if not any(products[leg, chosen[j]] - products[i, j] for i, leg in enumerate(chosen) for j in range(i + 1)):
+            yield legs[list(chosen)]
+            yield -legs[list(chosen)]
 
 
 def canonical_orders(exponents: np.ndarray, colours: np.ndarray) -> tuple[tuple[bytes, ...], list[tuple[int, ...]]]:
@@ -1696,10 +1665,10 @@ def in_ranges(neighbourhood: Neighbourhood, sector: Sector, seeds: np.ndarray) -
 
 def holds(region: Neighbourhood | CornerRegion, sector: Sector, seeds: np.ndarray) -> bool:
     """Whether all of these seeds [S, n], relative to a target, belong to a neighbourhood."""
-    if isinstance(region, CornerRegion):
-        return False
     size = np.abs(seeds)
-    return bool((size.max(1) <= region.reach).all() and (size.sum(1) <= region.norm).all() and in_ranges(region, sector, seeds).all())
+    return isinstance(region, Neighbourhood) and bool(
+        (size.max(1) <= region.reach).all() and (size.sum(1) <= region.norm).all() and in_ranges(region, sector, seeds).all()
+    )
 
 
 class SearchSpace:
@@ -2141,7 +2110,7 @@ class Features:
     """A position and its actions as the policy sees them: relative numbers only, so that one policy serves any family.
 
     entries [F, 14] of the actions' identities, which belong to actions `action` [F]; indices [C * n, 7], n for each action;
-    actions [C, 8]; open [H, 6]; all int8.
+    actions [C, 8], how many entries of each identity are of what kind; open [H, 6]; all int8.
     """
 
     entries: np.ndarray
@@ -2166,6 +2135,7 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
     own, key = moves.own, moves.key
     in_open, in_solved = own & is_member(key, waiting), own & is_member(key, solved)
     new = own & (key >= 0) & ~in_open & ~in_solved
+    kinds = (own & (key == heaviest), new, new & (key > heaviest), in_open, in_solved, own, ~own, own & (key < 0))
     relations = (own, key > heaviest, key == heaviest, (key > 0) & (key < heaviest), key == 0, key < 0, in_open, in_solved, new)
     changes = (moves.dr, moves.ds, moves.dr - away_r[-1], moves.ds - away_s[-1])
     columns = [own & relation for relation in relations] + [~own] + [np.clip(change, -FAR, FAR) * own for change in changes]
@@ -2173,7 +2143,7 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
         np.stack(columns, 1).astype(np.int8),
         moves.action,
         _index_features(sector, target, pivot, moves.seed),
-        _action_features(moves, count, in_open, in_solved, new, heaviest),
+        np.minimum(np.stack([np.bincount(moves.action[kind], minlength=count) for kind in kinds], 1), 15).astype(np.int8),
         np.stack(
             [
                 np.clip(away_r, -FAR, FAR),
@@ -2195,14 +2165,6 @@ def _index_features(sector: Sector, target: np.ndarray, pivot: np.ndarray, seed:
     relative = np.clip(np.stack([np.broadcast_to(pivot, seed.shape), change - pivot, change], 2), -FAR, FAR)
     kind = np.broadcast_to(np.stack([positive, ~positive], 1), (*seed.shape, 2))
     return np.concatenate([kind, border, relative], 2).reshape(-1, 7).astype(np.int8)
-
-
-def _action_features(moves: Moves, count: int, in_open: np.ndarray, in_solved: np.ndarray, new: np.ndarray, heaviest: int) -> np.ndarray:
-    """[C, 8]: how many entries of each identity are of what kind."""
-    own, key = moves.own, moves.key
-    kinds = (own & (key == heaviest), new, new & (key > heaviest), in_open, in_solved, own, ~own, own & (key < 0))
-    counts = [np.bincount(moves.action[kind], minlength=count) for kind in kinds]
-    return np.minimum(np.stack(counts, 1), 15).astype(np.int8)
 
 
 def join_features(parts: Sequence[Features]) -> dict[str, Any]:
@@ -2401,12 +2363,9 @@ def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level
     dr, ds = sector.r_and_s(shift)
     kinds = 3 * (np.sign(dr) + 1) + np.sign(ds) + 1
     place = equations.operator * SHIFT_KINDS + kinds
-    order = np.argsort(place, kind="stable")
-    start = run_starts(place[order])
-    distance = (seeds @ sector.weights)[:, None] + (shift @ sector.weights)[order][None]
-    heavier, same = np.zeros((2, len(seeds), count * SHIFT_KINDS), np.float32)
-    heavier[:, place[order][start]] = np.add.reduceat((distance > 0).astype(np.float32), start, axis=1)
-    same[:, place[order][start]] = np.add.reduceat((distance == 0).astype(np.float32), start, axis=1)
+    distance = (seeds @ sector.weights)[:, None] + (shift @ sector.weights)[None]
+    places = np.eye(count * SHIFT_KINDS, dtype=np.float32)[place]
+    heavier, same = (product(terms.astype(np.float32), places) for terms in (distance > 0, distance == 0))
     total = np.bincount(place, minlength=count * SHIFT_KINDS).reshape(1, count, SHIFT_KINDS)
     size = np.abs(seeds)
     parts = (seeds[:, positive], -seeds[:, ~positive], size, size[:, positive], seeds[:, positive] > 0, seeds[:, ~positive] > 0)
@@ -2883,8 +2842,7 @@ class _SectorReduction:
 
     def _add_rule(self, rule: Rule) -> CompiledRule:
         compiled = CompiledRule(self.sector, self.task.equations, rule)
-        self._rules_of(rule.level).append(compiled)
-        self.compiled[rule.level].sort(key=lambda c: c.rows)
+        insort(self._rules_of(rule.level), compiled, key=lambda c: c.rows)
         self.rules.add(rule)
         self.new_rules.append(rule)
         return compiled
@@ -2926,7 +2884,7 @@ class _SectorReduction:
             inside = (terms.sector == self.task.bits) & (terms.key >= lowest)
             new = np.unique(terms.key[inside])
             wave = new[~is_member(new, self.stops) & ~is_member(new, closed)]
-            closed = np.sort(np.concatenate([closed, wave]), kind="stable")
+            closed = merge(closed, wave)
         self.counts["integrals"] += len(closed)
         return closed, Terms.join(parts)
 
@@ -3567,10 +3525,10 @@ def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelatio
             )
         solve_for(relation.solved, row, solved, p)
     names = {relation.name for relation in relations}
-    return {name: in_order(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
+    return {name: heaviest_first(substitute(row, solved, p)) for name, row in rows.items() if name not in names}
 
 
-def in_order(row: Expression) -> Expression:
+def heaviest_first(row: Expression) -> Expression:
     return {integral: row[integral] for integral in sorted(row, key=weight, reverse=True)}
 
 
@@ -3593,7 +3551,7 @@ def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], 
 
     def rewritten(expression: Expression) -> Expression:
         row = substitute(expression, solved, p)
-        return in_order({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
+        return heaviest_first({key if isinstance(key, tuple) else preferred[key]: value for key, value in row.items()})
 
     return {target: rewritten(expression) for target, expression in reductions.items()}
 
@@ -3836,9 +3794,8 @@ def _get(shelf: RuleShelf, key: str, check: Callable[[Any, Family], Any], family
 
 def _check_identities(value: Any, family: Family) -> tuple:
     operators, nonzero = value
-    if operators is not None and len(operators) != family.operators:
-        raise ValueError("identities of another family")
-    if any(len(shift) != family.n for operator in operators or () for shift, _ in operator):
+    shifts = (shift for operator in operators or () for shift, _ in operator)
+    if operators is not None and (len(operators) != family.operators or any(len(shift) != family.n for shift in shifts)):
         raise ValueError("identities of another family")
     if nonzero is not None and any(not 0 < bits < 1 << family.lines for bits in nonzero):
         raise ValueError("sectors of another family")
@@ -4373,7 +4330,7 @@ class Controller:
             for future in self._finished(running):
                 del running[future]
                 self._take(future.result(), pending, expressions)
-        return dict(zip(targets, map(in_order, expressions)))
+        return dict(zip(targets, map(heaviest_first, expressions)))
 
     def _start(self, targets: tuple[Target, ...]) -> dict[int, list]:
         """Coefficients of the integrals in each target, one in an integral itself, by sector; integrals of zero sectors are zero."""
@@ -4854,7 +4811,7 @@ class StepController(Controller):
                 for expression, value in zip(expressions, line.tolist()):
                     if value:
                         expression[integral] = value
-        return dict(zip(targets, map(in_order, expressions)))
+        return dict(zip(targets, map(heaviest_first, expressions)))
 
     def _check_complete(self, bits: int, keys: np.ndarray) -> None:
         """Raises ReductionError if a coefficient arrives where no one-step result is: a damaged journal must not become a wrong result."""
@@ -7598,7 +7555,7 @@ def _joined_reductions(
             row = total.setdefault(target if isinstance(target, str) else joint.joint(number, target), {})
             for integral, value in expression.items():
                 _subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
-    return {target: in_order(row) for target, row in total.items()}
+    return {target: heaviest_first(row) for target, row in total.items()}
 
 
 def _change_joint_basis(
@@ -9537,7 +9494,7 @@ def _claims_at(record: dict[str, Any], combinations: dict, point: Point, values:
     claims = {show_target(target): difference(whole(target), at(expression), p) for target, expression in record["reductions"].items()}
     for (variable, master), combination in combinations.items():
         row = at(record["differential_equation"]["matrices"][variable][master])
-        claim = combination_at(combination, point)
+        claim = Column("", combination).at(point)
         for term, value in row.items():
             claim[term] = (claim.get(term, 0) - value) % p
         claims[f"the equation in {variable} of {show(master)}"] = claim

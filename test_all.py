@@ -4247,6 +4247,17 @@ def test_keys(case, key_bits):
     assert all(sector_of(a) == bits_of(a) == bits for a in integrals)
 
 
+@pytest.mark.parametrize("target", [(100, 50, 1, 1, 1, 1, 1), (50,) * 6, (100, 50, 1, 1, 1, 1, 0), (100, 90, 1, 1, 1, 1, 1, -9)])
+def test_keys_of_the_largest_targets_fit(target):
+    """A sector of all propagators has no numerators: with a place for them its keys would be a radix larger than the layout allows for."""
+    layout = layout_for([target], len(target))
+    assert layout.dtype is np.int64
+    sector = Sector(layout, bits_of(target))
+    heavier = [tuple(a + (i == k) for k, a in enumerate(target)) for i, a in enumerate(target) if a > 0]
+    keys = sector.encode(np.array([target, *heavier]))
+    assert sector.decode(keys).tolist() == [list(integral) for integral in (target, *heavier)] and (keys[0] < keys[1:]).all()
+
+
 PRIMES = st.sampled_from([3, 101, 1009, P31])
 
 
@@ -8327,7 +8338,23 @@ def damaged_guides():
     )
     foreign = io.BytesIO()
     np.savez(foreign, header=np.array(json.dumps({"kind": ibp_reduce.GUIDE_KIND, "format": 99, "families": {}})), **good)
+
+    def with_header(content):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("header.npy", content)
+        return file.getvalue()
+
+    def claiming(shape):
+        text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117).encode() + b"\n"
+        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+    nested = io.BytesIO()
+    np.savez(nested, header=np.array("[" * 100_000), **good)
     return {
+        "guide (OverflowError)": with_header(claiming((10**30,))),
+        "MemoryError)": with_header(claiming((10**15,))),
+        "guide (RecursionError)": nested.getvalue(),
         "no guide": None,
         "damaged": packed_guide(good)[:-50],
         "finite": packed_guide(not_finite),
@@ -11886,7 +11913,7 @@ def test_dimension_shift_of_single_integrals():
         ((2, 3, -3), {(3, 4, -3): 6, (2, 3, -1): residue(Fraction(-6, 4))}),
         ((0, 3, -1), {}),
     ):
-        assert ibp_reduce.combination_at(ibp_reduce.lowered_dimension(polynomial, integral), point) == expected
+        assert ibp_reduce.Column("", ibp_reduce.lowered_dimension(polynomial, integral)).at(point) == expected
 
 
 def test_point_where_a_combination_has_a_pole_is_told(shelves):
@@ -12074,10 +12101,10 @@ def test_masses_and_factors_inside_propagators_are_differentiated(reduce_at):
     operator = ibp_reduce.differentiate(family, "x", {})
     assert [shift for shift, _ in operator] == [(0, 0)]
     point = point_of(family, P31, x=5)
-    assert ibp_reduce.combination_at(ibp_reduce.derivative_of(operator, (3, 2)), point) == {(3, 2): residue(Fraction(-2, 5))}
+    assert ibp_reduce.Column("", ibp_reduce.derivative_of(operator, (3, 2))).at(point) == {(3, 2): residue(Fraction(-2, 5))}
     massive = ibp_reduce.differentiate(BUILT_IN_FAMILIES["bubble"], "m", {})
     point = point_of(BUILT_IN_FAMILIES["bubble"], P31)
-    assert ibp_reduce.combination_at(ibp_reduce.derivative_of(massive, (3, 2)), point) == {(4, 2): 3, (3, 3): 2}
+    assert ibp_reduce.Column("", ibp_reduce.derivative_of(massive, (3, 2))).at(point) == {(4, 2): 3, (3, 3): 2}
 
 
 # the program --------------------------------------------------------------------------------------------------------
