@@ -565,7 +565,7 @@ class Algebra:
         from sympy.polys.rings import ring
 
         where = where or f"family {family.name}"
-        self.functions, self.names = function_field(family, numbers or {})
+        self.functions, self.names = function_field(family.symbols, numbers or {})
         momenta = [*family.loop_momenta, *family.external_momenta]
         self.ring, *self.momenta = ring(momenta, self.functions.to_domain())
         vectors = dict(zip(momenta, self.momenta))
@@ -604,14 +604,14 @@ class Algebra:
         return [*linear, constant - sum((factor * part for factor, part in zip(linear, self.constants)), zero)]
 
 
-def function_field(family: Family, numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
-    """The rational functions of d and the invariants, and what `evaluate` needs to make them; symbols with numbers are these."""
+def function_field(symbols: Sequence[str], numbers: dict[str, Fraction]) -> tuple[Any, dict[str, Any]]:
+    """The rational functions of these symbols, and what `evaluate` needs to make them; symbols with numbers are these."""
     from sympy import QQ
     from sympy.polys.fields import field as rational_functions
 
-    functions, *symbols = rational_functions(list(family.symbols), QQ)
+    functions, *generators = rational_functions(list(symbols), QQ)
     given = {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
-    return functions, dict(zip(family.symbols, symbols)) | {"1": functions.one} | given
+    return functions, dict(zip(symbols, generators)) | {"1": functions.one} | given
 
 
 def derive_identities(family: Family) -> tuple[Operator, ...]:
@@ -2764,8 +2764,8 @@ def is_member(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     return table[np.minimum(np.searchsorted(table, values), len(table) - 1)] == values
 
 
-def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct keys, ascending, and the sums modulo p of their lines of values [N, K]; lines that are all zero are left out."""
+def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int, keep_zeros: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct keys, ascending, and the sums modulo p of their lines of values [N, K]; lines that are all zero are left out, or kept."""
     if len(keys) == 0:
         return keys, values
     order = np.argsort(keys, kind="stable")
@@ -2775,7 +2775,7 @@ def sum_by_key(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray
         sums = np.add.reduceat(values[order, 0], start)[:, None] % p
     else:
         sums = np.add.reduceat(values[order], start, axis=0) % p
-    some = sums.any(1)
+    some = sums.any(1) | keep_zeros
     return keys[start][some], sums[some]
 
 
@@ -3963,7 +3963,7 @@ class Combination:
 
     def exact(self, family: Family, numbers: dict[str, Fraction]) -> Column:
         """With functions of what has no number. Raises InputError for undefined symbols and divisions by zero."""
-        functions, names = function_field(family, numbers)
+        functions, names = function_field(family.symbols, numbers)
         total: dict[Index, Any] = {}
         for integral, text in self.terms:
             total[integral] = total.get(integral, functions.zero) + evaluate(text, names, self.where)
@@ -4684,10 +4684,10 @@ class StepController(Controller):
         return running
 
     def _is_ours(self, setting: Shared) -> bool:
-        """Whether a task left by an earlier controller belongs to this problem."""
+        """Whether a task left by an earlier controller belongs to this problem; where its file is gone, its job can only fail."""
         try:
             return setting.get().run == self.problem.name
-        except ExecutorError:  # its file is gone, so its job can only fail
+        except ExecutorError:
             return False
 
     def _begin(self, batch: Batch) -> Batch:
@@ -5236,7 +5236,7 @@ class _TraceBuilder:
         while pending:
             bits = max(pending, key=sector_order)
             keys, coefficients = (np.concatenate(group) for group in zip(*pending.pop(bits)))
-            part = self._sector(bits, *sum_by_key_keeping(keys, coefficients, self.p), pending)
+            part = self._sector(bits, *sum_by_key(keys, coefficients, self.p, keep_zeros=True), pending)
             parts.append(part)
             functions += part.functions
         starts = [(self.numbers[bits, key], column) for bits, key, column in starts]
@@ -5522,14 +5522,6 @@ class _SectorPart:
     level: np.ndarray
     results: list[_RuleResult]
     functions: list[tuple[int, int]]
-
-
-def sum_by_key_keeping(keys: np.ndarray, values: np.ndarray, p: int) -> tuple[np.ndarray, np.ndarray]:
-    """`sum_by_key` that keeps lines that are all zero."""
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    sums = np.zeros((len(distinct), values.shape[1]), np.int64)
-    np.add.at(sums, inverse, values)
-    return distinct, sums % p
 
 
 def _levels(live: np.ndarray, source: np.ndarray, key: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -6871,7 +6863,7 @@ class Sampler:
             problem = self._problem_at(primes[0], self._random(rng, primes[0]))
             trace, outcome = record_trace(problem, self.shelves, self.progress)
             others = [(p, self._random(rng, p)) for p in primes[1:] for _ in range(2)]
-            places = [self._place(p, values) for p, values in others]
+            places = [self._point(p, values).residues() for p, values in others]
             began = time.perf_counter()
             _, good = probe(trace, [p for p, _ in others], np.array(places, np.int64).T)
             self.first_guess = (time.perf_counter() - began) / len(others)
@@ -6916,11 +6908,8 @@ class Sampler:
     def _random(self, rng: np.random.Generator, p: int) -> dict[str, int]:
         return {name: int(rng.integers(1000, p - 1000)) for name in self.exact.symbols}
 
-    def _place(self, p: int, values: dict[str, int]) -> list[int]:
-        """Residues of d and all invariants. Raises InputError where a given number has none."""
-        return list(self._point(p, values).residues())
-
     def _point(self, p: int, values: dict[str, int]) -> Point:
+        """Its residues are those of d and all invariants."""
         numbers = self.exact.given | values
         return Point(Fraction(numbers["d"]), tuple((name, Fraction(numbers[name])) for name, _ in self.exact.problem.family.point), p)
 
@@ -6956,10 +6945,13 @@ class Sampler:
         missing = [sample for sample in dict.fromkeys(samples) if sample not in self.known]
         if missing:
             self._compute(missing)
-        rows = [self.known[sample] for sample in samples]
+        return self._table([self.known[sample] for sample in samples])
+
+    def _table(self, rows: Sequence[np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Lines [P, F], zeros where there is none, and good [P]."""
         nothing = np.zeros(len(self.names), np.int64)
-        good = np.array([row is not None for row in rows], bool)
-        return np.array([nothing if row is None else row for row in rows]).reshape(len(rows), -1), good
+        lines = np.array([nothing if row is None else row for row in rows], np.int64).reshape(len(rows), len(self.names))
+        return lines, np.array([row is not None for row in rows], bool)
 
     def announce(self, line: str) -> None:
         if not self.quiet:
@@ -6999,7 +6991,7 @@ class Sampler:
         return max(min(size, -(-points // self.shares), 100_000), 8)
 
     def _submit(self, chunk: list[Sample]) -> Future:
-        places = np.array([self._place(p, self._named(values)) for p, values in chunk], np.int64).T
+        places = np.array([self._point(p, self._named(values)).residues() for p, values in chunk], np.int64).T
         return self.executor.submit(probe_points, self.trace, [p for p, _ in chunk], np.ascontiguousarray(places).tobytes(), self.device)
 
     def _named(self, values: Sequence[int]) -> dict[str, int]:
@@ -7015,14 +7007,8 @@ class Sampler:
         self.memory = max(self.memory, result["peak_memory_kb"])
         if self.counts["unlucky"] > 20 + self.counts["points"] // 10:
             raise ReductionError("the rules fail at too many points: the given numbers are a singular point; take others")
-        nothing = np.zeros(len(self.names), np.int64)
-        self.journal.append(
-            {
-                "samples": chunk,
-                "values": np.array([nothing if row is None else row for row in rows], np.int64).tobytes(),
-                "good": bytes(int(row is not None) for row in rows),
-            }
-        )
+        lines, sound = self._table(rows)
+        self.journal.append({"samples": chunk, "values": lines.tobytes(), "good": sound.tobytes()})
         self.known |= dict(zip(chunk, rows))
 
     def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
@@ -7035,7 +7021,7 @@ class Sampler:
         except (InputError, SingularPoint):  # modulo this prime only
             return None
         values = {(column.name, master): value for column in self.columns for master, value in rows.get(column.name, {}).items()}
-        if not rows or not values.keys() <= self._all_names:
+        if not rows or not values.keys() <= set(self.names):
             return None
         return np.array([values.get(name, 0) for name in self.names], np.int64)
 
@@ -7054,10 +7040,6 @@ class Sampler:
         problem = self._problem_at(p, self._named(values))
         outcome = Controller(problem, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
         return {} if outcome.unreduced else outcome.reductions
-
-    @cached_property
-    def _all_names(self) -> set[tuple[Any, Index]]:
-        return set(self.names)
 
 
 @dataclass
@@ -7204,13 +7186,14 @@ def lowered_dimension(polynomial: Sequence[tuple[Index, Any]], integral: Index) 
 
 def equations_for(family: Family, variables: Sequence[str], masters: Sequence[Index], numbers: dict[str, Fraction]) -> dict[Row, Operator]:
     """The left sides of the equations for these masters as combinations of integrals, by (variable, *master). Raises InputError."""
-    combinations = {}
+    combinations: dict[Row, Operator] = {}
     for variable in variables:
-        polynomial = graph_polynomial(family) if variable == "d" else []
-        operator = () if variable == "d" else differentiate(family, variable, numbers)
-        for master in masters:
-            combination = lowered_dimension(polynomial, master) if variable == "d" else derivative_of(operator, master)
-            combinations[variable, *master] = combination
+        if variable == "d":
+            polynomial = graph_polynomial(family)
+            combinations |= {("d", *master): lowered_dimension(polynomial, master) for master in masters}
+        else:
+            operator = differentiate(family, variable, numbers)
+            combinations |= {(variable, *master): derivative_of(operator, master) for master in masters}
     return combinations
 
 
@@ -9749,13 +9732,12 @@ class KiraFamily:
 
 @dataclass(frozen=True)
 class KiraProject:
-    """known: all its families; chosen: those that --family names, in its order; files: what must not be overwritten."""
+    """known: all its families; chosen: those that --family names, in its order."""
 
     known: dict[str, KiraFamily]
     chosen: list[Family]
     config: Path
     jobs: Path
-    files: tuple[Path, ...]
 
     def checked(self, requests: list[Request]) -> list[Request]:
         """Raises InputError where something is not below the top-level sectors, or propagators are no basis."""
@@ -9937,12 +9919,8 @@ def linear_form(text: str, names: Sequence[str], where: str) -> dict[str, Fracti
 
 def _kira_products(data: dict, kinematics: KiraKinematics, path: Path) -> tuple[tuple[str, str], ...]:
     """Every product of two independent momenta, from rules for products of any of their combinations."""
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-
-    functions, *symbols = rational_functions(["d", *kinematics.invariants], QQ)
-    values = dict(zip(["d", *kinematics.invariants], symbols)) | {"1": functions.one}
-    solved: dict[tuple[str, str], tuple[dict, Any]] = {}
+    functions, values = function_field(("d", *kinematics.invariants), {})
+    solved: dict[tuple[str, str], dict] = {}
     where = f"{path}: scalarproduct_rules"
     for rule in expect(data.get("scalarproduct_rules", ""), list, where):
         match rule:
@@ -9951,48 +9929,42 @@ def _kira_products(data: dict, kinematics: KiraKinematics, path: Path) -> tuple[
             case _:
                 raise InputError(f"{where}: expected [[momentum, momentum], value], not {reprlib.repr(rule)}")
         a, b = (linear_form(kinematics.expand(side), kinematics.momenta, here) for side in (first, second))
-        row: dict[tuple[str, str], Fraction] = {}
+        row: dict[tuple[str, ...], Any] = {(): -functions(evaluate(kinematics.expand(text), values, here))}
         for (x, u), (y, v) in itertools.product(a.items(), b.items()):
             pair = tuple(sorted((x, y), key=kinematics.momenta.index))
-            row[pair] = row.get(pair, Fraction(0)) + u * v
-        _solve_rule(solved, row, functions(evaluate(kinematics.expand(text), values, here)), here)
+            _add_row(row, {pair: functions.one * (u * v).numerator / (u * v).denominator}, functions.one)
+        _solve_rule(solved, row, here)
     products = []
     for i, x in enumerate(kinematics.momenta):
         for y in kinematics.momenta[i:]:
-            row, value = solved.get((x, y), ({}, None))
-            if value is None or row:
+            if solved.get((x, y), {(x, y): 1}).keys() - {()}:
                 raise InputError(f"{where}: the rules do not determine {x}*{y}; add a rule")
-            products.append((f"{x}*{y}", str(value)))
+            products.append((f"{x}*{y}", str(solved[x, y].get((), functions.zero))))
     return tuple(products)
 
 
-def _solve_rule(solved: dict, row: dict, value: Any, where: str) -> None:
-    """Take one more equation: product + sum over the row = value for each product that is solved for."""
-    from sympy import QQ
-
-    def reduce(row: dict, value: Any, pair: tuple, other: dict, its_value: Any) -> Any:
-        factor = row.pop(pair)
-        for key, number in other.items():
-            row[key] = row.get(key, 0) - factor * number
-        for key in [key for key, number in row.items() if not number]:
+def _add_row(row: dict, other: dict, factor: Any) -> None:
+    for key, number in other.items():
+        row[key] = row.get(key, 0) + factor * number
+        if not row[key]:
             del row[key]
-        return value - its_value * QQ(factor.numerator, factor.denominator)
 
-    row = {pair: number for pair, number in row.items() if number}
+
+def _solve_rule(solved: dict, row: dict, where: str) -> None:
+    """Take one more equation row = 0; solved: what products are through those that are not solved for, and () which is 1."""
     for pair in [pair for pair in row if pair in solved]:
-        value = reduce(row, value, pair, *solved[pair])
-    if not row:
-        if value:
-            raise InputError(f"{where}: contradicts the rules before it (and momentum conservation): {value} would be 0")
+        _add_row(row, solved[pair], row.pop(pair))
+    pivot = next((pair for pair in row if pair), None)
+    if pivot is None:
+        if row.get(()):
+            raise InputError(f"{where}: contradicts the rules before it (and momentum conservation): {-row[()]} would be 0")
         return
-    pivot = next(iter(row))
-    factor = row.pop(pivot)
-    row = {pair: number / factor for pair, number in row.items()}
-    value = value * QQ(factor.denominator, factor.numerator)
-    for pair, (other, its_value) in solved.items():
+    factor = -row.pop(pivot)
+    row = {key: number / factor for key, number in row.items() if number}
+    for other in solved.values():
         if pivot in other:
-            solved[pair] = other, reduce(other, its_value, pivot, row, value)
-    solved[pivot] = row, value
+            _add_row(other, row, other.pop(pivot))
+    solved[pivot] = row
 
 
 def read_kira_families(path: Path, kinematics: KiraKinematics) -> dict[str, KiraFamily]:
@@ -10225,12 +10197,7 @@ def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -
     """What makes a coefficient of a text and a place for errors."""
     if not symbols:
         return lambda text, where: evaluate(text, numbers, where)
-    from sympy import QQ
-    from sympy.polys.fields import field as rational_functions
-
-    functions, *free = rational_functions(list(symbols), QQ)
-    given = {name: functions(QQ(value.numerator, value.denominator)) for name, value in numbers.items()}
-    names = {"1": functions.one, **given, **dict(zip(symbols, free))}
+    functions, names = function_field(symbols, numbers)
     return lambda text, where: _freeze_ratio(functions(evaluate(text, names, where)))
 
 
@@ -10298,7 +10265,8 @@ def back_substitute(
     """`solve_system` from an elimination, whose rows it changes."""
     labels = system.unknowns
     if wanted is not None:
-        left, needed = [place for place, label in enumerate(labels) if label in wanted], set()
+        some = set(wanted)
+        left, needed = [place for place, label in enumerate(labels) if label in some], set()
         while left:
             if (place := left.pop()) in pivots and place not in needed:
                 needed.add(place)
@@ -10745,7 +10713,15 @@ def read_kira_project(options: Options) -> KiraProject:
     if not set(names) <= set(known) or len(set(names)) < len(names):
         raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
     jobs = directory / "jobs.yaml"
-    return KiraProject(known, [known[name].family for name in names], config, jobs, (config, kinematics, jobs))
+    check_not_written(options, [config, kinematics, jobs])
+    return KiraProject(known, [known[name].family for name in names], config, jobs)
+
+
+def check_not_written(options: Options, files: Sequence[Path]) -> None:
+    """Raises InputError where a run would write to one of these files of a Kira project."""
+    for path in (options.output, options.store, options.paths, *further_outputs(options, Path(options.output)).values()):
+        if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
+            raise InputError(f"{path} is a file of the Kira project; choose another to write")
 
 
 def read_kira_requests(options: Options) -> list[Request]:
@@ -10756,10 +10732,7 @@ def read_kira_requests(options: Options) -> list[Request]:
     if listed and not jobs.exists():
         raise InputError(f"{jobs}: no such file; give --integral or --integrals")
     selection = read_jobs(jobs, known) if listed else KiraSelection()
-    files = [*project.files, *(path for _, path in selection.lists), *selection.preferred]
-    for path in (options.output, options.store):
-        if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
-            raise InputError(f"{path} is a file of the Kira project; choose another to write")
+    check_not_written(options, [*(path for _, path in selection.lists), *selection.preferred])
     requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
     everyone = [entry.family for entry in known.values()]
     lists = selection.preferred if options.masters is None else ()
@@ -11343,7 +11316,8 @@ def run_system(options: Options) -> int:
     wanted = system.unknowns[::-1] if options.integrals is None else read_labels(options.integrals, "--integrals")
     if not wanted:
         raise InputError(f"--integrals {options.integrals}: no unknowns in it")
-    if unknown := next((label for label in wanted if label not in system.unknowns), None):
+    known = set(system.unknowns)
+    if unknown := next((label for label in wanted if label not in known), None):
         raise InputError(f"--integrals {options.integrals}: {unknown} is in no equation of the system")
 
     def save(outcome: ExactOutcome) -> None:
@@ -11365,10 +11339,8 @@ def run_system(options: Options) -> int:
 
 def check_system_options(options: Options, exact: bool) -> None:
     """Raises InputError."""
-    if options.exact and options.symbols is not None:
-        raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
-    if exact and options.prime is not None:
-        raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
+    if exact:
+        check_exact_options(options)
     for name in SYSTEM_POINTS.split() if not exact else ():
         if getattr(options, name) != getattr(Options, name):
             raise InputError(f"--{name.replace('_', '-')} is for a --system with --exact or --symbols, which take many points")
@@ -11495,18 +11467,9 @@ def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store
 
 
 def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
-    """A run that a later one can go on with. Raises DirectoryRefused where another controller is at work."""
+    """A run that a later one can go on with."""
     progress = Progress(options.quiet, lines=True)
-    with claim_directory(options.work_dir) as work:
-        directory = RunDirectory(work)
-        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
-        if options.condor:
-            check_condor_tools()  # before anything is dropped
-        if options.fresh:
-            drop_run(directory)
-        refuse_other_kind(directory.exact)
-        if options.resume and not directory.journal.exists():
-            raise InputError(f"--resume: {work} holds no unfinished run; leave the option out to start one")
+    with claimed_run(options, "journal", "exact", "unfinished run") as directory:
         fixed = int(options.batch) if options.batch not in (None, "auto") else None
         batch_plan = BatchPlan(fixed, options.job_seconds or (60.0 if options.condor else 1.0))
         try:
@@ -11527,6 +11490,11 @@ def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Sto
     return outcome
 
 
+def names_with_numbers(options: Options) -> set[str]:
+    """What --kinematics and --d name."""
+    return {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")} | ({"d"} if options.d is not None else set())
+
+
 def parse_symbols(options: Options, family: Family) -> tuple[str, ...]:
     """The symbols of an exact run, in the order of the family. Raises InputError."""
     if options.symbols is None:
@@ -11535,20 +11503,22 @@ def parse_symbols(options: Options, family: Family) -> tuple[str, ...]:
     for name in given:
         if name not in family.symbols or given.count(name) > 1:
             raise InputError(f"--symbols {options.symbols!r}: expected each of {', '.join(family.symbols)} at most once")
-    numbers = {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")} | (
-        {"d"} if options.d is not None else set()
-    )
-    if both := sorted(numbers.intersection(given)):
+    if both := sorted(names_with_numbers(options).intersection(given)):
         raise InputError(f"--symbols: {both[0]} is given as a number, too; leave one of them out")
     return tuple(name for name in family.symbols if name in given)
 
 
-def make_exact_problem(options: Options, request: Request | None = None) -> ExactProblem:
-    """The problem of a request, by default of the only one. Raises InputError."""
+def check_exact_options(options: Options) -> None:
+    """Raises InputError."""
     if options.exact and options.symbols is not None:
         raise InputError("--exact and --symbols contradict each other: --exact gives numbers, --symbols functions")
     if options.prime is not None:
         raise InputError(f"--prime {options.prime}: an exact run takes many primes of its own; leave it out")
+
+
+def make_exact_problem(options: Options, request: Request | None = None) -> ExactProblem:
+    """The problem of a request, by default of the only one. Raises InputError."""
+    check_exact_options(options)
     if options.batch is not None:
         raise InputError(f"--batch {options.batch}: the tasks of an exact run are points; leave it out")
     if options.certificate is not None:
@@ -11569,9 +11539,7 @@ def make_exact_problem(options: Options, request: Request | None = None) -> Exac
 
 def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The variables of differential equations, and what stays a symbol. Raises InputError."""
-    text = options.differential_equation
-    numbers = {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")}
-    numbers |= {"d"} if options.d is not None else set()
+    text, numbers = options.differential_equation, names_with_numbers(options)
     symbols = tuple(name for name in family.symbols if name not in numbers)
     names: tuple[str, ...] = ()
     for name in (name.strip() for name in text.split(",")):
@@ -11660,16 +11628,7 @@ def run_points(
 ) -> ExactOutcome:
     """Reconstruct from points that a later run need not compute again; they are dropped once the result is saved."""
     progress = Progress(options.quiet, lines=True)
-    with claim_directory(options.work_dir) as place:
-        directory = RunDirectory(place)
-        if options.condor:
-            check_condor_tools()
-        if options.fresh:
-            drop_run(directory)
-        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
-        refuse_other_kind(directory.journal)
-        if options.resume and not directory.exact.exists():
-            raise InputError(f"--resume: {place} holds no unfinished exact run; leave the option out to start one")
+    with claimed_run(options, "exact", "journal", "unfinished exact run") as directory:
         with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
             drop_jobs(directory)  # of an earlier controller: what they would have told is asked again
             done: dict[Sample, np.ndarray | None] = {}
@@ -11723,15 +11682,25 @@ def drop_jobs(directory: RunDirectory) -> None:
         directory.drop_jobs()
 
 
-def refuse_other_kind(other: Path) -> None:
-    """Raises InputError where there is the journal of a run of the other kind, the files of which this one would remove at its end."""
-    if other.exists():
-        raise InputError(f"{other} is of an unfinished run; go on with that one, drop it by --fresh, or take another --work-dir")
+@contextmanager
+def claimed_run(options: Options, own: str, other: str, what: str) -> Iterator[RunDirectory]:
+    """The work directory of a run that a later one can go on with. own: its journal; other: of the other kind, which must not be there.
 
-
-def drop_run(directory: RunDirectory) -> None:
-    drop_jobs(directory)
-    directory.clear()
+    Raises DirectoryRefused where another controller is at work, InputError.
+    """
+    with claim_directory(options.work_dir) as work:
+        directory = RunDirectory(work)
+        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
+        if options.condor:
+            check_condor_tools()  # before anything is dropped
+        if options.fresh:
+            drop_jobs(directory)
+            directory.clear()
+        if (foreign := getattr(directory, other)).exists():  # this run would remove its files at the end
+            raise InputError(f"{foreign} is of an unfinished run; go on with that one, drop it by --fresh, or take another --work-dir")
+        if options.resume and not getattr(directory, own).exists():
+            raise InputError(f"--resume: {work} holds no {what}; leave the option out to start one")
+        yield directory
 
 
 def stop_run(options: Options) -> int:

@@ -6293,6 +6293,23 @@ def test_differential_equations_of_kira(place, capsys):
 
 
 @needs_yaml
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--differential-equation=t --output=two/config/kinematics.yaml",
+        "--differential-equation=t --output=two/jobs.yaml",
+        "--integral=1,1,1,1 --store=two/config/integralfamilies.yaml",
+        "--certificate=two/list",
+        "--output=two/kin.pkl --engine=beam --paths=two/mixed",
+        "--output=two/result.pkl --export=mathematica --integrals=two/list --certificate=two/jobs.yaml",
+    ],
+)
+def test_no_file_of_a_kira_project_is_written_to(words, place, capsys):
+    project = write_project(place / "two", KIRA_TWO)
+    check_refused(["--kira-config", project, "--family=box", *words.split()], place, capsys, ["is a file of the Kira project"])
+
+
+@needs_yaml
 def test_symmetries_of_kira(place, capsys):
     """run_symmetries is --symmetries: within families and between them."""
     plain = write_project(place / "plain", KIRA_TWO)
