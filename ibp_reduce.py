@@ -76,7 +76,6 @@ import reprlib
 import shelve
 import shlex
 import shutil
-import sqlite3
 import struct
 import sys
 import time
@@ -3833,6 +3832,8 @@ class Store:
 
     def _use(self, action: Callable[[RuleShelf], Any]) -> Any:
         """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
+        import sqlite3
+
         for attempt in (1, 2):
             try:
                 with RuleShelf(self.path, self.read_only) as shelf:
@@ -3890,6 +3891,8 @@ class _Table(MutableMapping):
     """bytes -> bytes in the table Dict of an SQLite file, inside one transaction; the layout of the standard library's dbm.sqlite3."""
 
     def __init__(self, path: Path, read_only: bool):
+        import sqlite3
+
         mode = "ro&immutable=1" if read_only else "rwc"
         self.sql = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
         try:
@@ -7650,6 +7653,7 @@ HELD_OUT = 0.1  # share of the targets whose trajectories measure and never trai
 SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
 BATCH_POSITIONS = 32
+IMPOSSIBLE = -1e9  # score of what cannot be taken
 GUIDE_PASSES = 4  # in an epoch, through the rules that local elimination found: a pass takes a fraction of a second
 GUIDE_TARGETS = 24  # of a level of a sector, trained on together
 TRAINING_CURVE = ("epoch", "seconds", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles", "guide")
@@ -7918,23 +7922,19 @@ def samples_are_whole(arrays: dict[str, np.ndarray]) -> bool:
     """Whether arrays are what `sector_samples` makes: sizes that fit, owners that exist, a right action in each position."""
     count = {name: arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
     positions = len(count["actions"])
-    flags = [arrays[name] for name in ("right", "scrambled", "held_out")]
     if any(each.dtype != np.int32 or each.shape != (positions,) or (each < (name != "entries")).any() for name, each in count.items()):
         return False
-    shapes = {name: (int(count[name].sum()), width) for name, width in SAMPLE_WIDTHS.items()}
-    if any(arrays[name].dtype != np.int8 or arrays[name].shape != shape for name, shape in shapes.items()):
+    lines = {name: int(each.sum()) for name, each in count.items()}
+    expected: dict[str, tuple[type, tuple[int, ...]]] = {name: (np.int8, (lines[name], width)) for name, width in SAMPLE_WIDTHS.items()}
+    expected |= {"action": (np.int16, (lines["entries"],)), "right": (bool, (lines["actions"],))}
+    expected |= {"scrambled": (bool, (positions,)), "held_out": (bool, (positions,))}
+    if not positions or any(arrays[name].dtype != kind or arrays[name].shape != shape for name, (kind, shape) in expected.items()):
         return False
-    lengths = (shapes["actions"][0], positions, positions)
-    if (
-        any(flag.dtype != bool or flag.shape != (length,) for flag, length in zip(flags, lengths))
-        or (count["indices"] % count["actions"]).any()
-    ):
+    if (count["indices"] % count["actions"]).any():
         return False
-    action, right = arrays["action"], flags[0]
-    if action.dtype != np.int16 or action.shape != shapes["entries"][:1] or not positions:
-        return False
+    action = arrays["action"]
     owned = ((action >= 0) & (action < np.repeat(count["actions"], count["entries"]))).all()
-    return bool(owned and np.logical_or.reduceat(right, np.cumsum(count["actions"]) - count["actions"]).all())
+    return bool(owned and np.logical_or.reduceat(arrays["right"], np.cumsum(count["actions"]) - count["actions"]).all())
 
 
 class TrainingSet:
@@ -8000,34 +8000,31 @@ class TrainingSet:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
 
-def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
-    """Minus the logarithm of the probability of all right actions together, for each position."""
+def by_position(scores: Any, batch: dict[str, Any]) -> Any:
+    """Scores [2, positions, actions] of all actions, and of the right ones; what is not there is IMPOSSIBLE."""
     import torch
 
-    positions, width = int(batch["actions_owner"][-1]) + 1, int(torch.bincount(batch["actions_owner"]).max())
     owner = batch["actions_owner"]
     place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-    table = scores.new_full((2, positions, width), -1e9)
+    table = scores.new_full((2, int(owner[-1]) + 1, int(place.max()) + 1), IMPOSSIBLE)
     table[0, owner, place] = scores
-    table[1, owner, place] = torch.where(batch["right"], scores, scores.new_tensor(-1e9))
-    total, right = torch.logsumexp(table, 2)
+    table[1, owner, place] = torch.where(batch["right"], scores, scores.new_tensor(IMPOSSIBLE))
+    return table
+
+
+def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
+    """Minus the logarithm of the probability of all right actions together, for each position."""
+    total, right = by_position(scores, batch).logsumexp(2)
     return total - right
 
 
 def right_ranks(scores: Any, batch: dict[str, Any]) -> Any:
     """How many actions of each position the search would take before the first right one: rounded as its scores are, ties in order."""
-    import torch
-
-    owner, scores = batch["actions_owner"], scores.double()
-    positions, place = int(owner[-1]) + 1, torch.arange(len(owner), device=owner.device)
-    top = scores.new_full((positions,), -math.inf).scatter_reduce(0, owner, scores, "amax")
-    total = top + scores.new_zeros(positions).index_add_(0, owner, (scores - top[owner]).exp()).log()
-    scores = torch.round(scores - total[owner], decimals=4)
-    best = torch.full_like(top, -math.inf).scatter_reduce(0, owner, torch.where(batch["right"], scores, -math.inf), "amax")[owner]
-    found = torch.where(batch["right"] & (scores == best), place, len(place))
-    first = place.new_full((positions,), len(place)).scatter_reduce(0, owner, found, "amin")[owner]
-    before = (scores > best) | ((scores == best) & (place < first))
-    return place.new_zeros(positions).index_add_(0, owner, before.long())
+    table, right = by_position(scores.double(), batch)
+    rounded = (table - table.logsumexp(1, keepdim=True)).round(decimals=4)
+    best = rounded.masked_fill(right == IMPOSSIBLE, -math.inf).amax(1, keepdim=True)
+    earlier = ((rounded == best) & (right != IMPOSSIBLE)).cumsum(1) == 0
+    return ((rounded > best) | ((rounded == best) & earlier)).sum(1)
 
 
 def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, float]:
@@ -8074,7 +8071,7 @@ def guide_loss(weights: dict[str, Any], lesson: Lesson, some: np.ndarray) -> Any
 
     features, distance, right, possible = lesson.shown(some)
     scores = guide_scores(weights, features, guide_rows(weights, features), distance)
-    wrong = scores.masked_fill(right | ~possible, -1e9).logsumexp(1)
+    wrong = scores.masked_fill(right | ~possible, IMPOSSIBLE).logsumexp(1)
     return torch.nn.functional.softplus(wrong[:, None] - scores)[right].mean()
 
 
@@ -8933,7 +8930,11 @@ def read_export(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}") from None
     except (*UNREADABLE, SyntaxError, RecursionError) as error:
-        raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+        raise InputError(f"{where}: not readable ({in_short(error)})") from None
+
+
+def in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _read_rules(name: str, family: str, variables: Collection[str], body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
@@ -9088,7 +9089,7 @@ def unpack_certificate(content: bytes) -> Certificate:
     except InputError as error:
         raise CertificateError(str(error)) from None
     except (*UNREADABLE, RecursionError) as error:
-        raise CertificateError(f"not a sound certificate ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+        raise CertificateError(f"not a sound certificate ({in_short(error)})") from None
 
 
 def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
@@ -9521,7 +9522,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (*UNREADABLE, RecursionError, InputError) as error:
-        raise InputError(f"{path}: not a result of this program ({' '.join(str(error).split())[:120] or type(error).__name__})") from None
+        raise InputError(f"{path}: not a result of this program ({in_short(error)})") from None
     if labelled:
         raise InputError(f"{path}: is of several families, or of a linear system; this takes results of one family")
     return record
@@ -11802,6 +11803,11 @@ def read_owner(directory: RunDirectory) -> dict[str, Any]:
     return read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
 
 
+def is_at_work(owner: dict[str, Any], age_s: float) -> bool:
+    """Whether a controller lives; of one on another host the files tell, by their age."""
+    return process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age_s < STATUS_TRUSTED_S
+
+
 def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
     """What the journal of an unfinished exact run holds. How many points it will need is not known on disk. Raises ReductionError."""
     owner, points = read_owner(directory), 0
@@ -11811,8 +11817,8 @@ def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
             age = time.time() - os.fstat(file.fileno()).st_mtime
             while position and (found := read_record(file, position)):
                 points, position = points + len(found[0].get("samples", ())), found[1]
+        alive = is_at_work(owner, age)
         here = owner["host"] == os.uname().nodename
-        alive = process_exists(owner["pid"]) if here else age < STATUS_TRUSTED_S
         rows = (
             ("run", f"{name['run']}, exact"),
             ("controller", f"pid {owner['pid']} on {owner['host']}, {'at work' if alive else GONE if here else 'silent'}"),
@@ -11827,7 +11833,7 @@ def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[st
     """The table of a sound status."""
     age = time.time() - status["time"]
     finished = not directory.journal.exists()
-    alive = not finished and (process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
+    alive = not finished and is_at_work(owner, age)
     doing = "finished" if finished else "at work" if alive else GONE
     integrals = status["integrals"]
     rows = [
