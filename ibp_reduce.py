@@ -5222,9 +5222,7 @@ def make_residues(primes: np.ndarray, device: str) -> Residues:
 
 
 def check_device(device: str) -> None:
-    """Raises InputError where there is no such device. 'torch:cpu' is for tests of the tensor path."""
-    if device not in ("auto", "cpu", "cuda", "torch:cpu"):
-        raise InputError(f"--device {device}: expected auto, cpu or cuda")
+    """Raises InputError where this machine has no such device. 'torch:cpu' is for tests of the tensor path."""
     if device not in ("auto", "cpu"):
         try:
             import torch
@@ -8274,10 +8272,6 @@ def run_training(options: Options) -> int:
 def check_training_options(options: Options, families: Sequence[Family]) -> None:
     """Raises InputError."""
     check_running_options(options)
-    if not 1 <= options.epochs <= 10_000 or not 0 < options.learning_rate < math.inf or not 1 <= options.trajectories <= 1_000_000:
-        raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: expected a number from 0")
     if len({family.name for family in families}) < len(families):
         raise InputError(f"--family {options.family}: two families of the same name; a policy tells families by their names")
 
@@ -8364,8 +8358,6 @@ def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.
 def run_search_benchmark(options: Options) -> int:
     """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
     family = load_one_family(options.family)
-    if options.benchmark_search < 1 or options.seed < 0:
-        raise InputError(f"--benchmark-search {options.benchmark_search}, --seed {options.seed}: expected at least 1 integral and seed 0")
     beam = make_beam(replace(options, engine="beam"), family)
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
@@ -8397,16 +8389,11 @@ def run_search_benchmark(options: Options) -> int:
 
 
 def training_device(name: str) -> str:
-    """Raises InputError where there is no such device."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    """What torch calls it. Raises InputError where this machine has none."""
+    check_device(name)
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU; leave the option out")
-    return name
+    return name.removeprefix("torch:") if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # =====================================================================================================================
@@ -9615,8 +9602,6 @@ def run_benchmark(options: Options) -> int:
     import csv
     import tempfile
 
-    if options.benchmark < 0:
-        raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
     check_writable(Path(options.output), "--output", is_directory=False)
     source = DATA / "benchmark_published.csv"
     if not source.is_file():
@@ -10946,14 +10931,8 @@ def lowest_sectors(nonzero: Sequence[int], tops: Sequence[int]) -> list[int]:
 
 def make_beam(options: Options, family: Family) -> Beam | None:
     """How to search, None for local elimination. Raises InputError."""
-    if options.engine not in ("rules", "beam"):
-        raise InputError(f"--engine {options.engine}: expected rules or beam")
     if options.engine == "rules":
         return None
-    if options.beam_width < 1 or options.max_steps < 1:
-        raise InputError(f"--beam-width {options.beam_width}, --max-steps {options.max_steps}: expected at least 1")
-    if options.beam_order not in BEAM_ORDERS:
-        raise InputError(f"--beam-order {options.beam_order}: expected one of {', '.join(BEAM_ORDERS)}")
     policy = read_policy(str(DATA / "policy.pt") if options.policy is None else options.policy, family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
 
@@ -10983,16 +10962,10 @@ def run_replay(options: Options) -> int:
 
 def check_running_options(options: Options) -> None:
     """Raises InputError where the options say nothing sensible about how to run."""
-    if options.local is not None and options.local < 1:
-        raise InputError(f"--local {options.local}: expected at least 1 process")
     if options.condor and options.local not in (None, 1):
         raise InputError("--condor and --local contradict each other: give one of them")
     if options.resume and options.fresh:
         raise InputError("--resume and --fresh contradict each other: give one of them")
-    positive = ("job_seconds", "straggler_cpus", "check_interval", "request_memory", "max_jobs")
-    for name in positive:
-        if (value := getattr(options, name)) is not None and not 0 < value < LONGEST_TIMEOUT_S:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
     if options.batch == "sector" and options.condor:
         raise InputError("--batch sector is for --local; with --condor give auto or a number of integrals")
     if options.batch not in (None, "sector", "auto") and not re.fullmatch("[1-9][0-9]{0,8}", options.batch):
@@ -11011,8 +10984,6 @@ def check_output_options(options: Options) -> None:
     parse_formats(options.export)
     if options.order is not None and options.epsilon is None:
         raise InputError(f"--order {options.order}: give --epsilon, too")
-    if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
-        raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
     in_d = options.differential_equation is not None or "d" in (options.symbols or "").replace(" ", "").split(",")
     if options.epsilon is not None and options.convert is None and not in_d:
         raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
@@ -11700,8 +11671,6 @@ def run_points(
 
 def run_point_benchmark(options: Options) -> int:
     """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
-    if options.benchmark_points < 1:
-        raise InputError(f"--benchmark-points {options.benchmark_points}: expected the number of points")
     exact = make_exact_problem(options)
     problem = exact.problem
     rng, symbols = np.random.default_rng(1), problem.family.symbols
@@ -11944,6 +11913,33 @@ TOGETHER: tuple[tuple[str, str, Callable[[Options], bool]], ...] = (
 )
 
 
+# The values that options may have, where these are not None.
+VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("local beam_width max_steps benchmark_search benchmark_points", lambda value: value >= 1, "at least 1"),
+    (
+        "job_seconds straggler_cpus check_interval request_memory max_jobs",
+        lambda value: 0 < value < LONGEST_TIMEOUT_S,
+        f"a number above 0, below {LONGEST_TIMEOUT_S:.0f}",
+    ),
+    ("trajectories", lambda value: 1 <= value <= 1_000_000, "a number above 0, up to 1000000"),
+    ("epochs", lambda value: 1 <= value <= 10_000, "a number above 0, up to 10000"),
+    ("learning_rate", lambda value: 0 < value < math.inf, "a number above 0"),
+    ("benchmark seed", lambda value: value >= 0, "a number from 0"),
+    ("order", lambda value: abs(value) <= LARGEST_ORDER, f"a number from {-LARGEST_ORDER} to {LARGEST_ORDER}"),
+    ("engine", ("rules", "beam").__contains__, "rules or beam"),
+    ("beam_order", BEAM_ORDERS.__contains__, f"one of {', '.join(BEAM_ORDERS)}"),
+    ("device", ("auto", "cpu", "cuda", "torch:cpu").__contains__, "auto, cpu or cuda"),
+)
+
+
+def check_values(options: Options) -> None:
+    """Raises InputError."""
+    for names, allowed, what in VALUES:
+        for name in names.split():
+            if (value := getattr(options, name)) is not None and not allowed(value):
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {what}")
+
+
 def check_used(options: Options, mode: Mode | None, asked: str) -> None:
     """Raises InputError for an option that was given, to a value that is not its default, and would be ignored."""
     unsaid = {"family": EVERY_FAMILY, "prime": DEFAULT_PRIME}  # of options whose default is made later
@@ -11964,6 +11960,7 @@ def check_used(options: Options, mode: Mode | None, asked: str) -> None:
 
 def perform(options: Options) -> int:
     """The first mode that is asked for, else a reduction; returns the exit code."""
+    check_values(options)
     for mode in MODES:
         for name in mode.asked.split():
             if getattr(options, name) is not None and getattr(options, name) is not False:

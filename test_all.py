@@ -11124,6 +11124,7 @@ BAD_SEARCHES = {
     "--train-policy --training-data=directory": ("--training-data directory", "regular file"),
     '--train-policy --work-dir="a file"': ("--work-dir", "a file"),
     "--make-training-data --trajectories=0": ("--trajectories", "above 0"),
+    "--verify=x --local=0": ("--local 0", "at least 1"),
     "--make-training-data --local=0": ("--local 0", "at least 1"),
     "--make-training-data --condor": ("--make-training-data", "--condor", "on this machine"),
     "--make-training-data --family=bubble,other": ("'other'", "bubble"),
