@@ -7777,7 +7777,7 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
     equations = evaluate_identities(derive_identities(family), generic_point(family))
     finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
     rng = np.random.default_rng(number_from(family.identifier, bits, seed))
-    samples, kinds, held_out, numbers, rules = [], [], [], [], []
+    samples, marks, rules = [], [], []
     for number in range(trajectories):
         base = random_target(finder.sector, rng)
         scrambled = number % 2 == 1
@@ -7793,14 +7793,10 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
         held = is_held_out(family, trajectory[0].target)
         new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
         samples += new
-        kinds += [scrambled] * len(new)
-        held_out += [held] * len(new)
-        numbers += [number] * len(new)
-    return (
-        pack_samples(samples)
-        | {"scrambled": np.array(kinds, bool), "held_out": np.array(held_out, bool), "trajectory": np.array(numbers)}
-        | pack_rules(family, finder, rules)
-    )
+        marks += [(scrambled, held, number)] * len(new)
+    kinds, held_out, numbers = np.array(marks, np.int64).reshape(-1, 3).T
+    about = {"scrambled": kinds.astype(bool), "held_out": held_out.astype(bool), "trajectory": numbers}
+    return pack_samples(samples) | about | pack_rules(family, finder, rules)
 
 
 def pack_rules(family: Family, finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
@@ -7878,8 +7874,8 @@ class Lesson:
     rows: list[np.ndarray]
     held_out: np.ndarray
 
-    def shown(self, some: np.ndarray) -> tuple[RowFeatures, Any, Any, Any]:
-        """Tensors for some of the targets: features, distances, which rows [M, S * O] are right, and which are possible."""
+    def scored(self, weights: dict[str, Any], some: np.ndarray) -> tuple[Any, Any, Any]:
+        """Tensors [M, S * O] for some of the targets: scores of the rows, which of them are right, and which are possible."""
         import torch
 
         seeds = seeds_around(NEIGHBOURHOODS[self.level], self.sector)
@@ -7889,8 +7885,9 @@ class Lesson:
         right = np.zeros_like(possible)
         for line, number in enumerate(some):
             right[line, self.rows[number]] = True
-        distance = border_distance(self.targets[some], self.sector.positive)
-        return features, *map(torch.from_numpy, (distance, right, possible))
+        distance = torch.from_numpy(border_distance(self.targets[some], self.sector.positive))
+        scores = guide_scores(weights, features, guide_rows(weights, features), distance)
+        return scores, torch.from_numpy(right), torch.from_numpy(possible)
 
 
 def unpack_rules(arrays: dict[str, np.ndarray]) -> list[Lesson]:
@@ -8067,8 +8064,7 @@ def guide_loss(weights: dict[str, Any], lesson: Lesson, some: np.ndarray) -> Any
     """How far wrong rows come before each of the right ones: mean of log(1 + sum over wrong ones of exp(score - that of the right one))."""
     import torch
 
-    features, distance, right, possible = lesson.shown(some)
-    scores = guide_scores(weights, features, guide_rows(weights, features), distance)
+    scores, right, possible = lesson.scored(weights, some)
     wrong = scores.masked_fill(right | ~possible, IMPOSSIBLE).logsumexp(1)
     return torch.nn.functional.softplus(wrong[:, None] - scores)[right].mean()
 
@@ -8096,8 +8092,8 @@ def measure_guide(weights: dict[str, Any], lessons: Sequence[Lesson]) -> float:
         for lesson in lessons:
             some = np.flatnonzero(lesson.held_out)
             if len(some) and lesson.level == GUIDED_LEVEL:
-                features, distance, right, possible = lesson.shown(some)
-                scores = guide_scores(weights, features, guide_rows(weights, features), distance).masked_fill(~possible, -math.inf)
+                scores, right, possible = lesson.scored(weights, some)
+                scores = scores.masked_fill(~possible, -math.inf)
                 last = scores.masked_fill(~right, math.inf).amin(1, keepdim=True)
                 within += ((scores > last).sum(1) < (possible.sum(1) * GUIDED_SHARE).long().clip(1)).tolist()
     return float(np.mean(within)) if within else math.nan
@@ -11875,7 +11871,7 @@ MODES = (  # the first that is asked for is what is done
         "benchmark_search", run_search_benchmark, f"family seed {BEAM_OPTIONS}", "searched for are random integrals at a point of its own"
     ),
     Mode("replay", run_replay, "family", "paths are checked as they are"),
-    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and nothing is written"),
+    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and has no other output"),
     Mode("convert", convert_result, "export epsilon order output", "a result is converted as it is"),
     Mode(
         "benchmark_points",

@@ -8354,9 +8354,9 @@ def test_arrays_and_tensors_give_the_same_scores(lessons):
     tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
     for lesson in ibp_reduce.unpack_rules(lessons):
         some = np.arange(min(len(lesson.targets), 3))
-        features, distance, *_ = lesson.shown(some)
-        theirs = ibp_reduce.guide_scores(tensors, features, ibp_reduce.guide_rows(tensors, features), distance).numpy()
-        arrays = ibp_reduce.RowFeatures(*(getattr(features, f.name).numpy() for f in dataclasses.fields(features)))
+        theirs = lesson.scored(tensors, some)[0].numpy()
+        seeds = ibp_reduce.seeds_around(ibp_reduce.NEIGHBOURHOODS[lesson.level], lesson.sector)
+        arrays = ibp_reduce.describe_rows(lesson.sector, lesson.equations, seeds, lesson.level)
         parts = ibp_reduce.guide_rows(weights, arrays)
         for line, target in enumerate(lesson.targets[some]):
             near = ibp_reduce.border_distance(target, lesson.sector.positive)[None]
