@@ -76,7 +76,6 @@ import reprlib
 import shelve
 import shlex
 import shutil
-import sqlite3
 import struct
 import sys
 import time
@@ -3667,6 +3666,8 @@ class Store:
 
     def _use(self, action: Callable[[RuleShelf], Any]) -> Any:
         """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
+        import sqlite3
+
         for attempt in (1, 2):
             try:
                 with open_shelf(self.path, self.read_only) as shelf:
@@ -3721,7 +3722,7 @@ def set_aside(path: Path) -> str:
 class _Table:
     """bytes -> bytes in the table Dict of an SQLite file, as much as a shelf needs; the layout of the standard library's dbm.sqlite3."""
 
-    def __init__(self, sql: sqlite3.Connection):
+    def __init__(self, sql: Any):
         self.sql = sql
 
     def __getitem__(self, key: bytes) -> bytes:
@@ -3754,6 +3755,8 @@ class RuleShelf(shelve.Shelf):
 @contextmanager
 def open_shelf(path: Path, read_only: bool) -> Iterator[RuleShelf]:
     """One transaction on a store's file, which an exception undoes. Raises _StoreDamaged, sqlite3.Error."""
+    import sqlite3
+
     mode = "ro&immutable=1" if read_only else "rwc"
     connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode={mode}", uri=True, timeout=LOCK_TIMEOUT_S, isolation_level=None)
     with closing(connection) as sql:  # which rolls back what was not committed
@@ -5008,9 +5011,7 @@ def make_residues(primes: np.ndarray, device: str) -> Residues:
 
 
 def check_device(device: str) -> None:
-    """Raises InputError where there is no such device. 'torch:cpu' is for tests of the tensor path."""
-    if device not in ("auto", "cpu", "cuda", "torch:cpu"):
-        raise InputError(f"--device {device}: expected auto, cpu or cuda")
+    """Raises InputError where this machine has no such device. 'torch:cpu' is for tests of the tensor path."""
     if device not in ("auto", "cpu"):
         try:
             import torch
@@ -7650,6 +7651,7 @@ HELD_OUT = 0.1  # share of the targets whose trajectories measure and never trai
 SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
 BATCH_POSITIONS = 32
+IMPOSSIBLE = -1e9  # score of what cannot be taken
 GUIDE_PASSES = 4  # in an epoch, through the rules that local elimination found: a pass takes a fraction of a second
 GUIDE_TARGETS = 24  # of a level of a sector, trained on together
 TRAINING_CURVE = ("epoch", "seconds", "loss", "held_out_loss", "top1", "top5", "top1_eliminations", "top1_scrambles", "guide")
@@ -7775,7 +7777,7 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
     equations = evaluate_identities(derive_identities(family), generic_point(family))
     finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
     rng = np.random.default_rng(number_from(family.identifier, bits, seed))
-    samples, kinds, held_out, numbers, rules = [], [], [], [], []
+    samples, marks, rules = [], [], []
     for number in range(trajectories):
         base = random_target(finder.sector, rng)
         scrambled = number % 2 == 1
@@ -7791,14 +7793,10 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
         held = is_held_out(family, trajectory[0].target)
         new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
         samples += new
-        kinds += [scrambled] * len(new)
-        held_out += [held] * len(new)
-        numbers += [number] * len(new)
-    return (
-        pack_samples(samples)
-        | {"scrambled": np.array(kinds, bool), "held_out": np.array(held_out, bool), "trajectory": np.array(numbers)}
-        | pack_rules(family, finder, rules)
-    )
+        marks += [(scrambled, held, number)] * len(new)
+    kinds, held_out, numbers = np.array(marks, np.int64).reshape(-1, 3).T
+    about = {"scrambled": kinds.astype(bool), "held_out": held_out.astype(bool), "trajectory": numbers}
+    return pack_samples(samples) | about | pack_rules(family, finder, rules)
 
 
 def pack_rules(family: Family, finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
@@ -7876,8 +7874,8 @@ class Lesson:
     rows: list[np.ndarray]
     held_out: np.ndarray
 
-    def shown(self, some: np.ndarray) -> tuple[RowFeatures, Any, Any, Any]:
-        """Tensors for some of the targets: features, distances, which rows [M, S * O] are right, and which are possible."""
+    def scored(self, weights: dict[str, Any], some: np.ndarray) -> tuple[Any, Any, Any]:
+        """Tensors [M, S * O] for some of the targets: scores of the rows, which of them are right, and which are possible."""
         import torch
 
         seeds = seeds_around(NEIGHBOURHOODS[self.level], self.sector)
@@ -7887,8 +7885,9 @@ class Lesson:
         right = np.zeros_like(possible)
         for line, number in enumerate(some):
             right[line, self.rows[number]] = True
-        distance = border_distance(self.targets[some], self.sector.positive)
-        return features, *map(torch.from_numpy, (distance, right, possible))
+        distance = torch.from_numpy(border_distance(self.targets[some], self.sector.positive))
+        scores = guide_scores(weights, features, guide_rows(weights, features), distance)
+        return scores, torch.from_numpy(right), torch.from_numpy(possible)
 
 
 def unpack_rules(arrays: dict[str, np.ndarray]) -> list[Lesson]:
@@ -7918,23 +7917,19 @@ def samples_are_whole(arrays: dict[str, np.ndarray]) -> bool:
     """Whether arrays are what `sector_samples` makes: sizes that fit, owners that exist, a right action in each position."""
     count = {name: arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
     positions = len(count["actions"])
-    flags = [arrays[name] for name in ("right", "scrambled", "held_out")]
     if any(each.dtype != np.int32 or each.shape != (positions,) or (each < (name != "entries")).any() for name, each in count.items()):
         return False
-    shapes = {name: (int(count[name].sum()), width) for name, width in SAMPLE_WIDTHS.items()}
-    if any(arrays[name].dtype != np.int8 or arrays[name].shape != shape for name, shape in shapes.items()):
+    lines = {name: int(each.sum()) for name, each in count.items()}
+    expected: dict[str, tuple[type, tuple[int, ...]]] = {name: (np.int8, (lines[name], width)) for name, width in SAMPLE_WIDTHS.items()}
+    expected |= {"action": (np.int16, (lines["entries"],)), "right": (bool, (lines["actions"],))}
+    expected |= {"scrambled": (bool, (positions,)), "held_out": (bool, (positions,))}
+    if not positions or any(arrays[name].dtype != kind or arrays[name].shape != shape for name, (kind, shape) in expected.items()):
         return False
-    lengths = (shapes["actions"][0], positions, positions)
-    if (
-        any(flag.dtype != bool or flag.shape != (length,) for flag, length in zip(flags, lengths))
-        or (count["indices"] % count["actions"]).any()
-    ):
+    if (count["indices"] % count["actions"]).any():
         return False
-    action, right = arrays["action"], flags[0]
-    if action.dtype != np.int16 or action.shape != shapes["entries"][:1] or not positions:
-        return False
+    action = arrays["action"]
     owned = ((action >= 0) & (action < np.repeat(count["actions"], count["entries"]))).all()
-    return bool(owned and np.logical_or.reduceat(right, np.cumsum(count["actions"]) - count["actions"]).all())
+    return bool(owned and np.logical_or.reduceat(arrays["right"], np.cumsum(count["actions"]) - count["actions"]).all())
 
 
 class TrainingSet:
@@ -8000,34 +7995,31 @@ class TrainingSet:
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
 
 
-def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
-    """Minus the logarithm of the probability of all right actions together, for each position."""
+def by_position(scores: Any, batch: dict[str, Any]) -> Any:
+    """Scores [2, positions, actions] of all actions, and of the right ones; what is not there is IMPOSSIBLE."""
     import torch
 
-    positions, width = int(batch["actions_owner"][-1]) + 1, int(torch.bincount(batch["actions_owner"]).max())
     owner = batch["actions_owner"]
     place = torch.arange(len(owner), device=owner.device) - torch.searchsorted(owner, owner)
-    table = scores.new_full((2, positions, width), -1e9)
+    table = scores.new_full((2, int(owner[-1]) + 1, int(place.max()) + 1), IMPOSSIBLE)
     table[0, owner, place] = scores
-    table[1, owner, place] = torch.where(batch["right"], scores, scores.new_tensor(-1e9))
-    total, right = torch.logsumexp(table, 2)
+    table[1, owner, place] = torch.where(batch["right"], scores, scores.new_tensor(IMPOSSIBLE))
+    return table
+
+
+def position_losses(scores: Any, batch: dict[str, Any]) -> Any:
+    """Minus the logarithm of the probability of all right actions together, for each position."""
+    total, right = by_position(scores, batch).logsumexp(2)
     return total - right
 
 
 def right_ranks(scores: Any, batch: dict[str, Any]) -> Any:
     """How many actions of each position the search would take before the first right one: rounded as its scores are, ties in order."""
-    import torch
-
-    owner, scores = batch["actions_owner"], scores.double()
-    positions, place = int(owner[-1]) + 1, torch.arange(len(owner), device=owner.device)
-    top = scores.new_full((positions,), -math.inf).scatter_reduce(0, owner, scores, "amax")
-    total = top + scores.new_zeros(positions).index_add_(0, owner, (scores - top[owner]).exp()).log()
-    scores = torch.round(scores - total[owner], decimals=4)
-    best = torch.full_like(top, -math.inf).scatter_reduce(0, owner, torch.where(batch["right"], scores, -math.inf), "amax")[owner]
-    found = torch.where(batch["right"] & (scores == best), place, len(place))
-    first = place.new_full((positions,), len(place)).scatter_reduce(0, owner, found, "amin")[owner]
-    before = (scores > best) | ((scores == best) & (place < first))
-    return place.new_zeros(positions).index_add_(0, owner, before.long())
+    table, right = by_position(scores.double(), batch)
+    rounded = (table - table.logsumexp(1, keepdim=True)).round(decimals=4)
+    best = rounded.masked_fill(right == IMPOSSIBLE, -math.inf).amax(1, keepdim=True)
+    earlier = ((rounded == best) & (right != IMPOSSIBLE)).cumsum(1) == 0
+    return ((rounded > best) | ((rounded == best) & earlier)).sum(1)
 
 
 def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, float]:
@@ -8072,9 +8064,8 @@ def guide_loss(weights: dict[str, Any], lesson: Lesson, some: np.ndarray) -> Any
     """How far wrong rows come before each of the right ones: mean of log(1 + sum over wrong ones of exp(score - that of the right one))."""
     import torch
 
-    features, distance, right, possible = lesson.shown(some)
-    scores = guide_scores(weights, features, guide_rows(weights, features), distance)
-    wrong = scores.masked_fill(right | ~possible, -1e9).logsumexp(1)
+    scores, right, possible = lesson.scored(weights, some)
+    wrong = scores.masked_fill(right | ~possible, IMPOSSIBLE).logsumexp(1)
     return torch.nn.functional.softplus(wrong[:, None] - scores)[right].mean()
 
 
@@ -8101,8 +8092,8 @@ def measure_guide(weights: dict[str, Any], lessons: Sequence[Lesson]) -> float:
         for lesson in lessons:
             some = np.flatnonzero(lesson.held_out)
             if len(some) and lesson.level == GUIDED_LEVEL:
-                features, distance, right, possible = lesson.shown(some)
-                scores = guide_scores(weights, features, guide_rows(weights, features), distance).masked_fill(~possible, -math.inf)
+                scores, right, possible = lesson.scored(weights, some)
+                scores = scores.masked_fill(~possible, -math.inf)
                 last = scores.masked_fill(~right, math.inf).amin(1, keepdim=True)
                 within += ((scores > last).sum(1) < (possible.sum(1) * GUIDED_SHARE).long().clip(1)).tolist()
     return float(np.mean(within)) if within else math.nan
@@ -8277,10 +8268,6 @@ def run_training(options: Options) -> int:
 def check_training_options(options: Options, families: Sequence[Family]) -> None:
     """Raises InputError."""
     check_running_options(options)
-    if not 1 <= options.epochs <= 10_000 or not 0 < options.learning_rate < math.inf or not 1 <= options.trajectories <= 1_000_000:
-        raise InputError("--epochs, --learning-rate and --trajectories: expected numbers above 0")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}: expected a number from 0")
     if len({family.name for family in families}) < len(families):
         raise InputError(f"--family {options.family}: two families of the same name; a policy tells families by their names")
 
@@ -8367,8 +8354,6 @@ def search_targets(family: Family, count: int, seed: int) -> list[tuple[int, np.
 def run_search_benchmark(options: Options) -> int:
     """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
     family = load_one_family(options.family)
-    if options.benchmark_search < 1 or options.seed < 0:
-        raise InputError(f"--benchmark-search {options.benchmark_search}, --seed {options.seed}: expected at least 1 integral and seed 0")
     beam = make_beam(replace(options, engine="beam"), family)
     targets = search_targets(family, options.benchmark_search, options.seed)
     equations = evaluate_identities(derive_identities(family), generic_point(family))
@@ -8400,16 +8385,11 @@ def run_search_benchmark(options: Options) -> int:
 
 
 def training_device(name: str) -> str:
-    """Raises InputError where there is no such device."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    """What torch calls it. Raises InputError where this machine has none."""
+    check_device(name)
     import torch
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: torch sees no GPU; leave the option out")
-    return name
+    return name.removeprefix("torch:") if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 # =====================================================================================================================
@@ -8933,7 +8913,11 @@ def read_export(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{where}: {error.strerror}") from None
     except (*UNREADABLE, SyntaxError, RecursionError) as error:
-        raise InputError(f"{where}: not readable ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+        raise InputError(f"{where}: not readable ({in_short(error)})") from None
+
+
+def in_short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
 
 
 def _read_rules(name: str, family: str, variables: Collection[str], body: str) -> list[tuple[str, Index | str, list[tuple[Index, str]]]]:
@@ -9088,7 +9072,7 @@ def unpack_certificate(content: bytes) -> Certificate:
     except InputError as error:
         raise CertificateError(str(error)) from None
     except (*UNREADABLE, RecursionError) as error:
-        raise CertificateError(f"not a sound certificate ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+        raise CertificateError(f"not a sound certificate ({in_short(error)})") from None
 
 
 def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
@@ -9516,7 +9500,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
     except (*UNREADABLE, RecursionError, InputError) as error:
-        raise InputError(f"{path}: not a result of this program ({' '.join(str(error).split())[:120] or type(error).__name__})") from None
+        raise InputError(f"{path}: not a result of this program ({in_short(error)})") from None
     if labelled:
         raise InputError(f"{path}: is of several families, or of a linear system; this takes results of one family")
     return record
@@ -9609,8 +9593,6 @@ def run_benchmark(options: Options) -> int:
     import csv
     import tempfile
 
-    if options.benchmark < 0:
-        raise InputError(f"--benchmark {options.benchmark}: expected the number of integrals")
     check_writable(Path(options.output), "--output", is_directory=False)
     source = DATA / "benchmark_published.csv"
     if not source.is_file():
@@ -10922,14 +10904,8 @@ def lowest_sectors(nonzero: Sequence[int], tops: Sequence[int]) -> list[int]:
 
 def make_beam(options: Options, family: Family) -> Beam | None:
     """How to search, None for local elimination. Raises InputError."""
-    if options.engine not in ("rules", "beam"):
-        raise InputError(f"--engine {options.engine}: expected rules or beam")
     if options.engine == "rules":
         return None
-    if options.beam_width < 1 or options.max_steps < 1:
-        raise InputError(f"--beam-width {options.beam_width}, --max-steps {options.max_steps}: expected at least 1")
-    if options.beam_order not in BEAM_ORDERS:
-        raise InputError(f"--beam-order {options.beam_order}: expected one of {', '.join(BEAM_ORDERS)}")
     policy = read_policy(str(DATA / "policy.pt") if options.policy is None else options.policy, family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
 
@@ -10959,16 +10935,10 @@ def run_replay(options: Options) -> int:
 
 def check_running_options(options: Options) -> None:
     """Raises InputError where the options say nothing sensible about how to run."""
-    if options.local is not None and options.local < 1:
-        raise InputError(f"--local {options.local}: expected at least 1 process")
     if options.condor and options.local not in (None, 1):
         raise InputError("--condor and --local contradict each other: give one of them")
     if options.resume and options.fresh:
         raise InputError("--resume and --fresh contradict each other: give one of them")
-    positive = ("job_seconds", "straggler_cpus", "check_interval", "request_memory", "max_jobs")
-    for name in positive:
-        if (value := getattr(options, name)) is not None and not 0 < value < LONGEST_TIMEOUT_S:
-            raise InputError(f"--{name.replace('_', '-')} {value}: expected a number above 0")
     if options.batch == "sector" and options.condor:
         raise InputError("--batch sector is for --local; with --condor give auto or a number of integrals")
     if options.batch not in (None, "sector", "auto") and not re.fullmatch("[1-9][0-9]{0,8}", options.batch):
@@ -10987,8 +10957,6 @@ def check_output_options(options: Options) -> None:
     parse_formats(options.export)
     if options.order is not None and options.epsilon is None:
         raise InputError(f"--order {options.order}: give --epsilon, too")
-    if not 0 <= abs(options.order or 0) <= LARGEST_ORDER:
-        raise InputError(f"--order {options.order}: expected a number from {-LARGEST_ORDER} to {LARGEST_ORDER}")
     in_d = options.differential_equation is not None or "d" in (options.symbols or "").replace(" ", "").split(",")
     if options.epsilon is not None and options.convert is None and not in_d:
         raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
@@ -11648,8 +11616,6 @@ def run_points(
 
 def run_point_benchmark(options: Options) -> int:
     """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
-    if options.benchmark_points < 1:
-        raise InputError(f"--benchmark-points {options.benchmark_points}: expected the number of points")
     exact = make_exact_problem(options)
     problem = exact.problem
     rng, symbols = np.random.default_rng(1), problem.family.symbols
@@ -11760,6 +11726,11 @@ def read_owner(directory: RunDirectory) -> dict[str, Any]:
     return read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
 
 
+def is_at_work(owner: dict[str, Any], age_s: float) -> bool:
+    """Whether a controller lives; of one on another host the files tell, by their age."""
+    return process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age_s < STATUS_TRUSTED_S
+
+
 def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
     """What the journal of an unfinished exact run holds. How many points it will need is not known on disk. Raises ReductionError."""
     owner, points = read_owner(directory), 0
@@ -11769,8 +11740,8 @@ def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
             age = time.time() - os.fstat(file.fileno()).st_mtime
             while position and (found := read_record(file, position)):
                 points, position = points + len(found[0].get("samples", ())), found[1]
+        alive = is_at_work(owner, age)
         here = owner["host"] == os.uname().nodename
-        alive = process_exists(owner["pid"]) if here else age < STATUS_TRUSTED_S
         rows = (
             ("run", f"{name['run']}, exact"),
             ("controller", f"pid {owner['pid']} on {owner['host']}, {'at work' if alive else GONE if here else 'silent'}"),
@@ -11785,7 +11756,7 @@ def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[st
     """The table of a sound status."""
     age = time.time() - status["time"]
     finished = not directory.journal.exists()
-    alive = not finished and (process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age < STATUS_TRUSTED_S)
+    alive = not finished and is_at_work(owner, age)
     doing = "finished" if finished else "at work" if alive else GONE
     integrals = status["integrals"]
     rows = [
@@ -11858,7 +11829,7 @@ MODES = (  # the first that is asked for is what is done
         "benchmark_search", run_search_benchmark, f"family seed {BEAM_OPTIONS}", "searched for are random integrals at a point of its own"
     ),
     Mode("replay", run_replay, "family", "paths are checked as they are"),
-    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and nothing is written"),
+    Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and has no other output"),
     Mode("convert", convert_result, "export epsilon order output", "a result is converted as it is"),
     Mode(
         "benchmark_points",
@@ -11896,6 +11867,33 @@ TOGETHER: tuple[tuple[str, str, Callable[[Options], bool]], ...] = (
 )
 
 
+# The values that options may have, where these are not None.
+VALUES: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
+    ("local beam_width max_steps benchmark_search benchmark_points", lambda value: value >= 1, "at least 1"),
+    (
+        "job_seconds straggler_cpus check_interval request_memory max_jobs",
+        lambda value: 0 < value < LONGEST_TIMEOUT_S,
+        f"a number above 0, below {LONGEST_TIMEOUT_S:.0f}",
+    ),
+    ("trajectories", lambda value: 1 <= value <= 1_000_000, "a number above 0, up to 1000000"),
+    ("epochs", lambda value: 1 <= value <= 10_000, "a number above 0, up to 10000"),
+    ("learning_rate", lambda value: 0 < value < math.inf, "a number above 0"),
+    ("benchmark seed", lambda value: value >= 0, "a number from 0"),
+    ("order", lambda value: abs(value) <= LARGEST_ORDER, f"a number from {-LARGEST_ORDER} to {LARGEST_ORDER}"),
+    ("engine", ("rules", "beam").__contains__, "rules or beam"),
+    ("beam_order", BEAM_ORDERS.__contains__, f"one of {', '.join(BEAM_ORDERS)}"),
+    ("device", ("auto", "cpu", "cuda", "torch:cpu").__contains__, "auto, cpu or cuda"),
+)
+
+
+def check_values(options: Options) -> None:
+    """Raises InputError."""
+    for names, allowed, what in VALUES:
+        for name in names.split():
+            if (value := getattr(options, name)) is not None and not allowed(value):
+                raise InputError(f"--{name.replace('_', '-')} {value}: expected {what}")
+
+
 def check_used(options: Options, mode: Mode | None, asked: str) -> None:
     """Raises InputError for an option that was given, to a value that is not its default, and would be ignored."""
     unsaid = {"family": EVERY_FAMILY, "prime": DEFAULT_PRIME}  # of options whose default is made later
@@ -11916,6 +11914,7 @@ def check_used(options: Options, mode: Mode | None, asked: str) -> None:
 
 def perform(options: Options) -> int:
     """The first mode that is asked for, else a reduction; returns the exit code."""
+    check_values(options)
     for mode in MODES:
         for name in mode.asked.split():
             if getattr(options, name) is not None and getattr(options, name) is not False:

@@ -8420,9 +8420,9 @@ def test_arrays_and_tensors_give_the_same_scores(lessons):
     tensors = {name: torch.from_numpy(values) for name, values in weights.items()}
     for lesson in ibp_reduce.unpack_rules(lessons):
         some = np.arange(min(len(lesson.targets), 3))
-        features, distance, *_ = lesson.shown(some)
-        theirs = ibp_reduce.guide_scores(tensors, features, ibp_reduce.guide_rows(tensors, features), distance).numpy()
-        arrays = ibp_reduce.RowFeatures(*(getattr(features, f.name).numpy() for f in dataclasses.fields(features)))
+        theirs = lesson.scored(tensors, some)[0].numpy()
+        seeds = ibp_reduce.seeds_around(ibp_reduce.NEIGHBOURHOODS[lesson.level], lesson.sector)
+        arrays = ibp_reduce.describe_rows(lesson.sector, lesson.equations, seeds, lesson.level)
         parts = ibp_reduce.guide_rows(weights, arrays)
         for line, target in enumerate(lesson.targets[some]):
             near = ibp_reduce.border_distance(target, lesson.sector.positive)[None]
@@ -11190,6 +11190,7 @@ BAD_SEARCHES = {
     "--train-policy --training-data=directory": ("--training-data directory", "regular file"),
     '--train-policy --work-dir="a file"': ("--work-dir", "a file"),
     "--make-training-data --trajectories=0": ("--trajectories", "above 0"),
+    "--verify=x --local=0": ("--local 0", "at least 1"),
     "--make-training-data --local=0": ("--local 0", "at least 1"),
     "--make-training-data --condor": ("--make-training-data", "--condor", "on this machine"),
     "--make-training-data --family=bubble,other": ("'other'", "bubble"),
