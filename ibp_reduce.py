@@ -5720,6 +5720,7 @@ SPARSE_SHARE = 0.95  # further primes solve for the terms alone if these are few
 LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
 MOST_LINEAR_LETTERS = 5000
 MOST_LEGS = 6  # so many have 203 partitions, each with a Gram determinant
+PAIRS_PAY = 10  # degrees in pairs of variables are found where they take fewer than one in so many of the points of the grid
 FORESEEN_POINTS = 50  # how many primes there will be is estimated (by some ten points) where each takes more points than this
 
 Monomials = dict[tuple[int, ...], Any]  # exponents: coefficient
@@ -5857,13 +5858,16 @@ def linear_factors(poly: np.ndarray, p: int) -> dict[tuple[int, int], int]:
 # polynomials of several variables --------------------------------------------------------------------------------------
 
 
-def lower_set(boxes: Iterable[tuple[tuple[int, ...], tuple[int, ...], int]]) -> list[tuple[int, ...]]:
-    """Exponents below the limits of any of the boxes (limit of each variable, variables whose sum is limited, limit of the sum)."""
+def lower_set(boxes: Iterable[tuple[Sequence[int], Sequence[tuple[Sequence[int], int]]]]) -> list[tuple[int, ...]]:
+    """Exponents below the limits of any of the boxes (limit of each variable, limits of sums of variables), sorted."""
     found: set[tuple[int, ...]] = set()
-    for limits, summed, total in boxes:
-        for exponents in itertools.product(*(range(limit + 1) for limit in limits)):
-            if sum(exponents[i] for i in summed) <= total:
-                found.add(exponents)
+    for limits, sums in boxes:
+        sizes = [limit + 1 for limit in limits]
+        grid = np.indices(sizes).reshape(len(sizes), math.prod(sizes)).T
+        inside = np.ones(len(grid), bool)
+        for summed, total in sums:
+            inside &= grid[:, list(summed)].sum(1) <= total
+        found.update(map(tuple, grid[inside].tolist()))
     return sorted(found)
 
 
@@ -5920,7 +5924,10 @@ def monomial_values(exponents: np.ndarray, point: Sequence[int], p: int) -> np.n
 
 
 def solve_geometric(bases: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
-    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases; more values are ignored (a transposed Vandermonde system)."""
+    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases (a transposed Vandermonde system).
+
+    Further values are ignored.
+    """
     master = np.ones(1, np.int64)
     for base in bases.tolist():
         master = multiply(master, np.array([-base % p, 1]), p)
@@ -6338,7 +6345,7 @@ class Reconstruction:
         self.primes = probe_primes(rng)
         self.functions = [ExactFunction() for _ in range(count)]
         self.degrees: list[tuple[int, ...]] = []  # of what is left of the numerators without known factors, in each variable
-        self.total = [0] * count
+        self.sums: dict[tuple[int, ...], list[int]] = {}  # the same in several variables together
         self.rests: list[list[list[np.ndarray]]] = []  # the same part of the denominators, on [variable][slice]
         self.summed = tuple(i for i, name in enumerate(self.variables) if name != "d")
         self.used_primes = 0
@@ -6446,22 +6453,36 @@ class Reconstruction:
         return parts
 
     def _find_total_degrees(self, p: int) -> None:
-        """Degrees of the numerators in all variables but d together."""
-        self.total = [sum(some[i] for i in self.summed) for some in self.degrees]
-        if len(self.summed) > 1:
+        """Degrees of the numerators in all variables but d together, and where the grid would be large, in pairs of them."""
+        self.sums, size = {}, 10
+        pairs = list(itertools.combinations(self.summed, 2))
+        for moving in dict.fromkeys([self.summed, *pairs]) if pairs else ():
+            if self.sums and max(map(self._largest_size, range(self.count))) < PAIRS_PAY * len(pairs) * size:
+                break
             base, direction = self._draw(p), self._draw(p)
             line = self._along(
                 p,
-                lambda t: tuple((b + t * z) % p if i in self.summed else b for i, (b, z) in enumerate(zip(base, direction))),
+                lambda t, b=base, d=direction, moving=moving: tuple(
+                    (x + t * z) % p if i in moving else x for i, (x, z) in enumerate(zip(b, d))
+                ),
                 True,
                 range(self.count),
+                size,
             )
+            self.sums[moving] = [len(line[f][0]) - 1 for f in range(self.count)]
+            size = max(len(n) + len(d) for n, d in line.values()) - 1 + REDUNDANT_POINTS
             for f in range(self.count):
-                self.total[f], below = (len(part) - 1 for part in line[f])
-                if any(
-                    total > sum(some[i] for i in self.summed) for total, some in ((self.total[f], self.degrees[f]), (below, self.left(f)))
-                ):
-                    raise _Unlucky("a factor is none on a line of all variables")
+                if any(len(part) - 1 > sum(some[i] for i in moving) for part, some in zip(line[f], (self.degrees[f], self.left(f)))):
+                    raise _Unlucky("a factor is none on a line of several variables")
+
+    def _total(self, f: int) -> int:
+        """Degree of a numerator in all variables but d together."""
+        return self.sums[self.summed][f] if self.sums else sum(self.degrees[f][i] for i in self.summed)
+
+    def _largest_size(self, f: int) -> int:
+        """How many terms a numerator may have, as far as degrees in one and in all variables say."""
+        free = math.prod(degree + 1 for i, degree in enumerate(self.degrees[f]) if i not in self.summed)
+        return free * count_exponents([self.degrees[f][i] for i in self.summed], self._total(f))
 
     def left(self, f: int) -> tuple[int, ...]:
         """Degrees of what is left of a denominator without known factors."""
@@ -6471,16 +6492,15 @@ class Reconstruction:
         """About how many points it takes to find what is left of a denominator."""
         *limits, _ = sorted(filter(None, self.left(f)))
         moved = sum(degree for i, degree in enumerate(self.degrees[f]) if self.left(f)[i] and i not in self.summed)
-        return count_exponents(limits, sum(self.left(f))) * (sum(self.left(f)) + self.total[f] + moved + REDUNDANT_POINTS)
+        return count_exponents(limits, sum(self.left(f))) * (sum(self.left(f)) + self._total(f) + moved + REDUNDANT_POINTS)
 
     def _forecast(self) -> None:
         """Say what is to come at least, where that is much: the first prime of the largest numerator, and of one denominator."""
         points = min((self._cost(f) for f in range(self.count) if any(self.left(f))), default=0)
-        sizes = []
-        for degrees, total in zip(self.degrees, self.total):
-            free = math.prod(degree + 1 for i, degree in enumerate(degrees) if i not in self.summed)
-            sizes.append(free * count_exponents([degrees[i] for i in self.summed], total))
-        points += max(sizes)
+        self.boxes = [
+            lower_set([(self.degrees[f], [(summed, totals[f]) for summed, totals in self.sums.items()])]) for f in range(self.count)
+        ]
+        points += max(map(len, self.boxes))
         if points > MANY_POINTS:
             self.say(f"degrees {self.describe_degrees()}; for the first prime alone at least {self.announce(points)}")
 
@@ -6541,7 +6561,7 @@ class Reconstruction:
         most = max(len(first[f][1]) - 1 for f in chosen)
         size = max(len(first[f][0]) + len(first[f][1]) for f in chosen) - 1 + REDUNDANT_POINTS
         nodes = [self._distinct(p, limits[i] + 1) for i in active[1:]]
-        lattice = lower_set([(tuple(limits[i] for i in active[1:]), tuple(range(len(active) - 1)), most)])
+        lattice = lower_set([([limits[i] for i in active[1:]], [(range(len(active) - 1), most)])])
         directions = [(1, *(int(some[e]) for some, e in zip(nodes, exponents))) for exponents in lattice]
         ts = self._distinct(p, size)
         points = [place(t, z) for z in directions for t in ts.tolist()]
@@ -6581,14 +6601,13 @@ class Reconstruction:
 
     def _find_numerators(self) -> None:
         everything = list(range(self.count))
-        boxes = [lower_set([(self.degrees[f], self.summed, self.total[f])]) for f in everything]
-        grid = sorted(set().union(*boxes))
+        grid = sorted(set().union(*self.boxes))
         supports: dict[int, list[tuple[int, ...]]] = {}
         first = next(self.primes)
         polys = self._on_grid([first], grid, everything)[first]
         self._must_predict(polys, first)
         for f, poly in polys.items():
-            if not set(poly) <= set(boxes[f]):
+            if not set(poly) <= set(self.boxes[f]):
                 raise _Unlucky("a numerator has a higher degree than expected")
             supports[f] = sorted(poly, reverse=True)
         terms = max(map(len, supports.values()))
