@@ -20,7 +20,7 @@ How a reduction goes (the sections below, in this order):
     Constants               limits, the neighbourhoods that a search tries
     Families                definition, built-in families, JSON files
     Identities              IBP and LI operators derived from the propagators, then put at a numerical point
-    Sectors and weights     bit masks, zero sectors, the order of integrals as one int64
+    Sectors and weights     bit masks, zero sectors, the order of integrals as one int64; sparse elimination
     Symmetries              shifts of momenta that make sectors equivalent, found by U and F, proved by substitution
     Rules: discovery        local elimination around one integral finds the rows that reduce it
     Rules: replay           the same rows reduce all other integrals of the sector, many at a time
@@ -2653,7 +2653,7 @@ class SectorTask:
     canonical: an integral's one-step result shall be a function of the integral alone, whatever rules are known. beam: how to search
     where not by local elimination. mapping: to the representative of the sector, which takes the place of identities.
     certify: also return which identities were used, with their multipliers; then no steps may be given.
-    guide: as `load_guide` takes it; None for the fixed order.
+    guide: as `load_guide` takes it; None for the fixed order. What depends on the sector has defaults, for a task that others are made of.
     """
 
     layout: Layout
