@@ -7164,20 +7164,17 @@ def _momentum_changes(externals: dict, uses: Sequence[int], x: Any, functions: A
 def graph_polynomial(family: Family) -> list[tuple[Index, Any]]:
     """U = det of the quadratic form of sum_b x_b D_b in the loop momenta, as [(exponents of x_1 … x_n, coefficient)]."""
     from sympy import Dummy
-    from sympy.polys.matrices import DomainMatrix
     from sympy.polys.rings import ring
 
     algebra, loops = Algebra(family), len(family.loop_momenta)
     momenta = algebra.momenta
     parameters, *x = ring([Dummy() for _ in range(family.n)], algebra.functions.to_domain())
-    matrix = [[parameters.zero] * loops for _ in range(loops)]
+    matrix = np.full((loops, loops), parameters.zero, object)
     for b, form in enumerate(algebra.propagators):
         for i, j in itertools.product(range(loops), repeat=2):
-            second = form.diff(momenta[i]).diff(momenta[j])
-            if second:
-                matrix[i][j] += x[b] * (second.coeff(1) / 2)
-    determinant = DomainMatrix(matrix, (loops, loops), parameters.to_domain()).charpoly()[-1]
-    return [(tuple(map(int, exponents)), value * (-1) ** loops) for exponents, value in parameters(determinant).terms()]
+            matrix[i, j] += x[b] * (form.diff(momenta[i]).diff(momenta[j]).coeff(1) / 2)
+    determinant = determinant_of(matrix, parameters.one)
+    return [(tuple(map(int, exponents)), value) for exponents, value in determinant.terms()]
 
 
 def derivative_of(operator: Operator, integral: Index) -> Operator:
