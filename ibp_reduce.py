@@ -9536,7 +9536,8 @@ def _check_record(record: Any) -> None:
         raise ValueError("a point that is none")
     if record["prime"] is not None and not all(map(is_number, (record["d"], *point.values()))):
         raise ValueError("a symbol in a result modulo a prime, which one random value of it would not show")
-    if not all(type(part) in (tuple, str) for part in record["unreduced"]):
+    left = record["unreduced"]
+    if type(left) is not list or any(type(part) is not str and (type(part) is not tuple or {*map(type, part)} != {int}) for part in left):
         raise ValueError("unreduced integrals that are none")
     kinds = (Fraction, str, int) if record["prime"] is None else (int,)
     lengths = set()

@@ -9039,7 +9039,9 @@ BAD_RESULTS = {
     "a dimension in bytes": EXACT | {"d": b"41"},
     "a value that is none": EXACT | {"kinematics": EXACT["kinematics"] | {"m1": None}},
     "an invariant without a name": EXACT | {"kinematics": EXACT["kinematics"] | {(1, 1): 1}},
-    "unreduced integrals that are none": EXACT | {"unreduced": {b"x"}},
+    "unreduced integrals that are none": EXACT | {"unreduced": [b"x"]},
+    "unreduced integrals that are no list": EXACT | {"unreduced": {(1, 1): 1}},
+    "unreduced integrals of texts": EXACT | {"unreduced": [(b"1", b"1")]},
     "a family that nothing can write": EXACT | {"family": "\ud800"},
 }
 
