@@ -5721,6 +5721,7 @@ LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresho
 MOST_LINEAR_LETTERS = 5000
 MOST_LEGS = 6  # so many have 203 partitions, each with a Gram determinant
 PAIRS_PAY = 10  # degrees in pairs of variables are found where they take fewer than one in so many of the points of the grid
+CONFIRMING_POINTS = 2  # show that a numerator is right, where a further prime would take many more
 FORESEEN_POINTS = 50  # how many primes there will be is estimated (by some ten points) where each takes more points than this
 
 Monomials = dict[tuple[int, ...], Any]  # exponents: coefficient
@@ -6624,7 +6625,8 @@ class Reconstruction:
             return result
 
         known = {first: {f: [poly[e] for e in supports[f]] for f, poly in polys.items()}}
-        for f, numbers in self._lift(everything, images, expected, known, lambda found: self._confirmed(found, supports)).items():
+        confirmed = partial(self._confirmed, supports=supports) if terms > 2 * CONFIRMING_POINTS else None
+        for f, numbers in self._lift(everything, images, expected, known, confirmed).items():
             content, poly = primitive({e: value for e, value in zip(supports[f], numbers) if value})
             self.functions[f].factor, self.functions[f].numerator = content, poly
 
@@ -6637,9 +6639,9 @@ class Reconstruction:
                 raise _Unlucky("a numerator is not a polynomial of the degrees that were found")
 
     def _confirmed(self, candidates: dict[int, list[Fraction]], supports: dict[int, list[tuple[int, ...]]]) -> list[int]:
-        """Functions whose numerators have these coefficients at two points modulo a prime that was not used."""
+        """Functions whose numerators have these coefficients at points modulo a prime that was not used."""
         p = next(self.primes)
-        points = [self._draw(p) for _ in range(2)]
+        points = [self._draw(p) for _ in range(CONFIRMING_POINTS)]
         (values, good), places, found = self.ask([(p, point) for point in points]), Places(points, p), []
         for f, numbers in candidates.items():
             if good.all() and all(value.denominator % p for value in numbers):
@@ -6692,11 +6694,11 @@ class Reconstruction:
         images: Callable[[list[int], list[int]], dict[int, dict[int, list[int]]]],
         expected: int,
         known: dict[int, dict[int, list[int]]] | None = None,
-        confirmed: Callable[[dict[int, list[Fraction]]], list[int]] = lambda candidates: [],
+        confirmed: Callable[[dict[int, list[Fraction]]], list[int]] | None = None,
     ) -> dict[int, list[Fraction]]:
         """Vectors of rational numbers from images(primes, functions) = {prime: {function: residues}}; about so many primes are expected.
 
-        known: images that are there already; confirmed: which candidates need no further prime.
+        known: images that are there already; confirmed: which candidates need no further prime (else: those that predict one).
         """
         lifts = {f: Lift() for f in chosen}
         found, used, unlucky = known or {}, len(known or {}), 0
@@ -6706,7 +6708,7 @@ class Reconstruction:
                     if not lifts[f].done:
                         lifts[f].add(residues, p)
             candidates = {f: lift.candidate for f, lift in lifts.items() if not lift.done and lift.candidate is not None}
-            for f in confirmed(candidates) if candidates else ():
+            for f in confirmed(candidates) if confirmed and candidates else ():
                 lifts[f].done = True
             wanted = [f for f in chosen if not lifts[f].done]
             if not wanted:
