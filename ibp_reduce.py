@@ -6323,12 +6323,15 @@ class Reconstruction:
     """Rational functions of some variables from their values modulo primes at points that it asks for.
 
     1. Along each variable, twice: degrees, and with a common divisor of both the factors that depend on that variable alone; of these the
-       linear ones (a x - b with small integers) are taken out of numerators and denominators.
+       linear ones (a x - b with small integers) are taken out of numerators and denominators, and so are the letters (polynomials that are
+       handed over) that divide on all slices.
     2. What is left of a denominator, by lines through a common point s: as a polynomial in t, normalised to 1 at t = 0, that of
-       f(s + t z) has homogeneous polynomials in z as coefficients (Cuyt, Lee, Theor. Comp. Sci. 412 (2011) 1445).
+       f(s + t z) has homogeneous polynomials in z as coefficients (Cuyt, Lee, Theor. Comp. Sci. 412 (2011) 1445). Its factors are letters
+       for the others.
     3. Then the numerators are polynomials of known degrees: the first prime on a full grid (lower set), further ones on the same, or where
        it has many zeros for its terms alone at points of a geometric sequence.
-    4. Numbers by the Chinese remainder theorem until they predict the next prime, and a check at fresh points and primes.
+    4. Numbers by the Chinese remainder theorem until they predict the next prime, or values modulo it at two points, and a check at fresh
+       points and primes.
     """
 
     def __init__(
