@@ -6288,7 +6288,7 @@ def kinematic_letters(family: Family, variables: Sequence[str], numbers: dict[st
 
 def _singular_functions(family: Family, numbers: dict[str, Fraction]) -> Iterator[Any]:
     """Determinants and Källén functions as rational functions of the symbols, with the numbers put in."""
-    functions, names = function_field(family, numbers)
+    functions, names = function_field(family.symbols, numbers)
     where, count = f"family {family.name}", len(family.external_momenta)
     products = _external_products(family, names, functions, where)
     masses = [functions(evaluate(mass, names, where)) for mass in dict.fromkeys(("0", *(mass for _, mass in family.propagators)))]
