@@ -9452,6 +9452,10 @@ def _draw_check(record: dict[str, Any], family: Family, combinations: dict) -> t
         raise CertificateError(
             f"its symbols are {', '.join(sorted({*given, *symbols}))}, those of {family.name} {', '.join(family.symbols)}"
         )
+    if record["prime"] is not None and symbols:
+        raise CertificateError(
+            f"one value of {min(symbols)} modulo {record['prime']} shows nothing; results modulo a prime have no symbols"
+        )
     for _ in range(POINT_ATTEMPTS):
         p = record["prime"] or next(q for q in iter(lambda: draw.randrange(2**30, MAX_PRIME) | 1, 0) if is_prime(q))
         values = {
@@ -9539,8 +9543,6 @@ def _check_record(record: Any) -> None:
         type(name) is not str or type(value) not in (int, str) for name, value in {"d": record["d"], **point}.items()
     ):
         raise ValueError("a point that is none")
-    if record["prime"] is not None and not all(map(is_number, (record["d"], *point.values()))):
-        raise ValueError("a symbol in a result modulo a prime, which one random value of it would not show")
     left = record["unreduced"]
     if type(left) is not list or any(type(part) is not str and (type(part) is not tuple or {*map(type, part)} != {int}) for part in left):
         raise ValueError("unreduced integrals that are none")
