@@ -7375,7 +7375,7 @@ def test_an_integral_that_one_task_reduces_and_another_one_does_not(first, compl
     def give_up(_, result):
         found = result["sectors"][bits]
         done, terms = unpack_keys(found["done"]), [unpack_keys(column) for column in found["terms"]]
-        integral = tuple(Sector(args[0].get().layout, bits).decode(np.array([key]))[0].tolist())
+        integral = tuple(Sector(args[0].get().task.layout, bits).decode(np.array([key]))[0].tolist())
         less = {"done": pack_keys(done[done != key]), "terms": tuple(pack_keys(column[terms[0] != key]) for column in terms)}
         return result | {"sectors": result["sectors"] | {bits: found | less | {"unreduced": [integral]}}}
 
