@@ -7659,7 +7659,7 @@ def test_run_on_a_full_disk_ends_in_one_line_and_goes_on_later(appends, go_on, s
 
 def test_record_that_changes_while_the_run_goes_on_is_an_error(written, shelves, tmp_path, monkeypatch):
     """Between the reduction and the last step, which reads the journal again."""
-    original = StepController._carry_down
+    original = StepController._reduce
 
     def carry_down(self, targets):
         with open(self.journal.path, "r+b") as file:
@@ -7667,7 +7667,7 @@ def test_record_that_changes_while_the_run_goes_on_is_an_error(written, shelves,
             file.write(b"???")
         return original(self, targets)
 
-    monkeypatch.setattr(StepController, "_carry_down", carry_down)
+    monkeypatch.setattr(StepController, "_reduce", carry_down)
     with pytest.raises(ReductionError, match="the record at byte [0-9]+ has changed; run again"):
         run_steps(tmp_path, *BOX, 2, shelves=shelves)
     monkeypatch.undo()
@@ -8145,7 +8145,7 @@ def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, c
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(StepController, "_carry_down", stop)
+    monkeypatch.setattr(StepController, "_reduce", stop)
     monkeypatch.setattr(ibp_reduce.Store, "merge", lambda *_: (_ for _ in ()).throw(ReductionError("the store is gone")))
     assert exit_code([*BATCHES_OF_FIVE, "--cold", "--work-dir", "w", "--output", "r.pkl"]) == 130
     said = capsys.readouterr().err
