@@ -1231,7 +1231,7 @@ def _plain(value: Any) -> Any:
 
 
 def determinant_of(matrix: np.ndarray, one: Any) -> Any:
-    """By expansion along the first row: matrices are as large as there are loops."""
+    """By expansion along the first row: matrices are as large as there are loops, or legs."""
     if not len(matrix):
         return one
     minors = (determinant_of(np.delete(matrix[1:], j, 1), one) for j in range(len(matrix)))
@@ -10157,7 +10157,7 @@ _LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d{1,300})\s*[:*]\
 _PLAIN = re.compile(r"[+-]?[0-9]{1,300}(?:/0*[1-9][0-9]{0,300})?", re.ASCII)
 
 
-Coefficient = Fraction | tuple[Polynomial, Polynomial]  # of a linear system: a number, or a function of its symbols as a ratio
+SystemCoefficient = Fraction | tuple[Polynomial, Polynomial]  # a number, or a function of the symbols as a ratio
 
 
 @dataclass(frozen=True)
@@ -10168,7 +10168,7 @@ class LinearSystem:
     """
 
     unknowns: tuple[str, ...]
-    equations: tuple[dict[str, Coefficient], ...]
+    equations: tuple[dict[str, SystemCoefficient], ...]
     symbols: tuple[str, ...] = ()
 
 
@@ -10177,7 +10177,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
 
     numbers: values of what coefficients may contain beside the symbols. Raises InputError with the line.
     """
-    equations: list[dict[str, Coefficient]] = [{}]
+    equations: list[dict[str, SystemCoefficient]] = [{}]
     read = coefficient_reader(numbers, symbols)
     for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
         text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
@@ -10199,7 +10199,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
 
 
-def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -> Callable[[str, str], Coefficient]:
+def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -> Callable[[str, str], SystemCoefficient]:
     """What makes a coefficient of a text and a place for errors."""
     if not symbols:
         return lambda text, where: evaluate(text, numbers, where)
@@ -10207,7 +10207,7 @@ def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -
     return lambda text, where: _freeze_ratio(functions(evaluate(text, names, where)))
 
 
-def system_order(equations: Sequence[dict[str, Coefficient]]) -> tuple[str, ...]:
+def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str, ...]:
     """Lightest first: integrals of one family by their weight, numbers by size; else what comes first in the file is the heaviest."""
     labels = tuple(dict.fromkeys(label for equation in equations for label in equation))
     if all(label.isdigit() for label in labels):
@@ -10244,7 +10244,7 @@ def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -
     return pivots, used
 
 
-def _coefficient_residue(value: Coefficient, label: str, p: int, values: Sequence[int]) -> int:
+def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: Sequence[int]) -> int:
     if isinstance(value, Fraction):
         above, below = value.numerator, value.denominator % p
     else:
