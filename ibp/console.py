@@ -1,0 +1,107 @@
+"""What a person sees of a run: lines, progress, times."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from executors.files import replace_file
+from ibp.errors import ReductionError
+
+
+def peak_memory_kb() -> int:
+    """Largest resident memory of this process so far."""
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 1024 if sys.platform == "darwin" else peak
+
+
+class Progress:
+    """A tqdm bar on a terminal; elsewhere nothing, or with lines=True a line now and then."""
+
+    def __init__(self, quiet: bool = False, lines: bool = False):
+        self.active = not quiet and sys.stderr.isatty()
+        self.lines = not quiet and not self.active and lines
+        self.last_line = time.monotonic()
+        self.bar: Any = None
+
+    def start(self, what: str, total: int) -> None:
+        self.close()
+        if self.active and total:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=total, desc=what, unit="", leave=False, dynamic_ncols=True)
+
+    def advance(self, counts: dict[str, int]) -> None:
+        if self.bar is not None:
+            hits = max(counts["references"] - counts["integrals"], 0)
+            text = f"{counts['integrals']:,} integrals, {hits:,} hits, {counts['rules']:,} new rules, {counts['searches']:,} searches"
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(1)
+
+    def show(self, what: str, done: int, total: int, text: str) -> None:
+        """Where a run is whose total grows."""
+        if self.active and (self.bar is None or not self.bar.desc.startswith(what)):
+            self.start(what, max(total, 1))
+        if self.bar is not None:
+            self.bar.total, self.bar.n = total, done
+            self.bar.set_postfix_str(text)
+        elif self.lines and time.monotonic() > self.last_line + LINE_INTERVAL_S:
+            self.last_line = time.monotonic()
+            self.say(f"{time.strftime('%H:%M:%S')} {done:,} of {total:,} {what}; {text}")
+
+    def say(self, line: str) -> None:
+        """A line beside the bar."""
+        if self.bar is not None:
+            self.bar.clear()
+        say(line)
+
+    def tick(self) -> None:
+        """Keep the clock of the bar going while a task takes long."""
+        if self.bar is not None:
+            self.bar.refresh()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+
+LINE_INTERVAL_S = 60.0  # how often a line is printed where there is no terminal for a bar
+
+
+def format_rate(rate: float) -> str:
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
+
+
+def format_seconds(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
+
+
+LONGEST_SHOWN = 160  # characters of a coefficient in a summary
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text):,} characters)"
+
+
+def write_output(path: Path, content: bytes, what: str = "output", remedy: str = "give another --output") -> None:
+    """Atomically: a reader sees the old file or the new one. Raises ReductionError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content, sync=True)
+    except OSError as error:
+        raise ReductionError(f"{what} {path}: {error.strerror or error}; {remedy}") from None
+
+
+def say(line: str) -> None:
+    """One line on stderr, whatever is in it."""
+    line = " ".join(line.split())
+    with suppress(OSError):  # nobody may read stderr any more; that must not end a run
+        print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)

@@ -1,0 +1,167 @@
+"""Batches of integrals for any executor, and what a closure under one-step reduction has met."""
+
+from __future__ import annotations
+
+import math
+import time
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from executors.tasks import Shared
+from ibp.console import peak_memory_kb
+from ibp.families import Family, Index
+from ibp.knowledge import SectorKnowledge, pack_sector, unpack_sector
+from ibp.sector_reduction import BLOCK, SectorReduction, carry, helper_processes
+from ibp.sector_tasks import COUNTS, SectorTask, Terms
+from ibp.sectors import Layout, Sector, sector_order
+from ibp.symmetries import NumericMap
+from ibp.tables import is_member, merge, pack_keys, sum_by_key, unpack_keys
+
+LARGEST_BATCH = 100_000  # integrals in the result of a one-step task: some 30 MB
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What all one-step tasks of a run have in common.
+
+    run: Problem.name; task: what they have in common with tasks of whole sectors; stops: masters, and corners where they stay, by sector;
+    maps: of sectors that are equivalent to others.
+    """
+
+    run: str
+    family: Family
+    task: SectorTask
+    stops: dict[int, tuple[Index, ...]]
+    maps: dict[int, NumericMap]
+
+
+def reduce_steps(setting: Shared, known: Shared, keys: dict[int, Any], allowed: tuple[int, ...] = (), seconds: float = math.inf) -> dict:
+    """One-step results of integrals, given by sector and packed keys; also of what they lead to in the allowed sectors, while time is left.
+
+    known: packed knowledge by sector. When time is up, part of the given integrals may be left undone. The result has builtin types only:
+    {"sectors": {bits: {"done": keys, "terms": …, "unreduced": indices, "learned": packed knowledge, "steps": …, "paths": …}}, "counts",
+    "seconds", "peak_memory_kb"}.
+    """
+    with helper_processes() as helpers:
+        work = _StepWork(setting.get(), known.get(), allowed, helpers)
+        return work.run({bits: unpack_keys(packed) for bits, packed in keys.items()}, seconds)
+
+
+class Frontier:
+    """The integrals that a closure under one-step reduction has met, by sector, and which of them wait; masters are passed over.
+
+    met, waiting, stops: {sector: sorted keys}.
+    """
+
+    def __init__(self, layout: Layout, stops: dict[int, tuple[Index, ...]]):
+        self.empty = np.zeros(0, layout.dtype)
+        self.stops = {bits: np.sort(Sector(layout, bits).encode(np.array(some))) if some else self.empty for bits, some in stops.items()}
+        self.met: dict[int, np.ndarray] = {}
+        self.waiting: dict[int, np.ndarray] = {}
+
+    def meet(self, bits: int, keys: np.ndarray) -> None:
+        """What is met for the first time waits."""
+        self.wait(bits, self.note(bits, keys))
+
+    def note(self, bits: int, keys: np.ndarray) -> np.ndarray:
+        """Count integrals as met; returns those that are new, sorted."""
+        keys, met = np.unique(keys), self.met.get(bits, self.empty)
+        keys = keys[~is_member(keys, met) & ~is_member(keys, self.stops[bits])]
+        if len(keys):
+            self.met[bits] = merge(met, keys)
+        return keys
+
+    def wait(self, bits: int, keys: np.ndarray) -> None:
+        if len(keys):
+            self.waiting[bits] = merge(self.waiting.get(bits, self.empty), keys)
+
+    def drop(self, bits: int, keys: np.ndarray) -> None:
+        """These sorted keys wait no longer."""
+        waiting = self.waiting.pop(bits, self.empty)
+        self.wait(bits, waiting[~is_member(waiting, keys)])
+
+    def take(self, bits: int, count: int) -> np.ndarray:
+        """The heaviest of those that wait in a sector; they wait no longer."""
+        keys = self.waiting.pop(bits)
+        if len(keys) > count:
+            self.waiting[bits] = keys[:-count]
+        return keys[-count:]
+
+
+class _StepWork:
+    """One-step reductions in several sectors, for one task."""
+
+    def __init__(self, setting: Setting, known: dict[int, tuple], allowed: tuple[int, ...], helpers: Executor | None):
+        self.setting, self.known, self.allowed, self.helpers = setting, known, allowed, helpers
+        self.sectors: dict[int, SectorReduction] = {}
+        self.done: dict[int, np.ndarray] = {}
+        self.terms: dict[int, list[Terms]] = {}
+
+    def run(self, keys: dict[int, np.ndarray], seconds: float) -> dict[str, Any]:
+        started = time.monotonic()
+        frontier = Frontier(self.setting.task.layout, {bits: self.setting.stops[bits] for bits in {*keys, *self.allowed}})
+        for bits, some in keys.items():
+            frontier.meet(bits, some)
+        while frontier.waiting and (not self.done or (time.monotonic() < started + seconds and self._integrals < LARGEST_BATCH)):
+            bits = max(frontier.waiting, key=sector_order)  # from the top, so that the waves of the lower sectors are few and long
+            terms = self._reduce(bits, frontier.take(bits, BLOCK))
+            for below in np.unique(terms.sector).tolist():
+                if below in self.allowed:
+                    frontier.meet(below, terms.key[terms.sector == below])
+        counts = {name: sum(work.counts[name] for work in self.sectors.values()) for name in COUNTS}
+        return {
+            "sectors": {bits: self._result(bits) for bits in self.done},
+            "counts": counts | {"integrals": self._integrals},
+            "seconds": time.monotonic() - started,
+            "peak_memory_kb": peak_memory_kb(),
+        }
+
+    @property
+    def _integrals(self) -> int:
+        return sum(map(len, self.done.values()))
+
+    def _reduce(self, bits: int, wave: np.ndarray) -> Terms:
+        work = self._sector(bits)
+        terms = work.reduce_wave(wave)
+        wave = wave[~is_member(wave, work.stops)]  # what has turned out to be irreducible is not done
+        self.done[bits] = merge(self.done.get(bits, wave[:0]), wave)
+        self.terms.setdefault(bits, []).append(terms)
+        return terms
+
+    def _sector(self, bits: int) -> SectorReduction:
+        if bits not in self.sectors:
+            own, (known, steps) = self.setting, self.known.get(bits, (None, {}))
+            knowledge = SectorKnowledge() if known is None else unpack_sector(known, own.family)
+            task = replace(own.task, bits=bits, known=knowledge, stops=own.stops[bits], steps=steps, mapping=own.maps.get(bits))
+            self.sectors[bits] = SectorReduction(task, self.helpers)
+        return self.sectors[bits]
+
+    def _result(self, bits: int) -> dict[str, Any]:
+        work, terms = self.sectors[bits], Terms.join(self.terms[bits])
+        return {
+            "done": pack_keys(self.done[bits]),
+            "terms": terms.pack(),
+            "unreduced": sorted(work.unreduced.values()),
+            "learned": pack_sector(work.learned, self.setting.family.n) if work.learned else None,
+            "steps": work.result.new_steps,
+            "paths": work.result.paths,
+        }
+
+
+def carry_sector(
+    bits: int, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, stops: np.ndarray, p: int
+) -> tuple[dict[int, np.ndarray], dict[int, tuple[np.ndarray, np.ndarray]]]:
+    """Carry coefficients [N, K] of integrals [N] of one sector through complete one-step results of it.
+
+    Returns lines [K] by key of its stops, and what arrives in lower sectors as {sector: (keys, coefficients)}.
+    """
+    nodes = np.unique(np.concatenate([keys, terms.source, terms.key[terms.sector == bits]]))
+    block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
+    keys, coefficients = sum_by_key(keys, coefficients, p)
+    block[np.searchsorted(nodes, keys)] = coefficients
+    below = carry(bits, nodes, block, terms, p)
+    reached = np.flatnonzero(is_member(nodes, stops) & block.any(1))
+    return {nodes[position]: block[position] for position in reached}, below

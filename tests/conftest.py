@@ -1,0 +1,268 @@
+"""conftest."""
+
+import contextlib
+import functools
+import importlib.util
+import os
+import pickle
+import py_compile
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from support import HERE, P31, PUBLISHED, exit_code, patch_rooms, point_of, reduced
+from support_condor import FAKE_CONDOR, JOBS, SHORT_WAITS
+from support_explorer import TINY, explore
+from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, EXAMPLES, SHIPPED, TRAIN
+
+from executors.condor import CondorExecutor
+from executors.inline import InlineExecutor
+from executors.local import LocalExecutor
+from ibp.console import Progress
+from ibp.controller import Controller
+from ibp.families import BUILT_IN_FAMILIES
+from ibp.policy import make_network
+from ibp.problems import Outcome, Problem
+from ibp.store import Store
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A shell's background job ignores Ctrl-C, and so would every program that the tests start."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode():
+    """Hundreds of processes import these files; the environment may keep Python from writing down what it has compiled."""
+    for path in (*HERE.glob("*.py"), *HERE.glob("*/*.py")):
+        with contextlib.suppress(OSError):  # a place where nothing can be written
+            py_compile.compile(str(path))
+
+
+@pytest.fixture(scope="session")
+def one_torch_thread():
+    """More of them are slower here (thirty times where the cores are busy), and sums come out in another order."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with LocalExecutor(2) as executor:
+        executor.warm_up()
+        yield executor
+
+
+@pytest.fixture(params=["inline", "local"])
+def executor(request):
+    if request.param == "local":
+        yield request.getfixturevalue("pool")
+    else:
+        with InlineExecutor() as inline:
+            inline.warm_up()
+            yield inline
+
+
+@pytest.fixture(scope="session")
+def jobs(tmp_path_factory):
+    """The module of what the jobs run."""
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "condor_jobs.py").write_text(JOBS, encoding="utf-8")
+    sys.path.insert(0, str(folder))
+    yield importlib.import_module("condor_jobs")
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture(scope="session")
+def fake_tools(tmp_path_factory):
+    """The directory of the tools, and their module."""
+    folder = tmp_path_factory.mktemp("tools")
+    (folder / "fake_condor.py").write_text(FAKE_CONDOR, encoding="utf-8")
+    py_compile.compile(str(folder / "fake_condor.py"))
+    launcher = (
+        f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({str(folder)!r})\nimport fake_condor\n\nsys.exit(fake_condor.main())\n"
+    )
+    for name in ("condor_submit", "condor_q", "condor_rm", "condor_release", "condor_hold"):
+        (folder / name).write_text(launcher, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    spec = importlib.util.spec_from_file_location("fake_condor", folder / "fake_condor.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with subprocess.Popen(
+        [sys.executable, "-IS", "-c", f"import sys\nsys.path.append({str(folder)!r})\nimport fake_condor\nfake_condor.forge()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as module.Pool.forge:
+        yield folder, module
+
+
+@pytest.fixture
+def fake(fake_tools, tmp_path, monkeypatch, quick):
+    """An empty pool, the tools of which come first on PATH."""
+    folder, module = fake_tools
+    (tmp_path / "pool").mkdir()
+    monkeypatch.setenv("FAKE_CONDOR", str(tmp_path / "pool"))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    pool = module.Pool(str(tmp_path / "pool"))
+    yield pool
+    pool.kill()
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Waits of condor_worker, shortened."""
+    for name, value in SHORT_WAITS.items():
+        patch_rooms(monkeypatch, "executors", name, value)
+
+
+@pytest.fixture
+def memory_path():
+    """A directory in memory, if that can be: a test of thousands of files is not one of the disk."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def make(tmp_path, fake):
+    """Makes executors, which are gone after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(directory=tmp_path / "work" / "condor", **options):
+            executor = CondorExecutor(directory, **({"check_interval_s": 0.08} | options))
+            stack.callback(executor.detach)
+            return executor
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def real_pool():
+    if shutil.which("condor_submit") is None:
+        pytest.skip("condor_submit is not on PATH")
+    try:
+        answer = subprocess.run(["condor_q", "-totals"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        pytest.skip(f"condor_q does not answer: {error}")
+    if answer.returncode != 0:
+        pytest.skip(f"condor_q fails: {answer.stderr.strip()}")
+
+
+@pytest.fixture(scope="session")
+def shelves(tmp_path_factory):
+    """The shipped rules, and a store that every test of the session learns from and adds to."""
+    session_store = Store(tmp_path_factory.mktemp("rules") / "session.shelf")
+    return [Store(SHIPPED, read_only=True), session_store] if SHIPPED.exists() else [session_store]
+
+
+@pytest.fixture(scope="session")
+def reduce_at(shelves):
+    """reduce_at(family, targets, prime=…, point=…, **Problem options) -> Outcome, with the rules of the session."""
+
+    def run(family, targets, prime=P31, point=None, shelves=shelves, executor=None, **options) -> Outcome:
+        family = BUILT_IN_FAMILIES.get(family, family)
+        problem = Problem(family, point or point_of(family, prime), tuple(targets), **options)
+        return Controller(problem, executor or InlineExecutor(), shelves, Progress(quiet=True)).run()
+
+    return run
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """An empty current directory, and no shipped rules, so that what is found depends on nothing else."""
+    monkeypatch.chdir(tmp_path)
+    patch_rooms(monkeypatch, "ibp", "DATA", tmp_path / "nothing shipped")
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory):
+    """A copy of the two source files alone, in a directory whose name a careless command line would break."""
+    directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
+    directory.mkdir()
+    for name in ("ibp_reduce.py", "condor_worker.py"):
+        shutil.copy(HERE / name, directory)
+    for name in ("executors", "ibp"):
+        shutil.copytree(HERE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A store with the rules for STEPS, which saves the time of the search."""
+    directory = tmp_path_factory.mktemp("learned")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch_rooms(patch, "ibp", "DATA", directory / "nothing shipped")
+        reduced(*PUBLISHED, "--store", "s")
+    return directory / "s"
+
+
+@pytest.fixture
+def ready(place, learned):
+    shutil.copy(learned, place / "s")
+    return place
+
+
+@pytest.fixture(scope="module")
+def network(one_torch_thread):
+    import torch
+
+    torch.manual_seed(7)
+    return make_network(16).eval()
+
+
+@pytest.fixture(scope="module")
+def examples(one_torch_thread, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("examples")
+    assert exit_code([*EXAMPLES, "--work-dir", str(directory / "w"), "--training-data", str(directory / "t.npz")]) == 0
+    return directory / "t.npz"
+
+
+@pytest.fixture(scope="module")
+def trained(examples, tmp_path_factory):
+    """A directory with the weights and the curve of three epochs."""
+    directory = tmp_path_factory.mktemp("trained")
+    words = ["--training-data", str(examples), "--policy", str(directory / "policy.pt"), "--work-dir", str(directory / "w")]
+    assert exit_code([*TRAIN, *words]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def paths_file(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("paths")
+    words = ["--output", str(directory / "r.pkl"), "--work-dir", str(directory / "w"), "--paths", str(directory / "p")]
+    assert exit_code([*BOX_BY_BEAM, *words]) == 0
+    return directory / "p"
+
+
+@pytest.fixture(scope="session")
+def equations(tmp_path_factory):
+    """equations(family, variables, …) -> the result of a run, each made once in a session."""
+    directory = tmp_path_factory.mktemp("equations")
+
+    @functools.cache
+    def run(family, variables=None, *more):
+        variables = variables or DIFFERENTIAL[family]
+        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
+        assert exit_code([*words, "--output", str(output)]) == 0
+        return pickle.loads(output.read_bytes()) | {"path": output}
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
+    place = tmp_path_factory.mktemp("an awkward näme; $x 'y")
+    done = explore(*TINY, "--n-jobs", "2", "--output-dir", "my run", "--plots", "--report", "out here/report.html", cwd=place)
+    assert done.returncode == 0, done.stderr
+    return place / "my run", done

@@ -1,0 +1,173 @@
+"""families."""
+
+import dataclasses
+import json
+import math
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support import bits_of, combine, point_of, residue
+from support_oracles import Kinematics, Laporta, any_kinematics, few_examples, rising, small_family
+
+from ibp.families import load_family
+from ibp.identities import derive_identities, evaluate_identities, generic_point
+from ibp.sectors import find_nonzero_sectors
+
+MASS = st.sampled_from(["0", "1", "3/7", "5", "11/2"])
+
+
+def agrees_with_oracle(reduce_at, family, targets, dots, s):
+    """target - reduction is a combination of identities, and no master is."""
+    kinematics = Kinematics(family)
+    live = any_kinematics(family).nonzero_sectors()
+    oracle = Laporta(kinematics, {bits_of(target) for target in targets}, dots, s)
+    outcome = reduce_at(family, targets, shelves=[])
+    assert not outcome.unreduced
+    for target in targets:
+        if bits_of(target) not in live:
+            assert outcome.reductions[target] == {}
+        else:
+            assert oracle.reduce(combine((1, {target: 1}), (-1, outcome.reductions[target]))) == {}
+    for master in outcome.masters:
+        assert oracle.reduce({master: 1}) == {master: 1}
+    return outcome
+
+
+@few_examples
+@given(st.tuples(MASS, MASS), st.sampled_from(["s", "0", "1"]), st.tuples(st.integers(-2, 4), st.integers(-2, 4)))
+def test_random_bubbles(reduce_at, masses, square, target):
+    """Two masses, momentum off shell, light-like or of square 1 (on shell or at a threshold for some of the masses)."""
+    propagators = zip(("k1", "k1+p"), masses)
+    family = small_family("bubble", "k1", "p", propagators, 0, [("p*p", square)], [("s", "10007/89")])
+    agrees_with_oracle(reduce_at, family, [target], 10, 8)
+
+
+@few_examples
+@given(st.tuples(MASS, MASS, MASS), st.tuples(*[st.sampled_from(["0", "u", "v", "w"])] * 3), st.tuples(*[st.integers(-1, 2)] * 3))
+def test_random_triangles(reduce_at, masses, squares, target):
+    a, b, c = squares
+    kinematics = [("p1*p1", a), ("p2*p2", b), ("p1*p2", f"(x+{c})/2")]
+    point = [("u", "10007/89"), ("v", "-337"), ("w", "911/5"), ("x", "40009/3")]
+    family = small_family("triangle", "k1", "p1 p2", zip(("k1", "k1+p1", "k1+p1+p2"), masses), 0, kinematics, point)
+    agrees_with_oracle(reduce_at, family, [target], 5, 4)
+
+
+@few_examples
+@given(st.tuples(MASS, MASS, MASS), st.tuples(*[st.integers(-1, 3)] * 3))
+def test_random_two_loop_vacuum(reduce_at, masses, target):
+    """No external momentum, no invariant."""
+    family = small_family("vacuum", "k1 k2", "", zip(("k1", "k2", "k1+k2"), masses), 0, [], [])
+    agrees_with_oracle(reduce_at, family, [target], 6, 4)
+
+
+@few_examples
+@given(st.tuples(MASS, MASS, MASS), st.tuples(*[st.integers(0, 2)] * 3, *[st.integers(-1, 0)] * 2))
+def test_random_sunrises(reduce_at, masses, target):
+    family = small_family(
+        "sunrise",
+        "k1 k2",
+        "p",
+        [*zip(("k1", "k2", "k1-k2+p"), masses), ("k1-p", "0"), ("k2+p", "2")],
+        2,
+        [("p*p", "s")],
+        [("s", "10007/89")],
+    )
+    agrees_with_oracle(reduce_at, family, [target], 3, 4)
+
+
+@few_examples
+@given(st.tuples(MASS, MASS), st.sampled_from(["2*k1*p", "-1*k1*p"]), st.tuples(st.integers(-2, 3), st.integers(-2, 3)))
+def test_random_linear_propagators(reduce_at, masses, linear, target):
+    """One loop with a heavy-quark line, a product of two momenta that is not squared."""
+    family = small_family("heavy", "k1", "p", zip(("k1", linear), masses), 0, [("p*p", "s")], [("s", "10007/89")])
+    agrees_with_oracle(reduce_at, family, [target], 8, 8)
+
+
+@pytest.mark.parametrize("target", [(1, 1, 1, 2, 1), (2, 0, 1, 1, 1), (1, 2, 0, 1, 2), (0, 1, 1, 2, 1)])
+def test_two_loop_linear_propagators(reduce_at, tmp_path, target):
+    """The heavy-quark self-energy at two loops, from a JSON file."""
+    definition = {
+        "name": "heavy2", "loop_momenta": ["k1", "k2"], "external_momenta": ["p"], "isps": 0,
+        "kinematics": {"p*p": "1"}, "invariants": {"w": 5},
+        "propagators": ["k1", "k2", "k1-k2", ["2*k1*p", "w"], ["2*k2*p", "w"]],
+    }  # fmt: skip
+    path = tmp_path / "heavy2.json"
+    path.write_text(json.dumps(definition))
+    agrees_with_oracle(reduce_at, load_family(str(path)), [target], 3, 2)
+
+
+def test_on_shell_self_energy(reduce_at):
+    """p^2 = m^2: the two-loop on-shell family with two massive lines, symbols shared by masses and kinematics."""
+    family = small_family(
+        "onshell",
+        "k1 k2",
+        "p",
+        [("k1", "0"), ("k2", "0"), ("k1+p", "m"), ("k2+p", "m"), ("k1+k2+p", "m")],
+        0,
+        [("p*p", "m")],
+        [("m", "13/4")],
+    )
+    agrees_with_oracle(reduce_at, family, [(1, 1, 1, 1, 1), (1, 1, 0, 0, 2), (2, 1, -1, 0, 1), (1, 1, 1, 0, 1)], 2, 2)
+
+
+HQET = small_family("hqet", "k1", "v", [("k1", "0"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("w", "-5")])
+HQET_MASSIVE = small_family("hqet-m", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
+GRAVITY = small_family(
+    "gravity",
+    "k1 k2",
+    "q v",
+    [("2*k1*v", "0"), ("2*k2*v", "0"), ("k1", "0"), ("k2", "0"), ("k1+k2-q", "0"), ("k1-q", "0"), ("k2-q", "0")],
+    0,
+    [("q*q", "t"), ("q*v", "0"), ("v*v", "1")],
+    [("t", "-7")],
+)
+GRAVITY_RESIDUAL = dataclasses.replace(
+    GRAVITY, name="gravity-w", propagators=(("2*k1*v", "w"), ("2*k2*v", "w"), *GRAVITY.propagators[2:]), point=(("t", "-7"), ("w", "5"))
+)
+
+
+@pytest.mark.parametrize("family", [HQET, HQET_MASSIVE, GRAVITY, GRAVITY_RESIDUAL], ids=lambda family: family.name)
+def test_identities_and_zero_sectors_of_linear_propagators(family):
+    expected = [
+        {shift: [residue(value) for value in row] for shift, row in terms.items()} for terms in Kinematics(family).identities("-7/3")
+    ]
+    equations = evaluate_identities(derive_identities(family), point_of(family, d="-7/3"))
+    found = [{} for _ in range(equations.count)]
+    for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
+        found[operator][tuple(shift)] = row
+    assert found == expected
+    generic = evaluate_identities(derive_identities(family), generic_point(family))
+    assert sorted(find_nonzero_sectors(generic, family.lines)) == any_kinematics(family).nonzero_sectors()
+
+
+@pytest.mark.parametrize("w", ["-5", "2/3"])
+def test_heavy_quark_bubble_in_closed_form(reduce_at, w):
+    """One loop of HQET: I(a, b) ~ (-1)^a W^(-b) (-W)^(d-2a) Gamma(b+2a-d) Gamma(d/2-a) / (Gamma(a) Gamma(b)) with D2 = 2 k.v + W
+    (Broadhurst, Grozin, hep-ph/9410240), so one master and rational ratios.
+    """
+    W, d = -Fraction(w), 41
+    cases = {}
+    for a, b in [(1, 1), (2, 1), (1, 2), (3, 2), (4, 5), (1, 7), (6, 1)]:
+        value = rising(Fraction(3 - d), b + 2 * a - 3) * rising(Fraction(d, 2) - 1, 1 - a) / math.factorial(a - 1) / math.factorial(b - 1)
+        cases[a, b] = {(1, 1): residue((-1) ** (a - 1) * W ** (3 - b - 2 * a) * value)}
+    outcome = reduce_at(HQET, cases, point=point_of(HQET, w=w), shelves=[])
+    assert outcome.masters == [(1, 1)] and outcome.reductions == cases
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "dots", "s", "masters"),
+    [
+        (HQET_MASSIVE, [(3, 2), (4, -2), (1, 3), (-1, 3)], 8, 6, 2),
+        (GRAVITY, [(1, 1, 1, 1, 1, -1, 0), (1, 0, 1, 1, 1, -1, 0), (2, 1, 1, 1, 1, 0, 0)], 1, 2, 4),
+        (GRAVITY, [(1, 1, 1, 1, 1, 1, 1)], 1, 2, 16),
+        (GRAVITY, [(1, 1, 1, 1, 0, 1, 1)], 1, 2, None),
+        (GRAVITY_RESIDUAL, [(2, 1, 1, 1, 1, 0, 0), (1, 1, 1, 1, 0, -1, -1)], 1, 2, 14),
+    ],
+    ids=["hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
+)
+def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, masters):
+    """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
+    outcome = agrees_with_oracle(reduce_at, family, targets, dots, s)
+    assert masters is None or len(outcome.masters) == masters

@@ -1,0 +1,550 @@
+"""local."""
+
+import concurrent.futures
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+from support import DEADLINE_S, exists, lines_of, path_to, wait_until
+from support_condor import results
+from support_executors import (
+    NotEven,
+    SectorError,
+    TwoArguments,
+    Unspeakable,
+    add,
+    append_to,
+    attempts,
+    block,
+    block_first,
+    block_until,
+    environment,
+    exit_self,
+    fail,
+    kill_self,
+    leave,
+    process_id,
+    return_lock,
+    scaled,
+    square,
+)
+
+import condor_worker
+from executors.errors import NotPicklable, RemoteError, TaskDied, TaskTimeout
+from executors.inline import InlineExecutor
+from executors.local import THREAD_VARIABLES, LocalExecutor
+from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, task_cpus
+
+
+@pytest.fixture(params=[InlineExecutor, lambda: LocalExecutor(1)], ids=["inline", "local"])
+def fresh(request):
+    with request.param() as executor:
+        yield executor
+
+
+def test_results_do_not_depend_on_order(executor):
+    numbers = list(range(60))
+    random.Random(3).shuffle(numbers)
+    futures = {executor.submit(square, x): x for x in numbers}
+    assert {futures[f]: f.result(DEADLINE_S) for f in concurrent.futures.as_completed(futures, DEADLINE_S)} == {x: x * x for x in numbers}
+    assert list(executor.map(square, numbers)) == [x * x for x in numbers]
+    assert executor.submit(add, 1, y=2).result(DEADLINE_S) == 3
+    assert executor.processes in (1, 2)
+
+
+def test_arguments_travel_by_value(executor):
+    numbers = [7]
+    assert executor.submit(append_to, numbers).result(DEADLINE_S) == [7, 1]
+    assert numbers == [7]
+
+
+def test_exception_is_raised_as_itself_with_its_origin(executor):
+    with pytest.raises(SectorError, match=r"^sector 42 is empty$") as info:
+        executor.submit(fail, SectorError, "sector 42 is empty").result(DEADLINE_S)
+    text = "".join(traceback.format_exception(info.value))
+    assert "in fail\n" in text and "raise exception_type(*args)" in text
+    with pytest.raises(SystemExit) as info:  # an outcome like others, not the end of the process
+        executor.submit(leave, 3).result(DEADLINE_S)
+    assert info.value.code == 3
+
+
+@pytest.mark.parametrize(
+    ("exception_type", "args", "message"),
+    [(TwoArguments, ("a", "b"), "TwoArguments: a and b"), (NotEven, ("7",), "NotEven: 7"), (Unspeakable, (), "Unspeakable: <")],
+)
+def test_exception_that_cannot_travel_becomes_a_remote_error(executor, exception_type, args, message):
+    with pytest.raises(RemoteError, match=message) as info:
+        executor.submit(fail, exception_type, *args).result(DEADLINE_S)
+    assert info.value.type_name == exception_type.__name__
+    assert "in fail\n" in info.value.traceback_text
+    assert executor.submit(square, 3).result(DEADLINE_S) == 9
+
+
+def test_unpicklable_result_and_task(executor):
+    with pytest.raises(NotPicklable, match="the result of return_lock .*lock"):
+        executor.submit(return_lock).result(DEADLINE_S)
+    with pytest.raises(NotPicklable, match="lambda"):
+        executor.submit(lambda: 1).result(DEADLINE_S)
+    with pytest.raises(NotPicklable, match="square or its arguments .*lock"):
+        executor.submit(square, threading.Lock()).result(DEADLINE_S)
+    assert executor.submit(square, 3).result(DEADLINE_S) == 9
+
+
+def test_arrays(executor):
+    numpy = pytest.importorskip("numpy")
+    array = numpy.arange(2_000_000, dtype=numpy.int64)  # 16 MB, far beyond the pipe's buffer
+    assert numpy.array_equal(executor.submit(scaled, array, 3).result(DEADLINE_S), 3 * array)
+
+
+def test_submit_after_shutdown(fresh):
+    assert fresh.submit(square, 2).result(DEADLINE_S) == 4
+    fresh.shutdown()
+    fresh.shutdown()
+    with pytest.raises(RuntimeError, match="cannot submit square"):
+        fresh.submit(square, 2)
+
+
+def test_keyboard_interrupt_passes_through_the_inline_executor():
+    with InlineExecutor() as executor, pytest.raises(KeyboardInterrupt):
+        executor.submit(fail, KeyboardInterrupt)
+
+
+@pytest.mark.parametrize(
+    "options", [{"processes": 0}, {"timeout_s": 0}, {"timeout_s": float("inf")}, {"timeout_s": float("nan")}, {"retries": -1}]
+)
+def test_impossible_numbers(options):
+    options = {"processes": 1} | options
+    with pytest.raises(ValueError, match=f"{list(options)[-1]}={list(options.values())[-1]}"):
+        LocalExecutor(**options)
+
+
+def test_killed_from_outside_is_tried_again_and_nobody_notices(tmp_path):
+    with LocalExecutor(2) as executor:
+        victim = executor.submit(block_first, tmp_path)
+        others = [executor.submit(square, x) for x in range(20)]
+        wait_until(lambda: attempts(tmp_path))
+        os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+        assert victim.result(DEADLINE_S) == 2
+        assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
+
+
+def test_killed_while_idle_costs_no_attempt():
+    with LocalExecutor(1, retries=0) as executor:
+        first = executor.submit(process_id).result(DEADLINE_S)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: executor._workers[0].process.exitcode is not None)
+        assert executor.submit(process_id).result(DEADLINE_S) != first
+
+
+def test_task_that_always_dies(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
+    (tmp_path / "attempts").mkdir()
+    with LocalExecutor(2, retries=2, log_dir=tmp_path / "logs") as executor:
+        dying = executor.submit(kill_self, tmp_path / "attempts", signal.SIGKILL)
+        others = [executor.submit(square, x) for x in range(20)]
+        with pytest.raises(TaskDied, match=r"kill_self: .* SIGKILL .*made: 3; see .*worker-\d\.log") as info:
+            dying.result(DEADLINE_S)
+        assert len(attempts(tmp_path / "attempts")) == 3
+        assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
+    assert Path(str(info.value).rpartition("see ")[2]).read_text(encoding="utf-8") == "last words\n" * 3
+
+
+def test_crash_and_exit_code_are_named(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    with LocalExecutor(1, retries=0, log_dir=tmp_path) as executor:
+        with pytest.raises(TaskDied, match="exit_self: its process ended with exit code 7"):
+            executor.submit(exit_self, 7).result(DEADLINE_S)
+        with pytest.raises(TaskDied, match="SIGSEGV"):
+            executor.submit(kill_self, tmp_path / "attempts", signal.SIGSEGV).result(DEADLINE_S)
+        assert "in kill_self" in (tmp_path / "worker-0.log").read_text(encoding="utf-8")
+        assert executor.submit(square, 3).result(DEADLINE_S) == 9
+
+
+def test_time_limit_takes_one_task_only(tmp_path):
+    with LocalExecutor(2, timeout_s=0.7, retries=3, log_dir=tmp_path / "logs") as executor:
+        (tmp_path / "attempts").mkdir()
+        hanging = executor.submit(block, tmp_path / "attempts")
+        others = [executor.submit(square, x) for x in range(20)]
+        with pytest.raises(TaskTimeout, match=r"block was killed at its time limit of 0\.7 s; see .*worker-\d\.log"):
+            hanging.result(DEADLINE_S)
+        (pid,) = attempts(tmp_path / "attempts")  # one attempt in spite of retries=3
+        assert not exists(pid)
+        assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
+        assert list(executor.map(square, range(20))) == [x * x for x in range(20)]
+
+
+def test_an_interrupted_exchange_does_not_answer_the_next_task(monkeypatch):
+    with LocalExecutor(1) as executor:
+        monkeypatch.setattr(executor, "timeout_s", "not a number")
+        assert isinstance(executor.submit(square, 3).exception(DEADLINE_S), TypeError)
+        monkeypatch.undo()
+        assert executor.submit(square, 4).result(DEADLINE_S) == 16
+
+
+def test_longest_time_limit():
+    with LocalExecutor(1, timeout_s=0.999 * LONGEST_TIMEOUT_S) as executor:
+        assert executor.submit(square, 4).result(DEADLINE_S) == 16
+
+
+def test_more_processes_than_cores(tmp_path):
+    with LocalExecutor(8) as executor:
+        futures = [executor.submit(block, tmp_path) for _ in range(8)]
+        wait_until(lambda: len(attempts(tmp_path)) == 8)  # all at the same time
+        executor.kill_workers()
+        for future in futures:
+            with pytest.raises(TaskDied, match="block"):
+                future.result(0)
+
+
+def test_processes_start_when_needed(tmp_path):
+    with LocalExecutor(3) as executor:
+        assert len(executor._workers) == 0
+        executor.submit(square, 1).result(DEADLINE_S)
+        wait_until(lambda: executor._idle == 1)
+        executor.submit(square, 1).result(DEADLINE_S)
+        assert len(executor._workers) == 1
+        executor.warm_up()
+        assert len(executor._workers) == 3
+        assert len({worker.process.pid for worker in executor._workers}) == 3
+
+
+def test_cancel_a_queued_task(tmp_path):
+    with LocalExecutor(1) as executor:
+        running = executor.submit(block_first, tmp_path)
+        queued = [executor.submit(square, x) for x in range(3)]
+        wait_until(running.running)
+        assert queued[1].cancel() and not running.cancel()
+        wait_until(lambda: attempts(tmp_path))
+        os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+        assert running.result(DEADLINE_S) == 2
+        assert [queued[0].result(DEADLINE_S), queued[2].result(DEADLINE_S)] == [0, 4]
+        assert concurrent.futures.wait(queued, DEADLINE_S).not_done == set()
+
+
+def test_shutdown_finishes_the_queue_or_cancels_it(tmp_path):
+    executor = LocalExecutor(1)
+    futures = [executor.submit(square, x) for x in range(10)]
+    executor.shutdown()
+    assert [f.result(0) for f in futures] == [x * x for x in range(10)]
+    executor = LocalExecutor(1)
+    running = executor.submit(block_first, tmp_path)
+    wait_until(lambda: attempts(tmp_path))
+    queued = [executor.submit(square, x) for x in range(10)]
+    executor.shutdown(wait=False, cancel_futures=True)
+    assert concurrent.futures.wait(queued, 0).not_done == set() and all(f.cancelled() for f in queued)
+    os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+    executor.shutdown()
+    assert running.result(0) == 2
+
+
+def test_processes_ignore_interrupts(tmp_path):
+    (tmp_path / "attempts").mkdir()
+    with LocalExecutor(1) as executor:
+        future = executor.submit(block_until, tmp_path / "go on", tmp_path / "attempts")
+        wait_until(lambda: attempts(tmp_path / "attempts"))
+        os.kill(attempts(tmp_path / "attempts")[0], signal.SIGINT)
+        (tmp_path / "go on").touch()
+        assert future.result(DEADLINE_S) == 1
+
+
+def test_no_process_is_left(tmp_path):
+    with LocalExecutor(3) as orderly:
+        orderly.warm_up()
+        orderly.submit(square, 1)
+    with pytest.raises(SectorError), LocalExecutor(2) as failing:
+        running = [failing.submit(block, tmp_path) for _ in range(2)]
+        queued = failing.submit(square, 1)
+        wait_until(lambda: len(attempts(tmp_path)) == 2)
+        raise SectorError
+    assert all(isinstance(f.exception(0), TaskDied) for f in running) and queued.cancelled()
+    for executor in orderly, failing:
+        pids = [worker.process.pid for worker in executor._workers]
+        assert len(pids) == executor.processes and not any(map(exists, pids))
+        assert not any(thread.is_alive() for thread in executor._threads)
+
+
+def test_callback_may_end_its_executor(tmp_path, caplog):
+    with LocalExecutor(2) as executor:
+        hanging = executor.submit(block, tmp_path)
+        wait_until(lambda: attempts(tmp_path))
+        executor.submit(square, 1).add_done_callback(lambda future: executor.kill_workers())
+        assert isinstance(hanging.exception(DEADLINE_S), TaskDied)
+    assert not caplog.records  # where exceptions of callbacks end
+
+
+def test_one_thread_for_blas_unless_set(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MKL_NUM_THREADS", "3")
+    with LocalExecutor(1) as executor:
+        assert executor.submit(environment, "OMP_NUM_THREADS").result(DEADLINE_S) == "1"
+        assert executor.submit(environment, "MKL_NUM_THREADS").result(DEADLINE_S) == "3"
+    assert "OMP_NUM_THREADS" not in os.environ and os.environ["MKL_NUM_THREADS"] == "3"
+
+
+def test_environment_is_restored_after_simultaneous_starts(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    with contextlib.ExitStack() as stack:
+        executors = [stack.enter_context(LocalExecutor(1)) for _ in range(4)]
+        starts = [threading.Thread(target=executor.warm_up) for executor in executors]
+        for thread in starts:
+            thread.start()
+        for thread in starts:
+            thread.join()
+        assert "OMP_NUM_THREADS" not in os.environ
+        futures = [executor.submit(environment, "OMP_NUM_THREADS") for executor in executors]
+        assert [f.result(DEADLINE_S) for f in futures] == ["1"] * 4
+
+
+def test_overhead_of_a_small_task(pool):
+    def round_trip():
+        start = time.perf_counter()
+        pool.submit(square, 3).result(DEADLINE_S)
+        return time.perf_counter() - start
+
+    assert min(round_trip() for _ in range(300)) < 1e-3  # the best of many: what the machine does besides is not ours
+
+
+SCRIPT = """
+import os, sys, threading, time
+OMP_AT_IMPORT = os.environ.get('OMP_NUM_THREADS')
+if __name__ != '__main__':
+    os.write(1, f'importing {os.getpid()}\\n'.encode())  # in one piece: several processes write here
+    time.sleep(float(os.environ.get('IMPORT_TAKES_S', '0')))
+from executors.local import LocalExecutor
+
+
+class Special(Exception):
+    pass
+
+
+def work(x):
+    if x < 0:
+        raise Special(f'negative: {x}')
+    return x * x, OMP_AT_IMPORT
+
+
+def block():
+    os.write(1, b'started\\n')
+    threading.Event().wait()
+
+
+"""
+
+
+def start_script(tmp_path, main, **environment):
+    """Run SCRIPT with a main program; its output ends when the last process that inherited it has ended."""
+    folder = tmp_path / """it's "here" """
+    folder.mkdir()
+    body = textwrap.indent(textwrap.dedent(main), "    ")
+    (folder / "run me.py").write_text(f"{SCRIPT}if __name__ == '__main__':\n{body}", encoding="utf-8")
+    inherited = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
+    inherited |= {"PYTHONPATH": str(Path(condor_worker.__file__).parent)} | environment
+    return subprocess.Popen(
+        [sys.executable, "run me.py"],
+        cwd=folder,
+        env=inherited,
+        text=True,
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def finish(script, text=""):
+    """What a script printed to its output and errors after it got a text as its input."""
+    try:
+        return script.communicate(text, timeout=DEADLINE_S)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)  # a failed test leaves nothing behind either
+
+
+def test_functions_and_exceptions_of_a_script(tmp_path):
+    """The time limit is shorter than the import of the script, which does not count."""
+    output, errors = finish(
+        start_script(
+            tmp_path,
+            """
+        with LocalExecutor(2, timeout_s=0.5, retries=0) as executor:
+            executor.warm_up()
+            print(list(executor.map(work, range(4))), os.environ.get('OMP_NUM_THREADS'))
+            try:
+                executor.submit(work, -1).result()
+            except Special as error:
+                print(type(error) is Special, error)
+        """,
+            IMPORT_TAKES_S="0.8",
+        )
+    )
+    assert errors == ""
+    assert [line for line in output.splitlines() if not line.startswith("importing")] == [
+        "[(0, '1'), (1, '1'), (4, '1'), (9, '1')] None",
+        "True negative: -1",
+    ]
+
+
+def test_processes_ignore_interrupts_while_they_import(tmp_path):
+    script = start_script(
+        tmp_path,
+        """
+        with LocalExecutor(2, retries=0) as executor:
+            executor.warm_up()
+            print([future.result() for future in [executor.submit(work, x) for x in range(4)]])
+        """,
+        IMPORT_TAKES_S="0.5",
+    )
+    for line in [script.stdout.readline() for _ in range(2)]:
+        os.kill(int(line.removeprefix("importing")), signal.SIGINT)
+    assert finish(script) == ("[(0, '1'), (1, '1'), (4, '1'), (9, '1')]\n", "")
+
+
+BLOCKED = """
+    with LocalExecutor(2) as executor:
+        futures = [executor.submit(block) for _ in range(4)]
+        futures[0].result()
+    """
+WITHOUT_BLOCK = """
+    executor = LocalExecutor(2, retries=100)
+    futures = [executor.submit(block) for _ in range(4)]
+    sys.stdin.readline()
+    raise KeyError('not handled')
+    """
+
+
+@pytest.mark.parametrize(
+    ("main", "signal_number", "wait_for", "import_s"),
+    [
+        (BLOCKED, signal.SIGINT, "started", "0"),
+        (BLOCKED, signal.SIGINT, "importing", "30"),
+        (BLOCKED, signal.SIGTERM, "started", "0"),
+        (BLOCKED, signal.SIGKILL, "started", "0"),
+        (WITHOUT_BLOCK, None, "started", "0"),
+    ],
+    ids=["interrupt", "interrupt-imports", "terminate", "kill", "exit"],
+)
+def test_nothing_outlives_the_main_program(tmp_path, main, signal_number, wait_for, import_s):
+    script = start_script(tmp_path, main, IMPORT_TAKES_S=import_s)
+    lines = [script.stdout.readline().split()[0] for _ in range(4 if wait_for == "started" else 2)]
+    assert lines.count(wait_for) == 2
+    if signal_number == signal.SIGINT:
+        os.killpg(script.pid, signal_number)  # as a terminal does
+    elif signal_number is not None:
+        os.kill(script.pid, signal_number)
+    errors = finish(script, "go on" if signal_number is None else "")[1]
+    tracebacks = errors.count("Traceback (most recent call last)")
+    if signal_number in (signal.SIGTERM, signal.SIGKILL):
+        assert script.returncode == -signal_number and tracebacks == 0
+    else:
+        assert tracebacks == 1 and ("KeyboardInterrupt" if signal_number else "not handled") in errors
+
+
+def runs(pid):
+    """Whether a process lives; one that waits for being reaped does not."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def test_task_cpus_outside_of_a_task(jobs):
+    assert task_cpus() == 1
+    with InlineExecutor() as executor:
+        assert executor.submit(task_cpus).result() == 1
+    assert task_cpus() == 1
+
+
+class LimitOnceStarted(TimeLimits):
+    """Tasks of a group are stragglers from when there is a file on."""
+
+    def __init__(self, path, group):
+        super().__init__(None)
+        self.path, self.group = path, group
+
+    def limit_s(self, description):
+        return 0.01 if description.group == self.group and self.path.exists() else None
+
+
+def group_by_function(fn, args, kwargs):
+    return Description(group=fn.__name__)
+
+
+def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang_on_one_cpu")
+    with LocalExecutor(2, stragglers=limits, straggler_cpus=6, retries=0, describe=group_by_function) as executor:
+        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        others = [executor.submit(jobs.square, x) for x in range(10)]
+        assert slow.result(DEADLINE_S) == 6 and results(others) == [x * x for x in range(10)]
+        assert executor.submit(task_cpus).result(DEADLINE_S) == 1  # in whichever process
+        assert executor.submit(task_cpus).result(DEADLINE_S) == 1
+        first, second = map(int, lines_of(tmp_path / "pids"))
+        assert first != second and not runs(first)
+        assert executor.statistics["stragglers"] == 1 and executor.statistics["tasks"] == 13 and executor.statistics["died"] == 0
+        assert executor.report(slow)["cpus"] == 6
+
+
+def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, jobs, quick):
+    limits = TimeLimits(None, auto=True, floor_s=0.3)
+    with LocalExecutor(2, stragglers=limits, describe=lambda fn, args, kwargs: Description(group="all")) as executor:
+        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        wait_until(lambda: lines_of(tmp_path / "pids"))
+        results([executor.submit(jobs.square, x) for x in range(12)])
+        assert slow.result(DEADLINE_S) == 8
+
+
+def test_a_local_straggler_keeps_its_hard_limit(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang")
+    with LocalExecutor(1, timeout_s=0.7, stragglers=limits, describe=group_by_function) as executor:
+        hanging = executor.submit(jobs.hang, str(tmp_path / "pids"))
+        with pytest.raises(TaskTimeout, match="hang"):
+            hanging.result(DEADLINE_S)
+        assert len(lines_of(tmp_path / "pids")) == 2 and executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+
+
+def test_processes_of_a_local_straggler_die_with_it(tmp_path, jobs, quick):
+    limits = LimitOnceStarted(tmp_path / "pids", "hang_within_on_one_cpu")
+    with LocalExecutor(1, stragglers=limits, describe=group_by_function) as executor:
+        assert executor.submit(jobs.hang_within_on_one_cpu, str(tmp_path / "pids")).result(DEADLINE_S) == "done"
+        (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+        wait_until(lambda: not runs(grandchild))
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, None])
+def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
+    code = "import sys, condor_jobs\nfrom executors.local import LocalExecutor\nif __name__ == '__main__':\n"
+    code += "    executor = LocalExecutor(1)\n    executor.submit(condor_jobs.hang_within_on_one_cpu, sys.argv[1])\n    sys.stdin.read()"
+    (tmp_path / "main.py").write_text(code, encoding="utf-8")
+    environment = os.environ | path_to(Path(jobs.__file__).parent)
+    script = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path / "pids"], env=environment, stdin=subprocess.PIPE)
+    wait_until(lambda: lines_of(tmp_path / "pids"))
+    (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+    if signal_number is None:
+        script.stdin.close()
+    else:
+        script.send_signal(signal_number)
+    script.wait(DEADLINE_S)
+    wait_until(lambda: not runs(grandchild))
+
+
+def test_local_queue_takes_the_heaviest_first(tmp_path, jobs):
+    with LocalExecutor(1, describe=lambda fn, args, kwargs: Description(priority=args[1] // 10 if len(args) > 1 else 100)) as executor:
+        blocker = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
+        wait_until(lambda: lines_of(tmp_path / "pids"))
+        numbers = [31, 15, 92, 65, 35, 89, 93, 12, 38, 46, 99, 90]
+        futures = [executor.submit(jobs.noted_square, str(tmp_path / "runs"), x) for x in numbers]
+        assert executor.counts()["queued"] == len(numbers) and executor.counts()["running"] == 1
+        os.kill(int(lines_of(tmp_path / "pids")[0]), signal.SIGKILL)  # tried again
+        wait_until(lambda: len(lines_of(tmp_path / "pids")) == 2)
+        os.kill(int(lines_of(tmp_path / "pids")[1]), signal.SIGKILL)
+        assert isinstance(blocker.exception(DEADLINE_S), TaskDied)
+        assert results(futures) == [x * x for x in numbers]
+    assert list(map(int, lines_of(tmp_path / "runs"))) == sorted(numbers, key=lambda x: -(x // 10))
+    assert executor.statistics["died"] == 1 and executor.statistics["failed"] == 1
