@@ -45,8 +45,9 @@ def option(default: Any, text: str, **more: Any) -> Any:
     """A field that is an option.
 
     metavar: what stands for its value in the help; choices: the texts it may be; least, most: its range; above, below: its open range;
-    bare: its value where none follows it; positional: it has no name on the command line; needs: options, as `name` or `name=value`, one of which must be
-    given for this one to mean anything; excludes: options that cannot be given beside it.
+    pattern: a regular expression for it, and the values in words; bare: its value where none follows it; positional: True, or "needed": it has no
+    name on the command line; needs: options, as `name` or `name=value`, one of which must be given for this one to mean anything; excludes:
+    options that cannot be given beside it.
     """
     return field(default=default, metadata={"help": text, **more})
 
@@ -162,8 +163,12 @@ def value_of(f: Any, text: Any) -> Any:
     """An option's value. Raises UsageError."""
     more = f.metadata
     name = more.get("metavar", f.name) if more.get("positional") else spelled(f.name)
+    if isinstance(text, list):
+        return tuple(value_of(replace_type(f), item) for item in text)
     if not isinstance(text, str):
-        return tuple(text) if isinstance(text, list) else text
+        return text
+    if "pattern" in more and not re.fullmatch(more["pattern"][0], text, re.DOTALL):
+        raise UsageError(f"{name} {text}: expected {more['pattern'][1]}")
     kind = f.type.removesuffix(" | None")
     try:
         value: Any = {"int": int, "float": float}.get(kind, str)(text)
