@@ -102,7 +102,13 @@ def test_heavy_packages_are_imported_where_they_are_used():
     wrong = []
     for path in EVERYTHING:
         for node in top_level(tree(path)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else []
+            )
             wrong += [f"{at(path)} imports {name}" for name in names if name.split(".")[0] in HEAVY]
     assert wrong == []
 
