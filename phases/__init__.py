@@ -1,4 +1,6 @@
-"""Rooms of the explorer, in reading order: each knows only those above it, and of `executors/` only local ones.
+"""Rooms of the explorer, in reading order.
+
+Each knows only those above it, and of `executors/` only local ones; only explorer.py knows options and exit codes.
 
 errors            one root, one line for the user
 console           messages, the progress of a batch

@@ -147,6 +147,9 @@ def measure_labels(full: bool) -> Measurement:
     return Measurement(f"{good} of {tried}", good == tried)
 
 
+PLANE_GRID = np.stack(np.meshgrid(*[(np.arange(40) + 0.5) / 40] * 2), axis=-1).reshape(-1, 2)
+
+
 def plane_labels(units: np.ndarray) -> np.ndarray:
     """Luttinger-Tisza labels (n,) of unit points (n, 2): J3xy and J1z from -1 to 1, the other couplings 0, where the best q is on Γ-M."""
     j, z = 2 * units[:, 0] - 1, 2 * units[:, 1] - 1
@@ -158,9 +161,8 @@ def plane_labels(units: np.ndarray) -> np.ndarray:
 
 
 def wrong_labels(surrogate: Surrogate) -> float:
-    """Share of the 40 x 40 grid where its label is wrong."""
-    centres = np.stack(np.meshgrid(*[(np.arange(40) + 0.5) / 40] * 2), axis=-1).reshape(-1, 2)
-    return float(np.mean(surrogate.predict(centres) != plane_labels(centres)))
+    """Share of the 40 x 40 PLANE_GRID where its label is wrong."""
+    return float(np.mean(surrogate.predict(PLANE_GRID) != plane_labels(PLANE_GRID)))
 
 
 def explored_plane(strategy: str, seed: int, total: int = 128, batch: int = 9) -> float:
