@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from phases.runs import read_history
+from phases.history import read_history
 from support_explorer import check_page
 
 import explorer as ex
