@@ -61,8 +61,8 @@ References: Chetyrkin, Tkachov, Nucl. Phys. B192 (1981) 159 (IBP); Gehrmann, Rem
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import json
 import math
 import os
 import pickle
@@ -70,8 +70,8 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
@@ -80,20 +80,18 @@ from typing import Any
 
 import numpy as np
 
-from executors.condor import CondorExecutor
-from executors.condor_tools import check_condor_tools, remove_run, split_options
-from executors.directories import claim_directory, private_directory, process_exists
+from executors.choose import Condor, Local, Stragglers
+from executors.condor_tools import split_options
+from executors.directories import claim_directory
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
-from executors.files import ensure_standard_streams, load_builtins
-from executors.inline import InlineExecutor
-from executors.local import LocalExecutor
-from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, call_name
+from executors.files import ensure_standard_streams, load_builtins, peak_memory_kb
+from executors.tasks import LONGEST_TIMEOUT_S
 from ibp.arithmetic import parse_number
 from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path
 from ibp.certificates import make_certificate, pack_certificate, unpack_certificate, verify_certificate
 from ibp.coefficients import epsilon_summary, expand_result, parse_expansion, symbols_of
-from ibp.console import Progress, format_rate, format_seconds, peak_memory_kb, say, write_output
-from ibp.controller import Controller, known_nonzero_sectors
+from ibp.console import Progress, say, write_output
+from ibp.controller import Controller
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
 from ibp.differential import DifferentialProblem, DifferentialSampler
 from ibp.discovery import RuleFinder
@@ -116,25 +114,25 @@ from ibp.geometry import Geometry
 from ibp.guide import read_guide
 from ibp.identities import Point, derive_identities, evaluate_identities, generic_point, show_point
 from ibp.joint_families import reduce_families
-from ibp.journal import Journal, read_record
+from ibp.journal import Journal
 from ibp.kira import KiraFamily, KiraProject, KiraSelection, read_jobs, read_kinematics, read_kira_families
 from ibp.knowledge import Knowledge
 from ibp.paths import replay_paths, write_paths
 from ibp.policy import NO_POLICY, load_policy, read_policy
+from ibp.preparation import known_nonzero_sectors
 from ibp.probe import probe
 from ibp.problems import ExactOutcome, Outcome, Problem, base_record, result_record
 from ibp.reconstruction import Sample
 from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
 from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, is_usable_prime, probe_primes
 from ibp.run_directory import RunDirectory
+from ibp.runs import Running, claimed_run, drop_jobs, make_executor, reduce_by_sectors, reduce_by_steps, stop_run
 from ibp.sampler import Sampler, reconstruct_problem
-from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
-from ibp.step_controller import STATUS_FORMAT, STATUS_INTERVAL_S, TICK_S, BatchPlan, StepController
-from ibp.steps import reduce_steps
+from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, show
+from ibp.status import STATUS_INTERVAL_S, status_text
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
 from ibp.systems import LinearSystem, SystemProblem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
-from ibp.tables import unpack_keys
 from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_lines, read_targets, show_target, show_targets
 from ibp.trace import record_trace
 from ibp.training import Training, TrainingPlan, TrainingSet, search_targets, write_figure, write_table, write_trained
@@ -153,7 +151,7 @@ def run_training(options: Options) -> int:
     try:
         with claim_directory(options.work_dir):
             if options.make_training_data or not data_path.exists():
-                with make_executor(options, work, progress.say) as executor:
+                with make_executor(make_running(options).where, work, progress.say) as executor:
                     counts = make_training_data(families, options.trajectories, options.seed, data_path, executor, progress)
                 if not options.quiet:
                     progress.close()
@@ -371,10 +369,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
 
 
 SEED_INTEGRAL = "3,2,1,3,2,2,-6"
-GONE = "GONE: go on with the same command, or remove its jobs by --stop"
 DEFAULT_PRIME = 1009
-STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
-STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
 EVERY_FAMILY = "*"  # in place of a name, with --kira-config: all that the lists name
 
@@ -690,6 +685,10 @@ def make_problem(options: Options, request: Request | None = None) -> Problem:
     check_running_options(options)
     request = only_one(read_requests(options)) if request is None else request
     check_certified(options, request)
+    if options.paper_masters_only and request.symmetries:
+        raise InputError(
+            "--paper-masters-only and --symmetries contradict each other: the published masters are those without symmetries"
+        )
     family = request.family
     point = parse_point(options, family, request.integrals)
     default = options.integral is None and options.integrals is None and options.kira_config is None
@@ -810,7 +809,7 @@ def check_running_options(options: Options) -> None:
     if options.certificate is not None and (options.condor or options.batch not in (None, "sector")):
         raise InputError("--certificate is for whole-sector tasks: leave out --condor and --batch, or give --batch sector")
     check_output_options(options)
-    make_limits(options)
+    make_stragglers(options)
 
 
 def check_output_options(options: Options) -> None:
@@ -823,7 +822,7 @@ def check_output_options(options: Options) -> None:
         raise InputError("--epsilon: the coefficients of this run are not functions of d; give --symbols d")
 
 
-def make_limits(options: Options) -> TimeLimits:
+def make_stragglers(options: Options) -> Stragglers:
     """Raises InputError."""
     text = options.straggler_timeout
     try:
@@ -832,7 +831,7 @@ def make_limits(options: Options) -> TimeLimits:
         seconds = math.nan
     if not 0 < seconds < LONGEST_TIMEOUT_S:
         raise InputError(f"--straggler-timeout {text}: expected auto, or seconds above 0, below {LONGEST_TIMEOUT_S:.0f}")
-    return TimeLimits(seconds, auto=text == "auto")
+    return Stragglers(seconds, text == "auto", options.straggler_cpus)
 
 
 def check_writable(path: Path, what: str, is_directory: bool) -> None:
@@ -964,15 +963,21 @@ def reduce_one(problem: Problem, options: Options, shelves: Sequence[Store], cut
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, (), combinations=[c.name for c in problem.combinations])
     if len(cuts) > 1:
-        parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves) for cut in cuts]
+        parts = [by_sectors(replace(problem, cut=cut), options, shelves) for cut in cuts]
         outcome = merge_cuts(cuts, parts)
         write_outputs(problem, outcome, options, cuts)
     elif options.condor or options.batch not in (None, "sector"):
-        outcome = run_one_step_tasks(problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options, cuts))
+        progress = Progress(options.quiet, lines=True)
+        save = functools.partial(write_outputs, problem, options=options, cuts=cuts)
+        outcome = reduce_by_steps(problem, make_running(options), shelves, progress, save)
     else:
-        outcome = run_sector_tasks(problem, options, shelves)
+        outcome = by_sectors(problem, options, shelves)
         write_outputs(problem, outcome, options, cuts)
     return outcome, [summary(problem, outcome, Path(options.output))]
+
+
+def by_sectors(problem: Problem, options: Options, shelves: Sequence[Store]) -> Outcome:
+    return reduce_by_sectors(problem, make_running(options), shelves, Progress(options.quiet), options.certificate is not None)
 
 
 def further_lines(options: Options) -> list[str]:
@@ -1056,7 +1061,7 @@ def verify_result_file(path: Path, options: Options) -> str:
     progress = Progress(options.quiet)
 
     def reduce(problem: Problem) -> Outcome:
-        with make_executor(options, work, progress.say) as executor:
+        with make_executor(make_running(options).where, work, progress.say) as executor:
             return Controller(problem, executor, shelves, progress, certify=True).run()
 
     try:
@@ -1106,7 +1111,7 @@ def reduce_several(
     problems: Sequence[Problem], options: Options, shelves: Sequence[Store], nonzero: Callable[[Family], Sequence[int]]
 ) -> tuple[Outcome, list[str]]:
     """The outcome of several families, written as one result with names such as box[1,0,1,1], and what to say of it."""
-    outcome, joint = reduce_families(problems, lambda problem: run_sector_tasks(problem, options, shelves), nonzero)
+    outcome, joint = reduce_families(problems, lambda problem: by_sectors(problem, options, shelves), nonzero)
     record = joined_record(problems, outcome, joint)
     write_pickle(record, Path(options.output))
     shared = outcome.statistics["shared_masters"]
@@ -1235,73 +1240,21 @@ def run_list_symmetries(options: Options) -> int:
     return 0
 
 
-def make_executor(options: Options, jobs: Path, say: Callable[[str], None]) -> Any:
-    """Raises ExecutorError."""
+def make_running(options: Options) -> Running:
+    """Raises InputError."""
     if options.condor:
-        try:
-            return CondorExecutor(
-                jobs,
-                check_interval_s=options.check_interval,
-                stragglers=make_limits(options),
-                straggler_cpus=options.straggler_cpus,
-                memory_mb=options.request_memory,
-                options=split_options(options.condor_option),
-                transfer_files=options.transfer_files,
-                max_jobs=options.max_jobs,
-                describe=describe_task,
-                say=say,
-            )
-        except ValueError as error:
-            raise InputError(str(error)) from None
-    if options.local in (None, 1):
-        return InlineExecutor()
-    return LocalExecutor(options.local, stragglers=make_limits(options), straggler_cpus=options.straggler_cpus, describe=describe_task)
-
-
-def describe_task(fn: Callable, args: tuple, kwargs: dict) -> Description:
-    """What an executor may know of a task: tasks of a group take about as long per integral; heavier ones go first."""
-    if fn is reduce_steps:
-        _, _, keys, claims, _ = args
-        bits = max(keys, key=sector_order)
-        size = sum(len(unpack_keys(packed)) for packed in keys.values())
-        kind = "going on from sector" if claims else "sector"
-        return Description(f"{kind} {bits}", 1.0 if claims else float(size), bits.bit_count())
-    return Description(call_name(fn))
-
-
-def run_sector_tasks(problem: Problem, options: Options, shelves: Sequence[Store]) -> Outcome:
-    if os.path.exists(options.work_dir):
-        private_directory(options.work_dir)
-    progress = Progress(options.quiet)
-    try:
-        with make_executor(options, Path(options.work_dir), progress.say) as executor:
-            return Controller(problem, executor, shelves, progress, options.certificate is not None).run()
-    finally:
-        progress.close()
-
-
-def run_one_step_tasks(problem: Problem, options: Options, shelves: Sequence[Store], save: Callable[[Outcome], None]) -> Outcome:
-    """A run that a later one can go on with."""
-    progress = Progress(options.quiet, lines=True)
-    with claimed_run(options, "journal", "exact", "unfinished run") as directory:
-        fixed = int(options.batch) if options.batch not in (None, "auto") else None
-        batch_plan = BatchPlan(fixed, options.job_seconds or (60.0 if options.condor else 1.0))
-        try:
-            with closing(Journal(directory.journal, problem.name, progress.say)) as journal:
-                directory.status.unlink(missing_ok=True)  # of an earlier run
-                if journal.is_new or not options.condor:
-                    drop_jobs(directory)  # of a run that nobody knows any more, or that goes on without HTCondor
-                with make_executor(options, directory.jobs, progress.say) as executor:
-                    outcome = StepController(problem, executor, shelves, progress, directory, journal, batch_plan).run()
-        except StopRequested:
-            drop_jobs(directory)
-            raise
-        finally:
-            progress.close()
-        save(outcome)
-        if not outcome.store_trouble:  # then the journal alone knows what was learned
-            directory.clear()  # only now that the result is safe
-    return outcome
+        where: Local | Condor = Condor(
+            options.check_interval,
+            memory_mb=options.request_memory,
+            options=split_options(options.condor_option),
+            transfer_files=options.transfer_files,
+            max_jobs=options.max_jobs,
+            stragglers=make_stragglers(options),
+        )
+    else:
+        where = Local(None if options.local == 1 else options.local, stragglers=make_stragglers(options))
+    batch = int(options.batch) if options.batch not in (None, "auto", "sector") else None
+    return Running(Path(options.work_dir), where, batch, options.job_seconds, options.resume, options.fresh)
 
 
 def names_with_numbers(options: Options) -> set[str]:
@@ -1441,13 +1394,13 @@ def run_points(
     options: Options, exact: Any, kind: type[Sampler], shelves: Sequence[Store], save: Callable[[ExactOutcome], None]
 ) -> ExactOutcome:
     """Reconstruct from points that a later run need not compute again; they are dropped once the result is saved."""
-    progress = Progress(options.quiet, lines=True)
-    with claimed_run(options, "exact", "journal", "unfinished exact run") as directory:
+    progress, running = Progress(options.quiet, lines=True), make_running(options)
+    with claimed_run(running, "exact", progress.say) as directory:
         with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
-            drop_jobs(directory)  # of an earlier controller: what they would have told is asked again
+            drop_jobs(directory, progress.say)  # of an earlier controller: what they would have told is asked again
             done: dict[Sample, np.ndarray | None] = {}
             try:
-                with make_executor(options, directory.jobs, progress.say) as executor:
+                with make_executor(running.where, directory.jobs, progress.say) as executor:
                     sampler = kind(exact, executor, shelves, progress, journal, directory, options)
                     done = sampler.known
                     outcome = reconstruct_problem(exact, sampler)
@@ -1487,52 +1440,10 @@ def run_point_benchmark(options: Options) -> int:
     return 0
 
 
-def drop_jobs(directory: RunDirectory) -> None:
-    """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
-    if directory.jobs.exists():
-        say(f"{remove_run(directory.jobs)} jobs removed from HTCondor's queue")
-        directory.drop_jobs()
-
-
-@contextmanager
-def claimed_run(options: Options, own: str, other: str, what: str) -> Iterator[RunDirectory]:
-    """The work directory of a run that a later one can go on with. own: its journal; other: of the other kind, which must not be there.
-
-    Raises DirectoryRefused where another controller is at work, InputError.
-    """
-    with claim_directory(options.work_dir) as work:
-        directory = RunDirectory(work)
-        directory.stop_request.unlink(missing_ok=True)  # of an earlier run
-        if options.condor:
-            check_condor_tools()  # before anything is dropped
-        if options.fresh:
-            drop_jobs(directory)
-            directory.clear()
-        if (foreign := getattr(directory, other)).exists():  # this run would remove its files at the end
-            raise InputError(f"{foreign} is of an unfinished run; go on with that one, drop it by --fresh, or take another --work-dir")
-        if options.resume and not getattr(directory, own).exists():
-            raise InputError(f"--resume: {work} holds no {what}; leave the option out to start one")
-        yield directory
-
-
-def stop_run(options: Options) -> int:
-    """Ask a controller that is there to end, or end in its place. What is done stays."""
-    directory = RunDirectory(Path(options.work_dir))
-    if not directory.path.is_dir():
-        raise InputError(f"--work-dir {directory.path}: no such directory")
-    private_directory(directory.path)  # else it would be refused below again and again
-    deadline = time.monotonic() + STOP_PATIENCE_S
-    while True:
-        try:
-            with claim_directory(directory.path):
-                directory.stop_request.unlink(missing_ok=True)
-                drop_jobs(directory)
-                return 0
-        except DirectoryRefused:
-            if time.monotonic() > deadline:
-                raise
-            directory.stop_request.touch()
-            time.sleep(TICK_S)
+def stop(options: Options) -> int:
+    """--stop."""
+    stop_run(Path(options.work_dir), say)
+    return 0
 
 
 def show_status(options: Options) -> int:
@@ -1546,93 +1457,6 @@ def show_status(options: Options) -> int:
         if not (options.watch and alive):
             return 0
         time.sleep(STATUS_INTERVAL_S)
-
-
-def status_text(directory: RunDirectory) -> tuple[str, bool]:
-    """A table, and whether a controller is at work. Raises InputError where no run was ever started, ReductionError."""
-    if directory.exact.exists():
-        return describe_exact_run(directory)
-    if directory.journal.exists() and not directory.status.exists():
-        return f"{directory.path}: a run is being prepared, or ended before it had a status", False
-    status = read_json(
-        directory.status,
-        f"--status: {directory.path} holds no run of one-step tasks (--condor or --batch), and no unfinished exact run",
-        format=STATUS_FORMAT,
-    )
-    owner = read_owner(directory)
-    try:
-        return describe_run(directory, status, owner)
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        trouble = f"status.json or controller.json is damaged ({error}); a controller at work writes them anew"
-        raise ReductionError(f"{directory.path}: {trouble}") from None
-
-
-def read_owner(directory: RunDirectory) -> dict[str, Any]:
-    """Who claimed a work directory last. Raises InputError, ReductionError."""
-    return read_json(directory.path / "controller.json", f"--status: {directory.path} was never claimed by a controller")
-
-
-def is_at_work(owner: dict[str, Any], age_s: float) -> bool:
-    """Whether a controller lives; of one on another host the files tell, by their age."""
-    return process_exists(owner["pid"]) if owner["host"] == os.uname().nodename else age_s < STATUS_TRUSTED_S
-
-
-def describe_exact_run(directory: RunDirectory) -> tuple[str, bool]:
-    """What the journal of an unfinished exact run holds. How many points it will need is not known on disk. Raises ReductionError."""
-    owner, points = read_owner(directory), 0
-    try:
-        with directory.exact.open("rb") as file:
-            name, position = read_record(file, 0) or ({}, 0)
-            age = time.time() - os.fstat(file.fileno()).st_mtime
-            while position and (found := read_record(file, position)):
-                points, position = points + len(found[0].get("samples", ())), found[1]
-        alive = is_at_work(owner, age)
-        here = owner["host"] == os.uname().nodename
-        rows = (
-            ("run", f"{name['run']}, exact"),
-            ("controller", f"pid {owner['pid']} on {owner['host']}, {'at work' if alive else GONE if here else 'silent'}"),
-            ("points", f"{points:,} done, the last {format_seconds(max(age, 0.0))} ago"),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, OSError) as error:
-        raise ReductionError(f"{directory.path}: exact.journal or controller.json is damaged ({error!r}); go on with --fresh") from None
-    return "\n".join(f"{name:12}{value}" for name, value in rows), alive
-
-
-def describe_run(directory: RunDirectory, status: dict[str, Any], owner: dict[str, Any]) -> tuple[str, bool]:
-    """The table of a sound status."""
-    age = time.time() - status["time"]
-    finished = not directory.journal.exists()
-    alive = not finished and is_at_work(owner, age)
-    doing = "finished" if finished else "at work" if alive else GONE
-    integrals = status["integrals"]
-    rows = [
-        ("run", status["run"]),
-        ("controller", f"pid {owner['pid']} on {owner['host']}, {doing}"),
-        ("time", f"{format_seconds(status['time'] - status['started'])} until {format_seconds(age)} ago; phase: {status['phase']}"),
-        ("integrals", f"{integrals['done']:,} done of {integrals['met']:,} met, {integrals['waiting']:,} not yet in a task"),
-        ("tasks", ", ".join(f"{count:,} {state}" for state, count in status["tasks"].items())),
-        *(("held", f"{count} x {reason}") for reason, count in status["held"].items()),
-        ("so far", ", ".join(f"{count:,} {name}" for name, count in status["statistics"].items() if count)),
-        ("cache", f"{status['cache']['entries']:,} entries, {status['cache']['hits']:,} hits; {status['rules_found']:,} rules found"),
-        *(("failed", text) for text in status["failures"]),
-    ]
-    if alive:
-        left = f"at least {format_seconds(status['left_s'])} left" if status["left_s"] is not None else "no estimate yet"
-        rows.append(("pace", f"{format_rate(status['integrals_per_s'])} integrals/s, {left}"))
-    return "\n".join(f"{name:12}{value}" for name, value in rows), alive
-
-
-def read_json(path: Path, otherwise: str, **expected: Any) -> dict[str, Any]:
-    """Raises InputError where there is no such file, ReductionError where it is none of ours."""
-    try:
-        value = json.loads(path.read_bytes())
-        if not isinstance(value, dict) or any(value.get(name) != wanted for name, wanted in expected.items()):
-            raise ValueError("of another version")
-    except (FileNotFoundError, NotADirectoryError):
-        raise InputError(otherwise) from None
-    except (OSError, ValueError) as error:
-        raise ReductionError(f"{path}: not readable ({error}); a controller at work writes it anew") from None
-    return value
 
 
 def run_list_families(options: Options) -> int:
@@ -1657,7 +1481,7 @@ MODES = (  # the first that is asked for is what is done
     Mode("list_families", run_list_families, "", "the list is of what is built in"),
     Mode("benchmark", run_benchmark, "output work_dir", "the benchmark runs what was published"),
     Mode("status watch", show_status, "work_dir", "shown is the run of the work directory, as it was started"),
-    Mode("stop", stop_run, "work_dir", "ended is the run of the work directory, whatever it does"),
+    Mode("stop", stop, "work_dir", "ended is the run of the work directory, whatever it does"),
     Mode("list_symmetries", run_list_symmetries, "family kira_config cut cold", "symmetries are those of the family, at no point"),
     Mode(
         "train_policy",

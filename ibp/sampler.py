@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from executors.files import peak_memory_kb
 from executors.inline import InlineExecutor
 from executors.tasks import Shared
-from ibp.console import Progress, format_seconds, peak_memory_kb
+from ibp.console import Progress, format_seconds
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError, SingularPoint, StopRequested
 from ibp.exact import ExactProblem

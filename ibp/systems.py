@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from executors.files import peak_memory_kb
 from executors.tasks import Shared
 from ibp.arithmetic import evaluate
-from ibp.console import peak_memory_kb
 from ibp.elimination import subtract
 from ibp.errors import InputError, ReductionError
 from ibp.identities import freeze_ratio, function_field

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
-from ibp.console import Progress
+from ibp.carrying import propagate
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import ReductionError
 from ibp.families import Index
@@ -19,8 +20,8 @@ from ibp.identities import Operator, evaluate_identities, show_point, unit_colum
 from ibp.problems import Outcome, Problem
 from ibp.replay import CompiledRule
 from ibp.residues import Step, elimination_plan, invert
-from ibp.sector_reduction import REPLAY_ELEMENTS, SectorReduction, Wave, propagate, reduce_sector
-from ibp.sector_tasks import SectorTask
+from ibp.sector_reduction import SectorReduction, reduce_sector
+from ibp.sector_work import REPLAY_ELEMENTS
 from ibp.sectors import Sector, sector_of, sector_order, sectors_of, show
 from ibp.store import Store
 from ibp.tables import is_member, merge, run_starts, sum_by_key
@@ -127,26 +128,14 @@ class Recorder(InlineExecutor):
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
         if fn is not reduce_sector:
             return super().submit(fn, *args, **kwargs)
-        work = _RecordedReduction(replace(args[0], steps={}), self.recorded.setdefault(args[0].bits, []))
+        recorded = self.recorded.setdefault(args[0].bits, [])
+        work = SectorReduction(replace(args[0], steps={}), note=lambda *reduced: recorded.append(reduced))
         future: Future = Future()
         future.set_result(replace(work.run(), new_steps={}))  # a step at a random point is of no use to anybody
         return future
 
 
-class _RecordedReduction(SectorReduction):
-    def __init__(self, task: SectorTask, recorded: list[tuple[CompiledRule, np.ndarray]]):
-        super().__init__(task)
-        self.recorded = recorded
-
-    def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: Wave) -> None:
-        before = wave.waiting[chosen]
-        super()._apply(rule, chosen, wave)
-        done = chosen[before & ~wave.waiting[chosen]]
-        if len(done):
-            self.recorded.append((rule, wave.keys[done]))
-
-
-def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Reporter) -> tuple[Trace, Outcome]:
     """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
 
     Combinations must be Columns, integrals must not be mapped. The trace has the rows of everything by identities alone: also those of
@@ -154,14 +143,13 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
     """
     recorder = Recorder()
     controller = Controller(problem, recorder, shelves, progress)
-    controller.here = recorder
     outcome = controller.run()
     if outcome.unreduced:
         raise ReductionError(
             f"{len(outcome.unreduced)} integrals are not reducible at {show_point(problem.point)}, first {show(outcome.unreduced[0])}; "
             "if that is a singular point, take another, or --symbols"
         )
-    together, symbols = (*controller.wanted, *controller.relations), len(problem.family.symbols)
+    together, symbols = controller.together, len(problem.family.symbols)
     columns = [unit_column(target, symbols) if isinstance(target, tuple) else target for target in together]
     return _TraceBuilder(controller, recorder.recorded).build({column.name: column.terms for column in columns}), outcome
 
@@ -170,11 +158,12 @@ class _TraceBuilder:
     """Turns what was recorded at one point into a Trace."""
 
     def __init__(self, controller: Controller, recorded: dict[int, list[tuple[CompiledRule, np.ndarray]]]):
-        self.operators, self.equations, self.layout = controller.knowledge.operators, controller.equations, controller.layout
-        self.point, self.p, self.recorded = controller.point, controller.point.prime, recorded
-        self.nonzero = np.array(sorted(controller.knowledge.nonzero), np.int64)
-        self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in controller.masters.items() if some}
-        self.sectors = {bits: Sector(self.layout, bits) for bits in controller.knowledge.nonzero}
+        ground, prepared = controller.ground, controller.ground.prepared
+        self.operators, self.equations, self.layout = prepared.operators, prepared.equations, ground.layout
+        self.point, self.p, self.recorded = controller.problem.point, controller.problem.point.prime, recorded
+        self.nonzero = np.array(sorted(prepared.nonzero), np.int64)
+        self.stops = {bits: Sector(self.layout, bits).encode(np.array(some)) for bits, some in ground.masters.items() if some}
+        self.sectors = {bits: Sector(self.layout, bits) for bits in prepared.nonzero}
         # which of 1, a_1, … a_n have a coefficient in each term of the identities
         self.present = [[i for i, *_ in coefficients] for operator in self.operators for _, coefficients in operator]
         self.numbers: dict[tuple[int, int], int] = {}  # (sector, key): node
@@ -329,7 +318,7 @@ class _TraceBuilder:
         for b in np.unique(below).tolist():
             key[below == b] = self.sectors[b].encode(terms[below == b])
         value = values[member, column] * (self.p - invert(pivot, self.p))[member] % self.p
-        factors = [self._factors(rule, entry, indices) for entry in range(len(rule.term))]
+        factors = [self.polynomial_factors(rule, entry, indices) for entry in range(len(rule.term))]
         vanishing = (values == 0) & ~self._structural_zeros(rule, factors)
         vanishing[:, rule.heavier] = False
         zero_member, zero_column = np.nonzero(vanishing)
