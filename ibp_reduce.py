@@ -116,7 +116,6 @@ from ibp.identities import Point, derive_identities, evaluate_identities, generi
 from ibp.joint_families import reduce_families
 from ibp.journal import Journal
 from ibp.kira import KiraFamily, KiraProject, KiraSelection, read_jobs, read_kinematics, read_kira_families
-from ibp.knowledge import Knowledge
 from ibp.paths import replay_paths, write_paths
 from ibp.policy import NO_POLICY, load_policy, read_policy
 from ibp.preparation import known_nonzero_sectors
@@ -126,7 +125,7 @@ from ibp.reconstruction import Sample
 from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
 from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, is_usable_prime, probe_primes
 from ibp.run_directory import RunDirectory
-from ibp.runs import Running, claimed_run, drop_jobs, make_executor, reduce_by_sectors, reduce_by_steps, stop_run
+from ibp.runs import Running, claimed_run, drop_jobs, make_executor, plan_text, reduce_by_sectors, reduce_by_steps, stop_run
 from ibp.sampler import Sampler, reconstruct_problem
 from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, show
 from ibp.status import STATUS_INTERVAL_S, status_text
@@ -727,7 +726,7 @@ def make_cuts(options: Options, problem: Problem, nonzero: Callable[[], Sequence
     if "spanning" in options.cut and len(options.cut) > 1:
         raise InputError("--cut spanning stands for all cuts that are needed: give it alone")
     spanning = options.cut == ("spanning",)
-    given = () if spanning else tuple(dict.fromkeys(parse_cut(text, problem.family) for text in options.cut))
+    given = () if spanning else tuple(dict.fromkeys(parse_cut(text, problem.family, "--cut") for text in options.cut))
     if cuts and options.cut and given != cuts:
         lines = ", ".join(map(str, cut_lines(problem.cut)))
         raise InputError(f"--cut {' --cut '.join(options.cut)}: {problem.family.name} has cut_propagators [{lines}]; leave --cut out")
@@ -898,24 +897,6 @@ def list_families() -> str:
     return "\n".join(lines)
 
 
-def plan(problem: Problem, shelves: Sequence[Store], exact: ExactProblem | None = None) -> str:
-    """What a dry run says."""
-    knowledge = Knowledge()
-    for shelf in shelves:
-        knowledge.update(shelf.load(problem.family))
-    family = problem.family
-    sectors = f"{len(knowledge.nonzero)} non-zero sectors" if knowledge.nonzero else "sectors not known yet"
-    masters = sum(len(sector.masters or ()) for sector in knowledge.sectors.values()) or len(family.paper_masters)
-    return "\n".join(
-        [
-            f"family {family.name}: {family.n} propagators, {sectors}, {masters or 'no'} masters and "
-            f"{sum(len(sector.rules) for sector in knowledge.sectors.values())} rules known",
-            exact.label if exact else f"{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}",
-            f"stores: {', '.join(str(shelf.path) for shelf in shelves)}",
-        ]
-    )
-
-
 def store_path(options: Options) -> Path:
     return Path(options.store) if options.store is not None else Path(options.work_dir) / "store.shelf"
 
@@ -939,7 +920,7 @@ def run_reduction(options: Options) -> int:
     nonzero = cache(lambda family: known_nonzero_sectors(family, [] if options.cold else readable))
     cuts = () if several else make_cuts(options, problems[0], lambda: nonzero(problems[0].family))
     if options.dry_run:
-        print("\n".join(plan(problem, readable) for problem in problems if problem.keys))
+        print("\n".join(plan_text(problem, readable) for problem in problems if problem.keys))
         return 0
     if several:
         outcome, lines = reduce_several(problems, options, shelves, nonzero)
@@ -1232,7 +1213,7 @@ def run_list_symmetries(options: Options) -> int:
     if options.cut:
         if any(cuts) or len(cuts) > 1 or len(options.cut) > 1:
             raise InputError(f"--list-symmetries: --cut {' --cut '.join(options.cut)}: give one cut of one family that has none yet")
-        cuts = [parse_cut(options.cut[0], families[0])]
+        cuts = [parse_cut(options.cut[0], families[0], "--cut")]
     shelves = [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)]
     geometries = [Geometry(family, cut) for family, cut in zip(families, cuts)]
     nonzero = [known_nonzero_sectors(family, shelves) for family in families]
@@ -1366,7 +1347,7 @@ def run_exact(options: Options) -> int:
     check_paths(options)
     readable, shelves = open_stores(options)
     if options.dry_run:
-        print(plan(problem, readable, exact))
+        print(plan_text(problem, readable, exact.label))
         return 0
     record: dict[str, Any] = {}
 

@@ -1,4 +1,7 @@
-"""Sparse elimination modulo a prime, rows as dictionaries."""
+"""Sparse elimination modulo a prime; a row is a dictionary {column: value} without zeros.
+
+`solve_for` and `substitute` keep a system solved; `eliminate_heavier` finds the shortest combinations that are left with a target column.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
+
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+Having = dict[Any, set[int]]  # the rows that have a column
 
 
 def subtract(row: dict, other: dict, factor: int, p: int) -> None:
@@ -27,9 +33,6 @@ def substitute(row: dict[Any, int], lines: dict[Any, dict[Any, int]], p: int) ->
     return result
 
 
-Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
-
-
 def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
     """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for; no line is changed in place."""
     inverse = -pow(row[pivot], -1, p)
@@ -38,9 +41,6 @@ def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
         if pivot in other:
             solved[key] = substitute(other, {pivot: line}, p)
     solved[pivot] = line
-
-
-Having = dict[Any, set[int]]  # the rows that have a column
 
 
 def _rows_and_columns(matrix: dict[int, dict[Any, int]]) -> tuple[dict[int, dict[Any, int]], Having]:

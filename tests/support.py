@@ -17,6 +17,9 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
 import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
@@ -152,6 +155,10 @@ def combine(*terms, p=P31):
         for integral, value in expression.items():
             total[integral] = (total.get(integral, 0) + factor * value) % p
     return {integral: value for integral, value in total.items() if value}
+
+
+PRIMES = st.sampled_from([3, 101, 1009, P31])
+laws = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def bits_of(indices):
@@ -397,9 +404,10 @@ def start(command, place):
 
 # the program, which stops after so many additions to its journal until it gets a line
 HELD = """
-import sys, ibp_reduce
+import sys, ibp.status, ibp_reduce
+from ibp.journal import Journal
 program, count, *words = sys.argv[1:]
-original, left, STATUS_INTERVAL_S = Journal.append, int(count), 0.01
+original, left, ibp.status.STATUS_INTERVAL_S = Journal.append, int(count), 0.01
 
 def append(self, value):
     global left

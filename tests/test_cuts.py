@@ -1,4 +1,4 @@
-"""cuts."""
+"""Reductions on cuts, and their union."""
 
 import dataclasses
 
