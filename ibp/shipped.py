@@ -23,18 +23,17 @@ def shipped(name: str) -> Path:
 
 
 def shipped_names(folder: str = "") -> list[str]:
-    """What a folder holds, sorted: 'box.json' for the file `shipped('families/box.json')`; without one, all there is, with folders.
+    """The files of a folder, sorted: 'box.json' for `shipped('families/box.json')`. Of no folder: all files of all, 'families/box.json'.
 
     Raises OSError.
     """
     if in_archive():
+        inside = f"{MEMBERS}{folder}/" if folder else MEMBERS
         with _opened() as archive:
-            names = [name.removeprefix(MEMBERS) for name in archive.namelist() if name.startswith(MEMBERS)]
-    else:
-        names = [path.relative_to(_folder()).as_posix() for path in _folder().rglob("*") if path.is_file()]
-    if folder:
-        names = [name.removeprefix(f"{folder}/") for name in names if name.rpartition("/")[0] == folder]
-    return sorted(names)
+            names = [name.removeprefix(inside) for name in archive.namelist() if name.startswith(inside)]
+        return sorted(name for name in names if not (folder and "/" in name))
+    place = _folder() / folder
+    return sorted(path.relative_to(place).as_posix() for path in place.glob("*" if folder else "**/*") if path.is_file())
 
 
 def in_archive() -> bool:
