@@ -16,12 +16,13 @@ import numpy as np
 
 from executors.local import LocalExecutor
 from executors.tasks import task_cpus
-from ibp.beam import BEAM_WIDENINGS, Beam, search_path, unpickled
+from ibp.beam import BEAM_WIDENINGS, Beam, search_path
 from ibp.console import peak_memory_kb
 from ibp.discovery import RuleFinder
 from ibp.errors import ReductionError
 from ibp.families import Expression, Index
-from ibp.guide import GUIDED_LEVEL, SectorGuide, load_guide
+from ibp.guide import SectorGuide
+from ibp.helpers import kept_context
 from ibp.identities import Equations
 from ibp.knowledge import SectorKnowledge
 from ibp.replay import CompiledRule
@@ -31,6 +32,7 @@ from ibp.sector_tasks import COUNTS, Multipliers, SectorResult, SectorTask, Term
 from ibp.sectors import Sector, sector_of, sectors_of
 from ibp.symmetries import NumericMap
 from ibp.tables import is_member, merge, run_numbers, run_starts, sum_by_key
+from ibp.weights import load_guide
 
 MAPPED_BLOCK = 512  # the same where they are mapped, which makes up to a thousand integrals of one
 BLOCK = 8192  # heaviest integrals of a sector taken together: large enough for numpy, small enough to skip what cancels
@@ -50,7 +52,7 @@ def helper_processes() -> AbstractContextManager[Executor | None]:
 
 def find_rule(context: bytes, target: Index, level: int) -> tuple[Rule | None, int]:
     """A search in a helper process, and the rows it built. context: pickle of a RuleFinder that has not searched yet."""
-    finder = unpickled(context)
+    finder = kept_context(context)
     before = finder.rows
     return finder.find(np.array(target, np.int64), level, finder.structure), finder.rows - before
 
@@ -320,7 +322,7 @@ class SectorReduction:
         """Find a rule of a level that reduces this integral at the point of the equations, and replay it on all that wait."""
         request, target = (level, wave.indices[position].tobytes()), wave.indices[position].astype(np.int64)
         rule = None
-        if self.guide is not None and level == GUIDED_LEVEL and equations is self.task.generic:
+        if self.guide is not None and equations is self.task.generic:
             rule = self.guide.find(target, level)
         if rule is None and equations is self.task.generic and request in self.ahead:
             rule, rows = self.ahead[request]
