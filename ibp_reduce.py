@@ -61,7 +61,6 @@ References: Chetyrkin, Tkachov, Nucl. Phys. B192 (1981) 159 (IBP); Gehrmann, Rem
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -73,8 +72,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, fields, replace
-from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,13 +90,13 @@ from ibp.arithmetic import parse_number
 from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path
 from ibp.certificates import make_certificate, pack_certificate, unpack_certificate, verify_certificate
 from ibp.coefficients import epsilon_summary, expand_result, parse_expansion, symbols_of
-from ibp.console import Progress, format_rate, format_seconds, peak_memory_kb, say, write_output
+from ibp.console import Progress, format_rate, format_seconds, say, write_output
 from ibp.controller import Controller, known_nonzero_sectors
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
-from ibp.differential import DifferentialProblem, DifferentialSampler
+from ibp.differential import DifferentialProblem, parse_variables
 from ibp.discovery import RuleFinder
 from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, __version__
-from ibp.exact import ExactProblem
+from ibp.exact import ExactProblem, parse_symbols
 from ibp.examples import make_training_data
 from ibp.exports import FORM_OWN, check_export_names, export_path, parse_formats, write_exports
 from ibp.families import (
@@ -120,23 +118,32 @@ from ibp.journal import Journal, read_record
 from ibp.kira import KiraFamily, KiraProject, KiraSelection, read_jobs, read_kinematics, read_kira_families
 from ibp.knowledge import Knowledge
 from ibp.paths import replay_paths, write_paths
+from ibp.point_benchmark import point_benchmark
 from ibp.policy import NO_POLICY, load_policy, read_policy
-from ibp.probe import probe
-from ibp.problems import ExactOutcome, Outcome, Problem, base_record, result_record
-from ibp.reconstruction import Sample
-from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
-from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, is_usable_prime, probe_primes
+from ibp.primes import MAX_PRIME, is_usable_prime
+from ibp.problems import Outcome, Problem
+from ibp.records import (
+    exact_record,
+    exact_summary,
+    joined_record,
+    result_record,
+    summary,
+    system_record,
+    system_summary,
+    write_pickle,
+)
+from ibp.residues import check_device
 from ibp.run_directory import RunDirectory
-from ibp.sampler import Sampler, reconstruct_problem
+from ibp.sampler import ExactOutcome, PointProblem, PointTasks, find_coefficients
 from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
 from ibp.step_controller import STATUS_FORMAT, STATUS_INTERVAL_S, TICK_S, BatchPlan, StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
-from ibp.systems import LinearSystem, SystemProblem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
+from ibp.system_points import pose_system, solve_modulo
+from ibp.systems import parse_system_values
 from ibp.tables import unpack_keys
-from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_lines, read_targets, show_target, show_targets
-from ibp.trace import record_trace
+from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_targets, show_target, show_targets
 from ibp.training import Training, TrainingPlan, TrainingSet, search_targets, write_figure, write_table, write_trained
 from ibp.verification import read_result, verify_result
 
@@ -1128,34 +1135,22 @@ def run_system(options: Options) -> int:
     """--system: unknowns through the independent ones, modulo a prime or exactly."""
     output = Path(options.output)
     check_paths(options)
-    numbers, symbols = system_symbols(options)
+    numbers, symbols = parse_system_values(options.kinematics, options.d, options.symbols)
     exact = options.exact or bool(symbols)
     check_system_options(options, exact)
     p = MAX_PRIME if exact else check_prime(options.prime)
-    system = read_system(options.system, numbers, symbols)
-    if options.masters is not None:
-        system = prefer(system, read_labels(options.masters, "--masters"), p, range(1_000_003, 1_000_003 + len(symbols)))
-    wanted = system.unknowns[::-1] if options.integrals is None else read_labels(options.integrals, "--integrals")
-    if not wanted:
-        raise InputError(f"--integrals {options.integrals}: no unknowns in it")
-    known = set(system.unknowns)
-    if unknown := next((label for label in wanted if label not in known), None):
-        raise InputError(f"--integrals {options.integrals}: {unknown} is in no equation of the system")
+    problem = pose_system(options.system, numbers, symbols, p, options.masters, options.integrals)
 
     def save(outcome: ExactOutcome) -> None:
-        write_pickle(system_record(options, numbers, symbols, None if exact else p, outcome), output)
+        write_pickle(system_record(Path(options.system).name, numbers, symbols, None if exact else p, outcome), output)
 
     if exact:
-        outcome = run_points(options, SystemProblem(system, wanted), SystemSampler, (), save)
+        outcome = run_points(options, problem, (), save)
     else:
-        outcome = solve_modulo(system, wanted, p)
+        outcome = solve_modulo(problem, p)
         save(outcome)
     if not options.quiet:
-        count, shown = len(outcome.masters), f"{' '.join(outcome.masters[:20])}{' ...' if len(outcome.masters) > 20 else ''}"
-        print(f"{len(system.equations)} equations, {len(system.unknowns)} unknowns, {count} of them independent: {shown}")
-        if exact:
-            print(point_costs(outcome, "equations"))
-        print(f"written to {output}")
+        print(system_summary(problem.system, outcome, exact, output))
     return 0
 
 
@@ -1167,52 +1162,6 @@ def check_system_options(options: Options, exact: bool) -> None:
         if getattr(options, name) != getattr(Options, name):
             raise InputError(f"--{name.replace('_', '-')} is for a --system with --exact or --symbols, which take many points")
     check_running_options(options)
-
-
-def solve_modulo(system: LinearSystem, wanted: Sequence[str], p: int) -> ExactOutcome:
-    """Coefficients modulo p. Raises InputError, ReductionError."""
-    started = time.perf_counter()
-    pivots, used = eliminate_system(system, p)
-    other, _ = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
-    if pivots.keys() != other.keys():
-        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
-    masters = [label for place, label in enumerate(system.unknowns) if place not in pivots]
-    solved = back_substitute(system, pivots, p, wanted)
-    statistics = {"equations": len(system.equations), "unknowns": len(system.unknowns), "independent_equations": len(used)}
-    reductions = {label: solved.get(label, {}) for label in wanted}
-    return ExactOutcome(reductions, masters, statistics, time.perf_counter() - started, peak_memory_kb())
-
-
-def system_record(
-    options: Options, numbers: dict[str, Fraction], symbols: Sequence[str], prime: int | None, outcome: ExactOutcome
-) -> dict[str, Any]:
-    """What the pickle holds: as for integrals, but unknowns are texts; an independent one is itself."""
-    one = 1 if prime is not None else "1" if symbols else Fraction(1)
-    independent = set(outcome.masters)
-    return base_record(Path(options.system).name, prime, numbers | dict.fromkeys(symbols), symbols, outcome) | {
-        "reductions": {label: {label: one} if label in independent else row for label, row in outcome.reductions.items()},
-        "steps": len(outcome.reductions.keys() - independent),
-    }
-
-
-def read_labels(path: str, what: str) -> tuple[str, ...]:
-    """Unknowns of a system, one a line, each once."""
-    labels = (re.sub(r"[\s+]", "", line.partition("#")[0]) for line in read_lines(path, what))
-    return tuple(dict.fromkeys(label for label in labels if label))
-
-
-def system_symbols(options: Options) -> tuple[dict[str, Fraction], tuple[str, ...]]:
-    """What coefficients of a system may contain: values of --kinematics and --d, and names of --symbols. Raises InputError."""
-    values = [item.partition("=") for item in options.kinematics.split(",")] if options.kinematics is not None else []
-    numbers = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
-    if len(numbers) < len(values) or not all(name.isidentifier() and name != "d" for name in numbers):
-        raise InputError(f"--kinematics {options.kinematics!r}: expected NAME=VALUE once for each NAME")
-    numbers |= {} if options.d is None else {"d": parse_number(options.d, "d")}
-    symbols = tuple(name.strip() for name in options.symbols.split(",")) if options.symbols is not None else ()
-    for name in symbols:
-        if not name.isidentifier() or name in numbers or symbols.count(name) > 1:
-            raise InputError(f"--symbols {options.symbols!r}: expected names, each once, that are not given as numbers")
-    return numbers, symbols
 
 
 def run_list_symmetries(options: Options) -> int:
@@ -1309,19 +1258,6 @@ def names_with_numbers(options: Options) -> set[str]:
     return {item.partition("=")[0].strip() for item in (options.kinematics or "").split(",")} | ({"d"} if options.d is not None else set())
 
 
-def parse_symbols(options: Options, family: Family) -> tuple[str, ...]:
-    """The symbols of an exact run, in the order of the family. Raises InputError."""
-    if options.symbols is None:
-        return ()
-    given = [name.strip() for name in options.symbols.split(",")]
-    for name in given:
-        if name not in family.symbols or given.count(name) > 1:
-            raise InputError(f"--symbols {options.symbols!r}: expected each of {', '.join(family.symbols)} at most once")
-    if both := sorted(names_with_numbers(options).intersection(given)):
-        raise InputError(f"--symbols: {both[0]} is given as a number, too; leave one of them out")
-    return tuple(name for name in family.symbols if name in given)
-
-
 def check_exact_options(options: Options) -> None:
     """Raises InputError."""
     if options.exact and options.symbols is not None:
@@ -1342,31 +1278,14 @@ def make_exact_problem(options: Options, request: Request | None = None) -> Exac
         raise InputError("several cuts are put together modulo a prime only; give one --cut to an exact run, or none for the whole")
     problem = make_problem(replace(options, prime=MAX_PRIME), request)
     cuts = make_cuts(options, problem, tuple)
-    exact = ExactProblem(problem.on_cut(cuts[0] if cuts else 0), parse_symbols(options, problem.family))
+    symbols = parse_symbols(options.symbols, problem.family, names_with_numbers(options))
+    exact = ExactProblem(problem.on_cut(cuts[0] if cuts else 0), symbols)
     exact.columns()  # a slip in a coefficient is found now
     for name in parse_formats(options.export):
         check_export_names(name, problem.family.name, exact.symbols, combinations=[c.name for c in problem.combinations])
     if options.epsilon is not None:
         parse_expansion(options.epsilon, options.order or 0, problem.family.symbols)
     return exact
-
-
-def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The variables of differential equations, and what stays a symbol. Raises InputError."""
-    text, numbers = options.differential_equation, names_with_numbers(options)
-    symbols = tuple(name for name in family.symbols if name not in numbers)
-    names: tuple[str, ...] = ()
-    for name in (name.strip() for name in text.split(",")):
-        everything = tuple(other for other in symbols if other != "d") if name == "all" and "all" not in family.symbols else (name,)
-        if not everything:
-            raise InputError(f"--differential-equation all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
-        names += everything
-    for name in names:
-        if name not in family.symbols or names.count(name) > 1:
-            raise InputError(f"--differential-equation {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
-        if name in numbers:
-            raise InputError(f"--differential-equation {name}: {name} is given as a number, too; leave one of them out")
-    return names, symbols
 
 
 def differential_request(options: Options) -> Request:
@@ -1393,22 +1312,17 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
         raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     request = differential_request(options)
     family = request.family
-    variables, symbols = parse_variables(options, family)
+    variables, symbols = parse_variables(options.differential_equation, family, names_with_numbers(options))
     if options.epsilon is not None and "d" not in symbols:
         raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
     for name in parse_formats(options.export):
         check_export_names(name, family.name, symbols, FORM_OWN)
-    exact = make_exact_problem(replace(options, symbols=",".join(symbols)), request)
-    targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
-    published = bool(family.paper_masters) and not exact.problem.symmetries
-    problem = replace(exact.problem, targets=targets, combinations=(), paper_masters_only=published)
-    return DifferentialProblem(problem, exact.symbols, variables)
+    return DifferentialProblem.below(make_exact_problem(replace(options, symbols=",".join(symbols)), request), variables)
 
 
 def run_exact(options: Options) -> int:
     """Rational numbers or functions, by points that a later run need not compute again."""
-    differential = options.differential_equation is not None
-    exact = make_differential_problem(options) if differential else make_exact_problem(options)
+    exact = make_exact_problem(options) if options.differential_equation is None else make_differential_problem(options)
     output, problem = Path(options.output), exact.problem
     check_paths(options)
     readable, shelves = open_stores(options)
@@ -1418,13 +1332,13 @@ def run_exact(options: Options) -> int:
     record: dict[str, Any] = {}
 
     def save(outcome: ExactOutcome) -> None:
-        record.update(exact.record(outcome))
+        record.update(exact_record(exact, outcome))
         if options.epsilon is not None:
             record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, problem.family.symbols))
         write_pickle(record, output)
         write_exports(record, output, parse_formats(options.export))
 
-    outcome = run_points(options, exact, DifferentialSampler if differential else Sampler, shelves, save)
+    outcome = run_points(options, exact, shelves, save)
     if not options.quiet:
         print(exact_summary(exact, outcome, output))
         if problem.cut:
@@ -1438,52 +1352,28 @@ def run_exact(options: Options) -> int:
 
 
 def run_points(
-    options: Options, exact: Any, kind: type[Sampler], shelves: Sequence[Store], save: Callable[[ExactOutcome], None]
+    options: Options, problem: PointProblem, shelves: Sequence[Store], save: Callable[[ExactOutcome], None]
 ) -> ExactOutcome:
     """Reconstruct from points that a later run need not compute again; they are dropped once the result is saved."""
     progress = Progress(options.quiet, lines=True)
+    shares = 1 if options.condor else None  # a job of HTCondor is not worth its start if it is short
+    tasks = PointTasks(options.device, options.job_seconds or (60.0 if options.condor else 4.0), shares, options.quiet)
     with claimed_run(options, "exact", "journal", "unfinished exact run") as directory:
-        with closing(Journal(directory.exact, exact.name, progress.say)) as journal:
+        with closing(Journal(directory.exact, problem.name, progress.say)) as journal:
             drop_jobs(directory)  # of an earlier controller: what they would have told is asked again
-            done: dict[Sample, np.ndarray | None] = {}
-            try:
-                with make_executor(options, directory.jobs, progress.say) as executor:
-                    sampler = kind(exact, executor, shelves, progress, journal, directory, options)
-                    done = sampler.known
-                    outcome = reconstruct_problem(exact, sampler)
-            finally:
-                progress.close()
-                if journal.is_new and not done:  # nothing to go on with
-                    directory.clear()
+            start = partial(make_executor, options, directory.jobs, progress.say)
+            outcome = find_coefficients(problem, journal, directory, start, progress, tasks, shelves)
         save(outcome)
         directory.clear()
     return outcome
 
 
 def run_point_benchmark(options: Options) -> int:
-    """Seconds and peak memory of 1, 2, 5, 10, … points of one trace, at random primes and points."""
+    """--benchmark-points."""
     exact = make_exact_problem(options)
-    problem = exact.problem
-    rng, symbols = np.random.default_rng(1), problem.family.symbols
-    primes = list(itertools.islice(probe_primes(rng), max(options.benchmark_points // 50, 2)))
-    first = rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()
-    point = Point(Fraction(first[0]), tuple((name, Fraction(value)) for name, value in zip(symbols[1:], first[1:])), primes[0])
-    started = time.perf_counter()
     _, shelves = open_stores(options)
-    columns = replace(problem, point=point, targets=(), combinations=exact.columns(), map_integrals=False)
-    trace, _ = record_trace(columns, shelves, Progress(options.quiet))
-    live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
-    print(f"{show_target(problem.keys[0])}: {live:,} integrals, {edges:,} terms, recorded in {time.perf_counter() - started:.2f} s")
-    print(f"{'points':>8}{'seconds':>10}{'ms/point':>10}{'peak MB':>9}")
-    counts = sorted(
-        {n for k in range(7) for n in (10**k, 2 * 10**k, 5 * 10**k) if n < options.benchmark_points} | {options.benchmark_points}
-    )
-    for count in counts:
-        values = rng.integers(1000, SMALLEST_PROBE_PRIME, (len(symbols), count))
-        started = time.perf_counter()
-        probe(trace, [primes[i % len(primes)] for i in range(count)], values, options.device)
-        seconds = time.perf_counter() - started
-        print(f"{count:8,}{seconds:10.3f}{1000 * seconds / count:10.2f}{peak_memory_kb() / 1024:9.0f}", flush=True)
+    for line in point_benchmark(exact, options.benchmark_points, options.device, shelves, Progress(options.quiet)):
+        print(line, flush=True)
     return 0
 
 

@@ -23,7 +23,7 @@ from ibp.guide import GUIDE_LEVELS, RowFeatures, border_distance, describe_rows,
 from ibp.identities import Equations, derive_identities, evaluate_identities, generic_point
 from ibp.policy import POLICY_FORMAT, Features, describe_moves
 from ibp.positions import Position, SearchGround
-from ibp.residues import GENERIC_PRIME
+from ibp.primes import GENERIC_PRIME
 from ibp.rules import LAST_NEIGHBOURHOOD, NEIGHBOURHOODS, Action, Rule, seeds_around
 from ibp.sectors import Layout, Sector, find_nonzero_sectors
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -14,8 +15,9 @@ from ibp.errors import Unlucky
 from ibp.families import Family
 from ibp.geometry import determinant_of
 from ibp.identities import external_products, function_field
-from ibp.polynomials import MOST_SLICE_POINTS, Factors, affine, divide, frozen, horner, restricted, times_divisible
-from ibp.residues import Polynomial, invert
+from ibp.polynomials import Factors, Polynomial, affine, frozen, restricted
+from ibp.residues import invert
+from ibp.univariate import divide, horner, times_divisible
 
 LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
 MOST_LINEAR_LETTERS = 5000
@@ -86,7 +88,7 @@ class Letters:
         for poly in candidates:
             active = np.flatnonzero(self.degrees[poly]).tolist()
             factors = {(i, k): self._on_slice(poly, i, k) for i in active for k in range(len(self.bases[i]))}
-            times = MOST_SLICE_POINTS
+            times = math.inf
             for (i, k), factor in factors.items():
                 times = times and min(times, times_divisible(rests[i][k], factor, self.p))
             if times:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ibp.identities import Operator
-from ibp.residues import Polynomial, Residues, make_residues, null_vectors
+from ibp.null_vectors import null_vectors
+from ibp.polynomials import Polynomial
+from ibp.residues import Residues, make_residues
 from ibp.trace import Replays, Round, SectorTrace, Trace
 
 POINTS_AT_ONCE = 128  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache

@@ -14,8 +14,7 @@ from ibp.families import BUILT_IN_FAMILIES
 from ibp.functions import FACTORED_TERMS
 from ibp.letters import MOST_LINEAR_LETTERS, kinematic_letters, linear_letters, partitions
 from ibp.polynomials import frozen, primitive
-from ibp.reconstruction import Reconstruction
-from ibp.residues import probe_primes
+from ibp.primes import probe_primes
 
 LETTER_TEXTS = ["x + y", "x - y + 1", "4*x - y", "x**2 - 2*x*y - 2*x + y**2 - 2*y + 1", "x*y - 1"]
 
@@ -30,9 +29,8 @@ def letters_of(texts, names):
 
 def found_with_letters(texts, names, letters, seed=1, said=None):
     """(functions, points asked for)."""
-    oracle, told = Oracle(texts, names), said if said is not None else []
-    work = Reconstruction(oracle, names, len(texts), np.random.default_rng(seed), told.append, letters=letters)
-    return work.run(), oracle.points
+    oracle = Oracle(texts, names)
+    return functions_of(oracle, names, len(texts), seed, said, letters), oracle.points
 
 
 @st.composite

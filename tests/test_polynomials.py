@@ -11,18 +11,10 @@ from support import residue
 from support_oracles import BIG_PRIMES, few_examples
 
 from ibp.lifting import Lift
-from ibp.polynomials import (
-    REDUNDANT_POINTS,
-    evaluate_monomials,
-    horner,
-    interpolate,
-    linear_factors,
-    lower_set,
-    multiply,
-    rational_interpolation,
-    solve_geometric,
-)
-from ibp.residues import LARGEST_PROBE_PRIME, SMALLEST_PROBE_PRIME, invert, is_prime, probe_primes
+from ibp.polynomials import evaluate_monomials, interpolate, lower_set
+from ibp.primes import LARGEST_PROBE_PRIME, SMALLEST_PROBE_PRIME, is_prime, probe_primes
+from ibp.residues import invert
+from ibp.univariate import REDUNDANT_POINTS, horner, linear_factors, multiply, rational_interpolation, solve_geometric
 
 
 def test_primes():

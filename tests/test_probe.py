@@ -11,8 +11,9 @@ from support import patch_rooms
 from support_oracles import BIG_PRIMES, few_examples, named, trace_at
 
 from ibp.identities import Point
+from ibp.null_vectors import elimination_plan, null_vector, null_vectors
 from ibp.probe import probe
-from ibp.residues import Residues, elimination_plan, make_residues, null_vector, null_vectors
+from ibp.residues import Residues, make_residues
 
 TRACED = {
     "published": ("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], {"paper_masters_only": True}),

@@ -12,7 +12,7 @@ from support_oracles import BIG_PRIMES, SEVERAL, Oracle, are_equal, functions_of
 from ibp.errors import ReductionError
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, mass_dimension
-from ibp.residues import probe_primes
+from ibp.primes import probe_primes
 from ibp.targets import Combination, parse_combination
 
 
