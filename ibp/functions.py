@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from ibp.errors import Unlucky
-from ibp.polynomials import Factors, Monomials, Places, evaluate_monomials
+from ibp.polynomials import Factors, Monomials, Places
 from ibp.residues import invert
 
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
@@ -28,7 +28,7 @@ class ExactFunction:
     def evaluate(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
         """Residues [N] of numerator and denominator."""
         p = places.p
-        above = places.product(self.above) * evaluate_monomials(self.numerator, places.points, p) % p * (self.factor.numerator % p) % p
+        above = places.product(self.above) * places.evaluate(self.numerator.items()) % p * (self.factor.numerator % p) % p
         below = places.product(self.below) * (self.factor.denominator % p) % p
         return above, below
 

@@ -53,21 +53,14 @@ class Letters:
         self.degrees = {poly: np.max([exponents for exponents, _ in poly], axis=0) for poly in polys}
         self.linear = [poly for poly in polys if all(sum(exponents) < 2 for exponents, _ in poly)]
         self.others = [poly for poly in polys if any(sum(exponents) > 1 for exponents, _ in poly)]
-        self.roots = [self._roots(i) for i in range(len(bases))]
         self._slices: dict[tuple[Polynomial, int, int], np.ndarray] = {}
+        self.roots = [self._roots(i) for i in range(len(bases))]
 
     def _roots(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the linear letters of which i is the first variable, and their roots on the first slice."""
         mine = [k for k, poly in enumerate(self.linear) if np.flatnonzero(self.degrees[poly])[0] == i]
-        total, lead = np.zeros((2, len(mine)), np.int64)
-        for j, x in enumerate((*self.bases[i][0], 1)):
-            unit = tuple(int(j == k) for k in range(len(self.bases)))
-            column = np.array([dict(self.linear[k]).get(unit, 0) % self.p for k in mine], np.int64)
-            if j == i:
-                lead = column
-            else:
-                total = (total + column * x) % self.p
-        return np.array(mine, np.int64), -total % self.p * invert(lead, self.p) % self.p
+        slices = np.array([self._on_slice(self.linear[k], i, 0) for k in mine], np.int64).reshape(-1, 2)
+        return np.array(mine, np.int64), -slices[:, 0] % self.p * invert(slices[:, 1], self.p) % self.p
 
     def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
         """Whether this is what the slices say."""

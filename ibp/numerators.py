@@ -16,7 +16,7 @@ import numpy as np
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.lifting import Vectors, lift_vectors
-from ibp.polynomials import Monomials, Places, evaluate_monomials, interpolate, monomial_values, primitive
+from ibp.polynomials import Monomials, Places, interpolate, monomial_values, primitive
 from ibp.residues import invert
 from ibp.samples import Asker
 from ibp.shapes import Shapes
@@ -68,23 +68,28 @@ def find_numerators(
 def _must_predict(asker: Asker, functions: list[ExactFunction], polys: dict[int, Monomials], p: int) -> None:
     """Raises Unlucky where a numerator modulo a prime is not this polynomial: degrees or the denominator are wrong."""
     points = [asker.draw(p) for _ in range(2)]
-    values, places = asker.values([(p, point) for point in points]), Places(points, p)
-    for f, poly in polys.items():
-        if (evaluate_monomials(poly, places.points, p) != functions[f].stripped(values[:, f], places)).any():
-            raise Unlucky("a numerator is not a polynomial of the degrees that were found")
+    if len(_agreeing(functions, polys, asker.values([(p, point) for point in points]), Places(points, p))) < len(polys):
+        raise Unlucky("a numerator is not a polynomial of the degrees that were found")
+
+
+def _agreeing(functions: list[ExactFunction], polys: dict[int, Monomials], values: np.ndarray, places: Places) -> list[int]:
+    """Functions whose numerators are these polynomials, as far as values [P, F] say."""
+    return [f for f, poly in polys.items() if (places.evaluate(poly.items()) == functions[f].stripped(values[:, f], places)).all()]
 
 
 def _confirmed(asker: Asker, functions: list[ExactFunction], supports: Supports, candidates: dict[int, list[Fraction]]) -> list[int]:
     """Functions whose numerators have these coefficients at points modulo a prime that was not used."""
     p = next(asker.primes)
     points = [asker.draw(p) for _ in range(CONFIRMING_POINTS)]
-    (values, good), places, found = asker.ask([(p, point) for point in points]), Places(points, p), []
-    for f, numbers in candidates.items():
-        if good.all() and all(value.denominator % p for value in numbers):
-            poly = {e: value.numerator * pow(value.denominator, -1, p) for e, value in zip(supports[f], numbers)}
-            if (evaluate_monomials(poly, places.points, p) == functions[f].stripped(values[:, f], places)).all():
-                found.append(f)
-    return found
+    values, good = asker.ask([(p, point) for point in points])
+    if not good.all():
+        return []
+    polys = {
+        f: {e: value.numerator * pow(value.denominator, -1, p) for e, value in zip(supports[f], numbers)}
+        for f, numbers in candidates.items()
+        if all(value.denominator % p for value in numbers)
+    }
+    return _agreeing(functions, polys, values, Places(points, p))
 
 
 def _on_grid(

@@ -30,38 +30,44 @@ def polynomial_residue(terms: Polynomial, values: Sequence[int], p: int) -> int:
 
 
 class Places:
-    """Points [N, variables] modulo a prime, and values of polynomials there, which many functions share."""
+    """Points [N, variables] modulo a prime, or one for each [N], and values of polynomials there, which many functions share."""
 
-    def __init__(self, points: Sequence[Sequence[int]], p: int):
+    def __init__(self, points: Any, p: Any):
         self.points, self.p = np.array(points, np.int64).reshape(len(points), -1), p
         self._known: dict[Polynomial, np.ndarray] = {}
+        self._powers: dict[tuple[int, int], np.ndarray] = {}
+
+    def _power(self, i: int, exponent: int) -> np.ndarray:
+        if exponent == 1:
+            return self.points[:, i]
+        if (i, exponent) not in self._powers:
+            self._powers[i, exponent] = self._power(i, exponent - 1) * self.points[:, i] % self.p
+        return self._powers[i, exponent]
+
+    def evaluate(self, terms: Iterable[tuple[Sequence[int], int]]) -> np.ndarray:
+        """Values [N] of a polynomial with integer coefficients."""
+        total = np.zeros(len(self.points), np.int64)
+        for exponents, coefficient in terms:
+            product: Any = coefficient % self.p
+            for i, exponent in enumerate(exponents):
+                if exponent:
+                    product = product * self._power(i, exponent) % self.p
+            total += product
+        return total % self.p
+
+    def value(self, poly: Polynomial) -> np.ndarray:
+        """The same, kept for the next time."""
+        if poly not in self._known:
+            self._known[poly] = self.evaluate(poly)
+        return self._known[poly]
 
     def product(self, factors: Factors) -> np.ndarray:
         """Values [N] of a product."""
         result = np.ones(len(self.points), np.int64)
         for poly, multiplicity in factors.items():
-            if poly not in self._known:
-                self._known[poly] = evaluate_monomials(dict(poly), self.points, self.p)
             for _ in range(multiplicity):
-                result = result * self._known[poly] % self.p
+                result = result * self.value(poly) % self.p
         return result
-
-
-def evaluate_monomials(poly: Monomials, points: np.ndarray, p: int) -> np.ndarray:
-    """Values [N] of a polynomial with integer coefficients at points [N, variables]."""
-    total = np.zeros(len(points), np.int64)
-    powers: dict[tuple[int, int], np.ndarray] = {}
-    for i in range(points.shape[1]):
-        powers[i, 0] = np.ones(len(points), np.int64)
-        for exponent in range(1, max((exponents[i] for exponents in poly), default=0) + 1):
-            powers[i, exponent] = powers[i, exponent - 1] * points[:, i] % p
-    for exponents, coefficient in poly.items():
-        product = np.full(len(points), coefficient % p, np.int64)
-        for i, exponent in enumerate(exponents):
-            if exponent:
-                product = product * powers[i, exponent] % p
-        total = (total + product) % p
-    return total
 
 
 def monomial_values(exponents: np.ndarray, point: Sequence[int], p: int) -> np.ndarray:

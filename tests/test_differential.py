@@ -1,4 +1,4 @@
-"""differential."""
+"""Differential equations of masters."""
 
 import functools
 import itertools

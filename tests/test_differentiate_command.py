@@ -1,4 +1,4 @@
-"""differentiate command."""
+"""What a run of differential equations writes and refuses."""
 
 import itertools
 import json

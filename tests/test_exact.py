@@ -1,4 +1,4 @@
-"""exact."""
+"""Exact coefficients of reductions."""
 
 import itertools
 import pickle

@@ -1,4 +1,4 @@
-"""letters."""
+"""Factors that are known beforehand."""
 
 import itertools
 from fractions import Fraction
@@ -94,16 +94,6 @@ def test_a_denominator_that_was_found_is_a_letter_for_the_others():
     assert functions[3].below == dict(zip(letters_of([hidden, "x + y", "d - 3", "x**2*y + 3*d"], names), (3, 1, 1, 1)))
     alone = sum(found_with_letters([text], names, letters_of(LETTER_TEXTS, names))[1] for text in (texts[0], texts[4]))
     assert points < alone + 100
-
-
-def test_points_of_further_primes():
-    """The first prime counts, and two points see whether the numbers are right: no prime is spent on that."""
-    names, big = ("d", "x"), 10**30 + 57  # a ratio of two such numbers takes 7 primes of 31 bits
-    texts = [f"({big}*d**9*x**9 + d - x)/({big + 2}*(d - 1))"]
-    oracle, told = Oracle(texts, names), []
-    (function,) = functions_of(oracle, names, 1, said=told)
-    assert are_equal(function.text(names), texts[0], names)
-    assert len(oracle.primes) < 20 and oracle.points < 300
 
 
 def test_letters_of_kinematics():

@@ -1,4 +1,4 @@
-"""sampler."""
+"""Runs over many points: journals, interruptions, wrong usage."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""systems."""
+"""Linear systems of a file."""
 
 import random
 import shlex
