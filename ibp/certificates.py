@@ -19,9 +19,10 @@ from ibp.errors import UNREADABLE, CertificateError, InputError, __version__, in
 from ibp.families import BUILT_IN_FAMILIES, Expression, Family, Index, define_family, family_definition
 from ibp.geometry import symanzik
 from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form
+from ibp.polynomials import Polynomial
+from ibp.primes import is_usable_prime
 from ibp.problems import Outcome, Problem
 from ibp.replay import MAX_INDEX
-from ibp.residues import Polynomial, is_usable_prime
 from ibp.sectors import show
 from ibp.tables import sorted_rows
 from ibp.targets import Combination, show_target
