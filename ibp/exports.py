@@ -11,7 +11,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ibp.coefficients import expressions_of, matrices_of, names_in, names_in_coefficients, series_text
+from ibp.arithmetic import names_in
+from ibp.coefficients import expressions_of, matrices_of, names_in_coefficients, series_text
 from ibp.console import write_output
 from ibp.errors import UNREADABLE, InputError, __version__, in_short
 from ibp.families import Index

@@ -14,10 +14,10 @@ from typing import Any
 
 from ibp.arithmetic import evaluate
 from ibp.errors import InputError
-from ibp.families import Family, Index, check_family, cut_lines, read_propagator
+from ibp.families import LARGEST_INDEX, Family, Index, check_family, cut_lines, read_propagator
 from ibp.identities import Algebra, function_field
 from ibp.sectors import integrals_near_corner, sector_of, sector_order, show
-from ibp.targets import LARGEST_TARGET_INDEX, Request
+from ibp.targets import Request
 
 KIRA_LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
 KIRA_LARGEST_COUNT = 60  # propagators, momenta or invariants
@@ -427,8 +427,8 @@ def _kira_range(entry: Any, families: dict[str, KiraFamily], where: str) -> list
     check_keys(entry, ("topologies", "sectors", "r", "s", "d"), where)
     names = expect_texts(entry.get("topologies", list(families)), f"{where}: topologies")
     r, s = (expect_number(entry.get(key), f"{where}: {key}") for key in ("r", "s"))
-    if max(r, s) > LARGEST_TARGET_INDEX:
-        raise InputError(f"{where}: r = {r}, s = {s}; at most {LARGEST_TARGET_INDEX} is taken")
+    if max(r, s) > LARGEST_INDEX:
+        raise InputError(f"{where}: r = {r}, s = {s}; at most {LARGEST_INDEX} is taken")
     found: list[tuple[str, Index]] = []
     for name in names:
         if name not in families:

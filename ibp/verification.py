@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 
 from executors.files import BuiltinsUnpickler
-from ibp.arithmetic import parse_number
+from ibp.arithmetic import calculate, names_in, parse_number
 from ibp.certificates import Verifier, checked_prime, difference
-from ibp.coefficients import calculate, expressions_of, is_number, names_in, symbols_of
+from ibp.coefficients import expressions_of, is_number, symbols_of
 from ibp.differential import equations_for
 from ibp.elimination import substitute, subtract
 from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
-from ibp.families import Expression, Family, Index
+from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Operator, Point, generic_point, show_point
 from ibp.masters import MasterRelation, solve_labelled
 from ibp.problems import Outcome, Problem
 from ibp.residues import MAX_PRIME, is_prime
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import sector_of, show
-from ibp.targets import LARGEST_TARGET_INDEX, show_target
+from ibp.targets import show_target
 
 RESULT_CHECKS = 3  # primes and points at which an exact result is verified
 POINT_ATTEMPTS = 20  # to find a point where nothing vanishes by accident
@@ -132,7 +132,7 @@ def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[
 
 def _check_range(integrals: Iterable[Index], family: Family) -> None:
     for integral in integrals:
-        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_TARGET_INDEX or max(integral[family.lines :], default=0) > 0:
+        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_INDEX or max(integral[family.lines :], default=0) > 0:
             raise CertificateError(f"{show(integral)} is no integral of {family.name}")
 
 

@@ -14,7 +14,7 @@ from support import BUBBLE, check_refused, exit_code, patch_rooms, said, write_i
 from support_oracles import EXACT, MODULAR, SUNRISE_CORNER, SUNRISES, SYMBOLIC, are_equal, coefficient_texts, record_of
 
 from executors.files import replace_file
-from ibp.coefficients import calculate
+from ibp.arithmetic import calculate
 from ibp.errors import InputError
 from ibp.exports import EXPORT_FILES, check_export_names, export_path, export_text, numerator_and_denominator, read_export, write_exports
 from ibp.verification import read_result
