@@ -100,7 +100,7 @@ from ibp.discovery import RuleFinder
 from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, __version__
 from ibp.exact import ExactProblem
 from ibp.examples import make_training_data
-from ibp.exports import FORM_OWN, check_export_names, export_path, parse_formats, write_exports
+from ibp.exports import FORMATS, check_export_names, export_path, parse_formats, write_exports
 from ibp.families import (
     BUILT_IN_FAMILIES,
     Family,
@@ -469,7 +469,7 @@ class Options:
     verify: str | None = _option(None, "check a certificate, or a result by new certificates at random points, and stop", metavar="FILE")
     export: tuple[str, ...] = _option(
         (),
-        "also write the result for these programs, beside --output: mathematica, form, kira, json, sympy; repeatable",
+        "also write the result for these programs, beside --output: " + ", ".join(FORMATS) + "; repeatable",
         metavar="NAME,...",
     )
     epsilon: str | None = _option(None, "expand coefficients that are functions of d: what d is, such as 4-2*eps", metavar="EXPRESSION")
@@ -1397,7 +1397,7 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
     if options.epsilon is not None and "d" not in symbols:
         raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
     for name in parse_formats(options.export):
-        check_export_names(name, family.name, symbols, FORM_OWN)
+        check_export_names(name, family.name, symbols, derivatives=True)
     exact = make_exact_problem(replace(options, symbols=",".join(symbols)), request)
     targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
     published = bool(family.paper_masters) and not exact.problem.symmetries

@@ -39,7 +39,7 @@ def parse_number(text: str, name: str) -> Fraction:
 
 
 def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
-    """Value of an expression (+ - * / ** and parentheses) that a person has written; names["1"] is the one of their ring. Raises InputError."""
+    """Value of an expression (+ - * / ** and parentheses) that a person wrote; names["1"] is the one of their ring. Raises InputError."""
     if len(text) > LONGEST_EXPRESSION:
         raise InputError(f"{where}: an expression of {len(text)} characters; at most {LONGEST_EXPRESSION} are taken")
     one = names.get("1")

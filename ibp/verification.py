@@ -16,14 +16,15 @@ import numpy as np
 
 from executors.files import BuiltinsUnpickler
 from ibp.arithmetic import calculate, names_in, parse_number
-from ibp.certificates import Verifier, checked_prime, difference
+from ibp.certificates import Verifier
 from ibp.coefficients import expressions_of, is_number, symbols_of
 from ibp.differential import equations_for
-from ibp.elimination import substitute, subtract
+from ibp.elimination import difference, substitute, subtract
 from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Operator, Point, generic_point, show_point
 from ibp.masters import MasterRelation, solve_labelled
+from ibp.packing import checked_prime
 from ibp.problems import Outcome, Problem
 from ibp.residues import MAX_PRIME, is_prime
 from ibp.sector_tasks import Multipliers
