@@ -90,9 +90,9 @@ from executors.local import LocalExecutor
 from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, call_name
 from ibp.arithmetic import parse_number
 from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path
-from ibp.certificates import make_certificate, pack_certificate, unpack_certificate, verify_certificate
-from ibp.coefficients import epsilon_summary, expand_result, parse_expansion, symbols_of
-from ibp.console import Progress, format_rate, format_seconds, peak_memory_kb, say, write_output
+from ibp.certificates import check_certificate
+from ibp.coefficients import epsilon_summary, parse_expansion
+from ibp.console import Progress, format_rate, format_seconds, peak_memory_kb, say
 from ibp.controller import Controller, known_nonzero_sectors
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
 from ibp.differential import DifferentialProblem, DifferentialSampler
@@ -100,11 +100,10 @@ from ibp.discovery import RuleFinder
 from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, __version__
 from ibp.exact import ExactProblem
 from ibp.examples import make_training_data
-from ibp.exports import FORMATS, check_export_names, export_path, parse_formats, write_exports
+from ibp.exports import FORMATS, parse_formats
 from ibp.families import (
     BUILT_IN_FAMILIES,
     Family,
-    Index,
     check_common,
     cut_lines,
     family_names,
@@ -117,25 +116,40 @@ from ibp.guide import read_guide
 from ibp.identities import Point, derive_identities, evaluate_identities, generic_point, show_point
 from ibp.joint_families import reduce_families
 from ibp.journal import Journal, read_record
-from ibp.kira import KiraFamily, KiraProject, KiraSelection, read_jobs, read_kinematics, read_kira_families
+from ibp.kira import (
+    KiraProject,
+    read_kira_corners,
+    read_kira_project,
+    read_kira_requests,
+)
 from ibp.knowledge import Knowledge
-from ibp.paths import replay_paths, write_paths
+from ibp.outputs import Outputs, convert_result
+from ibp.paths import replay_paths
 from ibp.policy import NO_POLICY, load_policy, read_policy
 from ibp.probe import probe
-from ibp.problems import ExactOutcome, Outcome, Problem, base_record, result_record
+from ibp.problems import ExactOutcome, Outcome, Problem, base_record
 from ibp.reconstruction import Sample
 from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
-from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, is_usable_prime, probe_primes
+from ibp.requests import (
+    DEFAULT_PRIME,
+    SEED_INTEGRAL,
+    Asked,
+    check_prime,
+    parse_point,
+    read_corners,
+    read_requests,
+)
+from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, probe_primes
 from ibp.run_directory import RunDirectory
 from ibp.sampler import Sampler, reconstruct_problem
-from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
+from ibp.sectors import Sector, corner, layout_for, sector_of, sector_order, show
 from ibp.step_controller import STATUS_FORMAT, STATUS_INTERVAL_S, TICK_S, BatchPlan, StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
 from ibp.systems import LinearSystem, SystemProblem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
 from ibp.tables import unpack_keys
-from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_lines, read_targets, show_target, show_targets
+from ibp.targets import Request, only_one, read_lines, show_target
 from ibp.trace import record_trace
 from ibp.training import Training, TrainingPlan, TrainingSet, search_targets, write_figure, write_table, write_trained
 from ibp.verification import read_result, verify_result
@@ -370,9 +384,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     print(f"written to {table.with_suffix('.png')}")
 
 
-SEED_INTEGRAL = "3,2,1,3,2,2,-6"
 GONE = "GONE: go on with the same command, or remove its jobs by --stop"
-DEFAULT_PRIME = 1009
 STATUS_TRUSTED_S = 30.0  # a status not older than this shows that a controller on another host is at work
 STOP_PATIENCE_S = 90.0  # how long --stop waits for a controller to remove its jobs
 LARGEST_ORDER = 1000
@@ -536,162 +548,51 @@ def parse_options(argv: Sequence[str]) -> Options:
     return Options(**{name: tuple(value or ()) if name in ("condor_option", "export", "cut") else value for name, value in values.items()})
 
 
-def read_requests(options: Options) -> list[Request]:
+def make_outputs(options: Options) -> Outputs:
+    """Raises InputError."""
+    return Outputs(
+        Path(options.output),
+        parse_formats(options.export),
+        options.epsilon,
+        options.order or 0,
+        None if options.certificate is None else Path(options.certificate),
+        None if options.paths is None else Path(options.paths),
+    )
+
+
+def make_asked(options: Options) -> Asked:
+    """Raises InputError."""
+    families = None if options.family == EVERY_FAMILY else options.family
+    return Asked(families, options.integral, options.integrals, options.masters, options.symmetries)
+
+
+def kira_project(options: Options) -> KiraProject:
+    """Raises InputError."""
+    families = None if options.family == EVERY_FAMILY else options.family
+    return read_kira_project(Path(options.kira_config), families, written_files(options))
+
+
+def written_files(options: Options) -> list[Path]:
+    outputs = make_outputs(options)
+    store = [Path(options.store)] if options.store is not None else []
+    return [outputs.result, *store, *([outputs.paths] if outputs.paths else []), *outputs.beside().values()]
+
+
+def requests_of(options: Options) -> list[Request]:
     """What a run is asked for, by family. Raises InputError."""
-    if options.integral is not None and options.integrals is not None:
-        raise InputError("--integral and --integrals contradict each other: give one of them")
-    if options.kira_config is not None:
-        return read_kira_requests(options)
-    families = load_families(options.family)
-    check_common(families, options.family)
-    if options.integral is None and options.integrals is None and [family.name for family in families] != ["trianglebox"]:
-        raise InputError(f"--family {options.family} needs --integral or --integrals: there is no default integral for it")
-    return everyone_asked(options, given_requests(options, families), families, options.symmetries)
-
-
-def given_requests(options: Options, families: Sequence[Family]) -> list[Request]:
-    """What --integral or --integrals want of these families. Raises InputError."""
-    if options.integrals is not None:
-        return read_targets(options.integrals, families, "--integrals")
-    text = SEED_INTEGRAL if options.integral is None else options.integral
-    family = family_of(text, families, "--integral")
-    return [Request(family, (parse_integral(text, family, "--integral"),))]
-
-
-def everyone_asked(
-    options: Options, requests: Sequence[Request], families: Sequence[Family], symmetries: bool, preferred: Sequence[Request] = ()
-) -> list[Request]:
-    """With the preferred masters; with symmetries, families of a list of which nothing is wanted lend their masters to later ones."""
-    if options.masters is not None:
-        preferred = read_targets(options.masters, families, "--masters", combinations=False)
-    if symmetries and options.family != EVERY_FAMILY:
-        own = {request.family.name: request for request in requests}
-        requests = [own.get(family.name, Request(family)) for family in families]
-    masters = {family.name: dict.fromkeys(m for other in preferred if other.family is family for m in other.targets) for family in families}
-    return [replace(request, preferred=tuple(masters[request.family.name]), symmetries=symmetries) for request in requests]
-
-
-def read_kira_project(options: Options) -> KiraProject:
-    """The families of --kira-config. Raises InputError."""
-    directory = Path(options.kira_config)
-    if not directory.is_dir():
-        raise InputError(f"--kira-config {directory}: no such directory")
-    config, kinematics = directory / "config" / "integralfamilies.yaml", directory / "config" / "kinematics.yaml"
-    known = read_kira_families(config, read_kinematics(kinematics))
-    names = list(known) if options.family == EVERY_FAMILY else [name.strip() for name in options.family.split(",")]
-    if not set(names) <= set(known) or len(set(names)) < len(names):
-        raise InputError(f"--family {options.family}: {config} has {', '.join(known)}")
-    jobs = directory / "jobs.yaml"
-    check_not_written(options, [config, kinematics, jobs])
-    return KiraProject(known, [known[name].family for name in names], config, jobs)
-
-
-def check_not_written(options: Options, files: Sequence[Path]) -> None:
-    """Raises InputError where a run would write to one of these files of a Kira project."""
-    for path in (options.output, options.store, options.paths, *further_outputs(options, Path(options.output)).values()):
-        if path is not None and os.path.realpath(path) in map(os.path.realpath, files):
-            raise InputError(f"{path} is a file of the Kira project; choose another to write")
-
-
-def read_kira_requests(options: Options) -> list[Request]:
-    """What --integral, --integrals or jobs.yaml want of the families of a Kira project. Raises InputError."""
-    project = read_kira_project(options)
-    known, families, config, jobs = project.known, project.chosen, project.config, project.jobs
-    listed = options.integral is None and options.integrals is None
-    if listed and not jobs.exists():
-        raise InputError(f"{jobs}: no such file; give --integral or --integrals")
-    selection = read_jobs(jobs, known) if listed else KiraSelection()
-    check_not_written(options, [*(path for _, path in selection.lists), *selection.preferred])
-    requests = _selected(selection, families, known, jobs) if listed else given_requests(options, families)
-    everyone = [entry.family for entry in known.values()]
-    lists = selection.preferred if options.masters is None else ()
-    preferred = [part for path in lists for part in read_targets(path, everyone, "preferred masters", combinations=False)]
-    unable = "--certificate" if options.certificate is not None else None
-    symmetries = options.symmetries or (selection.symmetries and unable is None)
-    requests = project.checked(everyone_asked(options, requests, families, symmetries, preferred))
-    named = dict.fromkeys(key for request in requests for key in known[request.family.name].named)
-    for path, keys in ((config, named), (jobs, selection.named)):
-        if keys:
-            say(f"{path}: not followed, as this program has its own ways: {', '.join(keys)}")
-    if selection.symmetries:
-        say(
-            f"{jobs}: run_symmetries is true: {'taken as --symmetries' if symmetries else f'not followed, as {unable} knows no symmetries'}"
-        )
-    return [_on_cut(request, known[request.family.name].cut, config) for request in requests]
-
-
-def _on_cut(request: Request, cut: int, config: Path) -> Request:
-    """What has not all of the cut lines is zero."""
-    integrals = integrals_in((*request.targets, *request.combinations))
-    if cut:
-        zero = sum(cut & sector_of(integral) != cut for integral in integrals)
-        note = f"; zero, as without these lines: {zero} of {len(integrals)} integrals" if zero else ""
-        lines = ", ".join(map(str, cut_lines(cut)))
-        say(f"{config}: family {request.family.name}: cut_propagators [{lines}]: taken as --cut{note}")
-    return replace(request, cut=cut)
-
-
-def _selected(selection: KiraSelection, families: Sequence[Family], known: dict[str, KiraFamily], jobs: Path) -> list[Request]:
-    """The lists and ranges of jobs.yaml, of these families."""
-    everyone = [entry.family for entry in known.values()]
-    parts: list[Request] = []
-    for name, path in selection.lists:
-        own = everyone if name is None else [known[name].family]
-        parts += read_targets(path, own, f"{jobs}: list")
-    targets = {family.name: dict.fromkeys(t for part in parts if part.family is family for t in part.targets) for family in families}
-    for name, integral in selection.ranges:
-        if name in targets:
-            targets[name][integral] = None
-    combinations = {
-        family.name: dict.fromkeys(c for part in parts if part.family is family for c in part.combinations) for family in families
-    }
-    origin: dict[str, str] = {}
-    for family, combination in ((part.family, c) for part in parts for c in part.combinations):
-        if origin.setdefault(combination.name, combination.where) != combination.where:
-            raise InputError(f"{jobs}: two lists have a combination {combination.name!r}: {origin[combination.name]}; {combination.where}")
-        if family not in families and any(combination.name == c.name for some in combinations.values() for c in some):
-            raise InputError(f"{combination.where}: {combination.name} has integrals of {family.name}, too; leave out --family")
-    requests = [Request(family, tuple(targets[family.name]), tuple(combinations[family.name])) for family in families]
-    requests = [request for request in requests if request.integrals]
-    if not requests:
-        raise InputError(f"{jobs}: selects no integrals of {', '.join(f.name for f in families)}; give --integral or --integrals")
-    return requests
-
-
-def parse_point(options: Options, family: Family, targets: Sequence[Index]) -> Point:
-    """The point of a run. Raises InputError for unknown invariants, unreadable numbers and unusable primes."""
-    values = dict(family.point)
-    given: set[str] = set()
-    for item in options.kinematics.split(",") if options.kinematics is not None else ():
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals or name not in values or name in given:
-            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
-        values[name] = value
-        given.add(name)
-    prime, largest = check_prime(options.prime), max((max(r_and_s(target)) for target in targets), default=0)
-    if prime <= largest:
-        raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
-    d = parse_number(family.d if options.d is None else options.d, "d")
-    point = Point(d, tuple((name, parse_number(value, name)) for name, value in values.items()), prime)
-    point.residues()
-    return point
-
-
-def check_prime(prime: int | None) -> int:
-    """The prime of a run modulo one. Raises InputError."""
-    prime = DEFAULT_PRIME if prime is None else prime
-    if not is_usable_prime(prime):
-        raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
-    return prime
+    asked = make_asked(options)
+    if options.kira_config is None:
+        return read_requests(asked)
+    return read_kira_requests(asked, kira_project(options), say, written_files(options), options.certificate is not None)
 
 
 def make_problem(options: Options, request: Request | None = None) -> Problem:
     """The problem of a request, by default of the only one. Raises InputError."""
     check_running_options(options)
-    request = only_one(read_requests(options)) if request is None else request
+    request = only_one(requests_of(options)) if request is None else request
     check_certified(options, request)
     family = request.family
-    point = parse_point(options, family, request.integrals)
+    point = parse_point(family, request.integrals, options.d, options.kinematics, options.prime)
     default = options.integral is None and options.integrals is None and options.kira_config is None
     guide, why_no_guide = make_guide(options, family)
     problem = Problem(
@@ -858,7 +759,7 @@ def check_paths(options: Options) -> None:
     if options.paths is not None:
         check_writable(Path(options.paths), "--paths", is_directory=False)
     uses = {"--output": output, "--work-dir": work, "--store": store}
-    for what, path in further_outputs(options, output).items():
+    for what, path in make_outputs(options).beside().items():
         check_writable(path, what, is_directory=False)
         uses[what] = path
     uses |= {
@@ -877,16 +778,6 @@ def check_paths(options: Options) -> None:
         for other, other_place in places[:number]:
             if place == other_place and "--masters" not in (what, other):
                 raise InputError(f"{other} and {what} are the same file {uses[what]}; give two")
-
-
-def further_outputs(options: Options, output: Path) -> dict[str, Path]:
-    """What a run writes beside its output, by the option that asks for it."""
-    files = {"--certificate": Path(options.certificate)} if options.certificate is not None else {}
-    for name in parse_formats(options.export):
-        files[f"--export {name}"] = export_path(output, name)
-        if options.epsilon is not None:
-            files[f"--epsilon and --export {name}"] = export_path(output, name, expanded=True)
-    return files
 
 
 def list_families() -> str:
@@ -930,7 +821,7 @@ def open_stores(options: Options) -> tuple[list[Store], list[Store]]:
 
 def run_reduction(options: Options) -> int:
     """Modulo a prime."""
-    requests = read_requests(options)
+    requests = requests_of(options)
     several = len(requests) > 1
     if several:
         check_several_families(options, requests)
@@ -961,63 +852,38 @@ def run_reduction(options: Options) -> int:
 
 def reduce_one(problem: Problem, options: Options, shelves: Sequence[Store], cuts: Sequence[int]) -> tuple[Outcome, list[str]]:
     """The outcome, which is written, and what to say of it."""
-    for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, (), combinations=[c.name for c in problem.combinations])
+    outputs = make_outputs(options)
+    outputs.check_names(problem.family.name, (), [c.name for c in problem.combinations])
     if len(cuts) > 1:
         parts = [run_sector_tasks(replace(problem, cut=cut), options, shelves) for cut in cuts]
         outcome = merge_cuts(cuts, parts)
-        write_outputs(problem, outcome, options, cuts)
+        outputs.write(problem, outcome, cuts)
     elif options.condor or options.batch not in (None, "sector"):
-        outcome = run_one_step_tasks(problem, options, shelves, lambda outcome: write_outputs(problem, outcome, options, cuts))
+        outcome = run_one_step_tasks(problem, options, shelves, lambda outcome: outputs.write(problem, outcome, cuts))
     else:
         outcome = run_sector_tasks(problem, options, shelves)
-        write_outputs(problem, outcome, options, cuts)
+        outputs.write(problem, outcome, cuts)
     return outcome, [summary(problem, outcome, Path(options.output))]
 
 
 def further_lines(options: Options) -> list[str]:
-    return [f"{what.removeprefix('--')}: {path}" for what, path in further_outputs(options, Path(options.output)).items()]
+    return [f"{what.removeprefix('--')}: {path}" for what, path in make_outputs(options).beside().items()]
 
 
-def write_outputs(problem: Problem, outcome: Outcome, options: Options, cuts: Sequence[int]) -> None:
-    """The result and what was asked for beside it. Raises ReductionError."""
-    output, record = Path(options.output), result_record(problem, outcome)
-    if cuts:
-        record["cuts"] = [cut_lines(cut) for cut in cuts]
-    write_pickle(record, output)
-    write_exports(record, output, parse_formats(options.export))
-    if options.paths is not None:
-        write_paths(problem, outcome.paths, Path(options.paths))
-    if options.certificate is not None:
-        certificate = pack_certificate(make_certificate(problem, outcome))
-        write_output(Path(options.certificate), certificate, "certificate", f"the result is in {output}")
-
-
-def convert_result(options: Options) -> int:
+def run_conversion(options: Options) -> int:
     """Write a result that is there in other formats, expanded if asked for."""
     check_output_options(options)
-    source, names = Path(options.convert), parse_formats(options.export)
-    if not names and options.epsilon is None:
+    source, own = Path(options.convert), options.output != Options.output
+    outputs = replace(make_outputs(options), result=Path(options.output) if own else source)
+    if not outputs.formats and options.epsilon is None:
         raise InputError("--convert: nothing to do; give --export or --epsilon")
-    record = read_result(source)
-    own = options.output != Options.output
-    output = Path(options.output) if own else source
-    for what, path in (({"--output": output} if own else {}) | further_outputs(options, output)).items():
+    for what, path in (({"--output": outputs.result} if own else {}) | outputs.beside()).items():
         check_writable(path, what, is_directory=False)
-        if os.path.realpath(path) == os.path.realpath(source):
-            raise InputError(f"{what} {path}: is the result to be converted; give another --output")
-    for name in names:
-        named = [target for target in record["reductions"] if isinstance(target, str)]
-        check_export_names(name, record["family"], symbols_of(record), combinations=named)
-    if options.epsilon is not None:
-        record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, symbols_of(record)))
-    if own:
-        write_pickle(record, output)
-    written = write_exports(record, output, names)
+    record, written = convert_result(source, outputs, own)
     if not options.quiet:
         if "epsilon" in record:
             print(epsilon_summary(record))
-        print(f"written: {', '.join(map(str, ([output] if own else []) + written)) or 'nothing'}")
+        print(f"written: {', '.join(map(str, written)) or 'nothing'}")
     return 0
 
 
@@ -1029,7 +895,7 @@ def verify_file(options: Options) -> int:
     except OSError as error:
         raise InputError(f"--verify {path}: {error.strerror}") from None
     try:
-        text = verify_result_file(path, options) if content[:1] == pickle.PROTO else verify_certificate_content(content)
+        text = verify_result_file(path, options) if content[:1] == pickle.PROTO else check_certificate(content)
     except CertificateError as error:
         raise CertificateError(f"{path}: {error}") from None
     if not options.quiet:
@@ -1037,53 +903,27 @@ def verify_file(options: Options) -> int:
     return 0
 
 
-def verify_certificate_content(content: bytes) -> str:
-    """What was found right, in words. Raises CertificateError."""
-    own = unpack_certificate(content)
-    terms = verify_certificate(own)
-    used = {term for expression in own.reductions.values() for term in expression}
-    left = f" and {len(own.unreduced)} that nothing reduces" if own.unreduced else ""
-    of, proof = f"{own.family.name} at {show_point(own.point)}", f"{len(own.operator):,} identities with {terms:,} terms"
-    return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"
-
-
 def verify_result_file(path: Path, options: Options) -> str:
     """What was found right, in words. Raises InputError, CertificateError."""
     record = read_result(path)
-    name = record["family"]
-    family = family_of_result(name, options)
     work, (_, shelves) = Path(options.work_dir), open_stores(options)
-    progress = Progress(options.quiet)
+    family, progress = family_of_result(record["family"], options), Progress(options.quiet)
 
     def reduce(problem: Problem) -> Outcome:
         with make_executor(options, work, progress.say) as executor:
             return Controller(problem, executor, shelves, progress, certify=True).run()
 
     try:
-        found = verify_result(record, family, reduce)
+        return verify_result(record, family, reduce)
     finally:
         progress.close()
-    primes = ", ".join(str(point.prime) for point in found.points)
-    where = f"at {len(found.points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(found.points[0])}"
-    symbols = sorted(symbols_of(record))
-    values = f" and values of {', '.join(symbols)}" if symbols else ""
-    own = record.get("differential_equation")
-    what = (
-        show_targets(record["reductions"])
-        if own is None
-        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
-    )
-    cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
-    where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
-    by = f"{found.identities:,} identities" + f" and {found.relations:,} relations by symmetries" * ("symmetries" in record)
-    return f"{what} of {name} {where}{values}, by {by}"
 
 
 def family_of_result(name: str, options: Options) -> Family:
     """Raises InputError where the family of a result is not there."""
     where = f"--verify {options.verify}"
     if options.kira_config is not None:
-        project = read_kira_project(options)
+        project = kira_project(options)
         if name not in project.known:
             raise InputError(f"{where}: its family {name} is none of {', '.join(project.known)} of {project.config}")
         return project.known[name].family
@@ -1218,8 +1058,8 @@ def system_symbols(options: Options) -> tuple[dict[str, Fraction], tuple[str, ..
 def run_list_symmetries(options: Options) -> int:
     """--list-symmetries."""
     if options.kira_config is not None:
-        project = read_kira_project(options)
-        families, cuts = project.chosen, [project.known[family.name].cut for family in project.chosen]
+        project = kira_project(options)
+        families, cuts = project.chosen, project.cuts
     else:
         families = load_families(options.family)
         check_common(families, options.family)
@@ -1344,8 +1184,7 @@ def make_exact_problem(options: Options, request: Request | None = None) -> Exac
     cuts = make_cuts(options, problem, tuple)
     exact = ExactProblem(problem.on_cut(cuts[0] if cuts else 0), parse_symbols(options, problem.family))
     exact.columns()  # a slip in a coefficient is found now
-    for name in parse_formats(options.export):
-        check_export_names(name, problem.family.name, exact.symbols, combinations=[c.name for c in problem.combinations])
+    make_outputs(options).check_names(problem.family.name, exact.symbols, [c.name for c in problem.combinations])
     if options.epsilon is not None:
         parse_expansion(options.epsilon, options.order or 0, problem.family.symbols)
     return exact
@@ -1371,17 +1210,10 @@ def parse_variables(options: Options, family: Family) -> tuple[tuple[str, ...], 
 
 def differential_request(options: Options) -> Request:
     """The integrals given, else the corners of the family's top-level sectors. Raises InputError."""
-    if options.integral is not None or options.integrals is not None:
-        return only_one(read_requests(options))
-    if options.kira_config is None:
-        family = load_one_family(options.family)
-        request = Request(family, (corner((1 << family.lines) - 1, family.n),))
-        return only_one(everyone_asked(options, [request], [family], options.symmetries))
-    project = read_kira_project(options)
-    known = [project.known[family.name] for family in project.chosen]
-    requests = [Request(own.family, tuple(corner(top, own.family.n) for top in own.tops if own.cut & top == own.cut)) for own in known]
-    request = only_one(project.checked(everyone_asked(options, requests, project.chosen, options.symmetries)))
-    return _on_cut(request, project.known[request.family.name].cut, project.config)
+    asked = make_asked(options)
+    if asked.names_integrals:
+        return only_one(requests_of(options))
+    return read_corners(asked) if options.kira_config is None else read_kira_corners(asked, kira_project(options), say)
 
 
 def make_differential_problem(options: Options) -> DifferentialProblem:
@@ -1389,15 +1221,12 @@ def make_differential_problem(options: Options) -> DifferentialProblem:
     for name, taken in (("exact", options.exact), ("symbols", options.symbols)):
         if taken:
             raise InputError(f"--differential-equation and --{name} contradict each other: what is not given as a number is a symbol")
-    if "kira" in parse_formats(options.export):
-        raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     request = differential_request(options)
     family = request.family
     variables, symbols = parse_variables(options, family)
     if options.epsilon is not None and "d" not in symbols:
         raise InputError("--epsilon: the entries are not functions of d, which --d gives a number; leave one of the two out")
-    for name in parse_formats(options.export):
-        check_export_names(name, family.name, symbols, derivatives=True)
+    make_outputs(options).check_names(family.name, symbols, derivatives=True)
     exact = make_exact_problem(replace(options, symbols=",".join(symbols)), request)
     targets = tuple(dict.fromkeys(corner(sector_of(integral), family.n) for integral in exact.problem.integrals))
     published = bool(family.paper_masters) and not exact.problem.symmetries
@@ -1419,10 +1248,7 @@ def run_exact(options: Options) -> int:
 
     def save(outcome: ExactOutcome) -> None:
         record.update(exact.record(outcome))
-        if options.epsilon is not None:
-            record["epsilon"] = expand_result(record, parse_expansion(options.epsilon, options.order or 0, problem.family.symbols))
-        write_pickle(record, output)
-        write_exports(record, output, parse_formats(options.export))
+        make_outputs(options).write_record(record)
 
     outcome = run_points(options, exact, DifferentialSampler if differential else Sampler, shelves, save)
     if not options.quiet:
@@ -1676,7 +1502,7 @@ MODES = (  # the first that is asked for is what is done
     ),
     Mode("replay", run_replay, "family", "paths are checked as they are"),
     Mode("verify", verify_file, f"{LOCAL_OPTIONS} family kira_config store", "a file is checked as it is, and has no other output"),
-    Mode("convert", convert_result, "export epsilon order output", "a result is converted as it is"),
+    Mode("convert", run_conversion, "export epsilon order output", "a result is converted as it is"),
     Mode(
         "benchmark_points",
         run_point_benchmark,

@@ -1,4 +1,7 @@
-"""Results checked by reducing them anew with certificates."""
+"""Results read back, and verified by reducing them anew with certificates, at random points.
+
+`read_result` trusts no byte of a file; `verify_result` trusts neither the solver nor the choice of masters that made the result.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,23 +32,14 @@ from ibp.problems import Outcome, Problem
 from ibp.residues import MAX_PRIME, is_prime
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import sector_of, show
-from ibp.targets import show_target
+from ibp.targets import show_target, show_targets
 
 RESULT_CHECKS = 3  # primes and points at which an exact result is verified
 POINT_ATTEMPTS = 20  # to find a point where nothing vanishes by accident
 
 
-@dataclass(frozen=True)
-class Verified:
-    """What a verification used: numbers of identities and of relations by symmetries, and the points."""
-
-    identities: int
-    relations: int
-    points: tuple[Point, ...]
-
-
-def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> Verified:
-    """Find a result right at random points, one modulo a prime where it was made. Raises CertificateError.
+def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> str:
+    """What was found right, in words: a result at random points, one modulo a prime where it was made. Raises CertificateError.
 
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
     is checked as a certificate is, so neither the solver nor the choice of masters is trusted. A result with symmetries may differ by
@@ -68,7 +62,24 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
             own = {name: {i: value for i, value in claim.items() if sector_of(i) & cut == cut} for name, claim in claims.items()}
             identities += _check_claims(own, family, point, relations, cut, reduce)
         points.append(point)
-    return Verified(identities, len(relations or ()), tuple(points))
+    by = f"{identities:,} identities" + f" and {len(relations or ()):,} relations by symmetries" * ("symmetries" in record)
+    return f"{_what_was_checked(record, points)}, by {by}"
+
+
+def _what_was_checked(record: dict[str, Any], points: Sequence[Point]) -> str:
+    primes = ", ".join(str(point.prime) for point in points)
+    where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
+    symbols = ", ".join(sorted(symbols_of(record)))
+    values = f" and values of {symbols}" if symbols else ""
+    own = record.get("differential_equation")
+    what = (
+        show_targets(record["reductions"])
+        if own is None
+        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
+    )
+    cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
+    where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
+    return f"{what} of {record['family']} {where}{values}"
 
 
 def _check_claims(
@@ -217,7 +228,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
             _check_record(record)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (*UNREADABLE, RecursionError, InputError) as error:
+    except (*UNREADABLE, InputError) as error:
         raise InputError(f"{path}: not a result of this program ({in_short(error)})") from None
     if labelled:
         raise InputError(f"{path}: is of several families, or of a linear system; this takes results of one family")
