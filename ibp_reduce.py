@@ -93,14 +93,16 @@ from ibp.arithmetic import parse_number
 from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path
 from ibp.certificates import make_certificate, pack_certificate, unpack_certificate, verify_certificate
 from ibp.coefficients import epsilon_summary, expand_result, parse_expansion, symbols_of
-from ibp.console import Progress, format_rate, format_seconds, peak_memory_kb, say, write_output
-from ibp.controller import Controller, known_nonzero_sectors
+from ibp.console import Progress, format_rate, format_seconds, say, write_output
+from executors.files import peak_memory_kb
+from ibp.controller import Controller
+from ibp.preparation import known_nonzero_sectors
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
 from ibp.differential import DifferentialProblem, DifferentialSampler
 from ibp.discovery import RuleFinder
 from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, how_to_install
 from ibp.exact import ExactProblem
-from ibp.examples import make_training_data
+from ibp.training_data import make_training_data
 from ibp.exports import FORM_OWN, check_export_names, export_path, parse_formats, write_exports
 from ibp.families import (
     BUILT_IN_FAMILIES,
@@ -114,32 +116,43 @@ from ibp.families import (
     load_one_family,
 )
 from ibp.geometry import Geometry
-from ibp.guide import read_guide
+from ibp.weights import read_guide
 from ibp.identities import Point, derive_identities, evaluate_identities, generic_point, show_point
 from ibp.joint_families import reduce_families
 from ibp.journal import Journal, read_record
-from ibp.kira import KiraFamily, KiraProject, KiraSelection, read_jobs, read_kinematics, read_kira_families
+from ibp.kira_families import KiraFamily, read_kinematics, read_kira_families
+from ibp.kira import KiraProject, KiraSelection, read_jobs
 from ibp.knowledge import Knowledge
 from ibp.paths import replay_paths, write_paths
-from ibp.policy import NO_POLICY, load_policy, read_policy
+from ibp.weights import NO_POLICY, load_policy, read_policy
 from ibp.probe import probe
-from ibp.problems import ExactOutcome, Outcome, Problem, base_record, result_record
-from ibp.reconstruction import Sample
+from ibp.sampler import ExactOutcome
+from ibp.problems import Outcome, Problem, base_record
+from ibp.records import result_record
+from ibp.samples import Sample
 from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
-from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, check_device, is_usable_prime, probe_primes
+from ibp.primes import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, is_usable_prime, probe_primes
+from ibp.residues import check_device
 from ibp.run_directory import RunDirectory
 from ibp.sampler import Sampler, reconstruct_problem
 from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
 from ibp.shipped import program, shipped
-from ibp.step_controller import STATUS_FORMAT, STATUS_INTERVAL_S, TICK_S, BatchPlan, StepController
+from ibp.status import STATUS_FORMAT, STATUS_INTERVAL_S
+from ibp.step_scheme import TICK_S
+from ibp.batches import BatchPlan
+from ibp.step_controller import StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
-from ibp.systems import LinearSystem, SystemProblem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
+from ibp.systems import LinearSystem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
+from ibp.system_points import SystemProblem
 from ibp.tables import unpack_keys
 from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_lines, read_targets, show_target, show_targets
-from ibp.trace import record_trace
-from ibp.training import Training, TrainingPlan, TrainingSet, search_targets, write_figure, write_table, write_trained
+from ibp.recording import record_trace
+from ibp.training import Training, TrainingPlan, write_trained
+from ibp.training_data import TrainingSet
+from ibp.search_benchmark import search_targets
+from ibp.figures import write_figure, write_table
 from ibp.verification import read_result, verify_result
 
 

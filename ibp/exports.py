@@ -20,7 +20,8 @@ from typing import Any
 from ibp.arithmetic import calculate, names_in
 from ibp.coefficients import expressions_of, matrices_of, names_in_coefficients, series_text
 from ibp.console import write_output
-from ibp.errors import UNREADABLE, InputError, __version__, in_short
+from ibp.errors import UNREADABLE, InputError, in_short
+from executors import __version__
 from ibp.families import Index
 
 EXPORT_FORMAT = 1

@@ -65,7 +65,7 @@ def read_yaml(path: Path, key: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise InputError(f"--kira-config needs PyYAML: {how_to_install('yaml')}")") from None
+        raise InputError(f"--kira-config needs PyYAML: {how_to_install('yaml')}") from None
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {}  # all scalars are text

@@ -15,7 +15,7 @@ from typing import Any
 
 from ibp.console import shortened, write_output
 from ibp.differential import DifferentialProblem
-from ibp.errors import __version__
+from executors import __version__
 from ibp.exact import ExactProblem
 from ibp.families import Index, cut_lines
 from ibp.identities import plain_number, show_point, show_values

@@ -30,7 +30,7 @@ from support import (
 
 import ibp_reduce
 from executors.files import load_builtins
-from ibp.errors import __version__
+from executors import __version__
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.rules import NEIGHBOURHOODS
 

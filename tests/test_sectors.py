@@ -9,7 +9,10 @@ from support_oracles import oracle_weight
 
 from ibp.null_vectors import null_vector
 from ibp.residues import invert
-from ibp.sector_reduction import propagate
+from ibp.carrying import propagate
+from ibp.carrying import propagate
+from ibp.residues import invert
+from ibp.null_vectors import null_vector
 from ibp.sectors import Layout, Sector, layout_for, sector_of, weight
 from ibp.tables import sum_by_key
 
