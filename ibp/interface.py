@@ -139,7 +139,7 @@ def masters(family: str | Family, symmetries: bool = False) -> list[Index]:
     symmetries: with relations between sectors, which leave fewer. Raises InputError, ReductionError.
 
     >>> masters("box")
-    [(0, 1, 0, 1), (1, 0, 1, 0), (1, 1, 1, 1)]
+    [(1, 0, 1, 0), (0, 1, 0, 1), (1, 1, 1, 1)]
     """
     family = _family(family)
     return reduce(
@@ -155,8 +155,8 @@ def symmetries(family: str | Family) -> dict[int, SectorMap]:
 
     Raises InputError, ReductionError.
 
-    >>> symmetries("box")
-    {}
+    >>> sorted(symmetries("box"))
+    [13, 14]
     >>> symmetries("doublebox")[41].target
     28
     """
@@ -232,7 +232,7 @@ def differentiate(
 
     >>> equation = differentiate("s", "bubble")["differential_equation"]
     >>> equation["matrices"]["s"][1, 1][1, 1]
-    '(d*s - 2*s + 4*m)/(2*s*(s - 4*m))'
+    '(d*s - 4*s + 4*m)/(2*s*(s - 4*m))'
     """
     family = _family(family)
     top = corner((1 << family.lines) - 1, family.n)
