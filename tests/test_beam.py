@@ -40,7 +40,7 @@ from ibp.discovery import RuleFinder
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, evaluate_identities, generic_point
 from ibp.knowledge import Knowledge, SectorKnowledge
-from ibp.policy import load_policy
+from ibp.weights import load_policy
 from ibp.positions import Position
 from ibp.sector_reduction import reduce_sector
 from ibp.sector_tasks import SectorTask
