@@ -53,7 +53,8 @@ def load_builtins(pickled):
     return BuiltinsUnpickler(io.BytesIO(pickled)).load()
 
 
-def peak_memory_kb():
-    """Peak of this process plus that of its largest child."""
+def peak_memory_kb(with_children=False):
+    """Largest resident memory of this process so far, with_children: plus that of its largest child."""
     unit = 1024 if sys.platform == "darwin" else 1
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // unit
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)[: 1 + with_children]
+    return sum(resource.getrusage(who).ru_maxrss for who in whose) // unit

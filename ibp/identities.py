@@ -14,7 +14,8 @@ import numpy as np
 from ibp.arithmetic import evaluate
 from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
-from ibp.residues import GENERIC_PRIME, Polynomial, polynomial_residue
+from ibp.polynomials import Polynomial, polynomial_residue
+from ibp.primes import GENERIC_PRIME
 
 Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)

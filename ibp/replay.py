@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ibp.identities import Equations
-from ibp.residues import invert, null_vector
+from ibp.null_vectors import null_vector
+from ibp.residues import invert
 from ibp.rules import Rule
 from ibp.sectors import Sector
 from ibp.tables import run_numbers, run_starts

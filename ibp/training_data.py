@@ -29,7 +29,7 @@ from ibp.guide import GUIDE_LEVELS, NEAR
 from ibp.identities import Equations, generic_equations
 from ibp.policy import INPUTS, gather_lines, make_batch
 from ibp.positions import Position, SearchGround
-from ibp.residues import GENERIC_PRIME
+from ibp.primes import GENERIC_PRIME
 from ibp.rules import NEIGHBOURHOODS, Rule, border_distance
 from ibp.sectors import Layout, Sector, find_nonzero_sectors
 from ibp.tables import run_numbers

@@ -7,7 +7,9 @@ from support_oracles import ROUNDED, SEARCHED, actions_of, ground_of, positions_
 
 from ibp.beam import beam_children
 from ibp.identities import generic_point
-from ibp.policy import SCORED_TOGETHER, Features, Policy, describe_moves, load_policy
+from ibp.beam import SCORED_TOGETHER
+from ibp.policy import Features, Policy, describe_moves
+from ibp.weights import load_policy
 from ibp.positions import Position
 
 
