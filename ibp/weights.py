@@ -22,6 +22,7 @@ from ibp.errors import UNREADABLE, PolicyRefused
 from ibp.families import Family
 from ibp.guide import GUIDE_SHAPES
 from ibp.policy import Policy, make_network
+from ibp.shipped import shipped
 
 POLICY_KIND, POLICY_FORMAT = "ibp_reduce policy", 1  # the format is also that of what the inputs mean
 GUIDE_KIND, GUIDE_FORMAT = "ibp_reduce guide", 1
@@ -128,10 +129,11 @@ def load_guide(content: bytes) -> dict[str, np.ndarray]:
     return unpack_guide(content)[0]
 
 
-def read_policy(name: str, family: Family) -> bytes | str:
-    """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
+def read_policy(name: str | None, family: Family) -> bytes | str:
+    """What `load_policy` takes, for a weights file (None: the shipped one), or 'fixed' or 'random'. Raises PolicyRefused with the path."""
     if name in NO_POLICY:
         return name
+    name = str(shipped("policy.pt")) if name is None else name
     return _read_part(name, family, lambda content: content, unpack_policy, "train one with --train-policy, or give --policy fixed (slow)")
 
 
@@ -140,17 +142,17 @@ def read_guide(name: str, family: Family) -> bytes:
     return _read_part(name, family, _guide_in, unpack_guide, "train one with --train-policy")
 
 
-def find_guide(policy: str | None, shipped: str, family: Family) -> tuple[bytes | None, str]:
+def find_guide(name: str | None, family: Family) -> tuple[bytes | None, str]:
     """The guide of local elimination, None for the fixed order; and why there is none where one was expected. Raises PolicyRefused.
 
-    policy: a weights file, which must then be there, or 'fixed' or 'random'; None for the shipped weights.
+    name: as for `read_policy`; what is given must have a guide, the shipped file may be missing.
     """
-    if policy in NO_POLICY:
+    if name in NO_POLICY:
         return None, ""
     try:
-        return read_guide(policy or shipped, family), ""
+        return read_guide(name or str(shipped("policy.pt")), family), ""
     except PolicyRefused as error:
-        if policy is not None:
+        if name is not None:
             raise
         return None, f"{error}; searches went through all rows in the fixed order"
 
