@@ -79,28 +79,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ibp.step_controller import StepController
 
 from executors import __version__
 from executors.condor import CondorExecutor
 from executors.condor_tools import check_condor_tools, remove_run, split_options
 from executors.directories import claim_directory, private_directory, process_exists
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
-from executors.files import ensure_standard_streams, load_builtins, peak_memory_kb
+from executors.files import ensure_standard_streams, load_builtins
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, call_name
 from ibp.arithmetic import parse_number
-from ibp.batches import BatchPlan
-from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam
+from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path
 from ibp.certificates import make_certificate, pack_certificate, unpack_certificate, verify_certificate
 from ibp.coefficients import epsilon_summary, expand_result, parse_expansion, symbols_of
 from ibp.console import Progress, format_rate, format_seconds, say, write_output
+from executors.files import peak_memory_kb
 from ibp.controller import Controller
+from ibp.preparation import known_nonzero_sectors
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
 from ibp.differential import DifferentialProblem, DifferentialSampler
-from ibp.errors import CertificateError, InputError, ReductionError, StopRequested, how_to_install
+from ibp.discovery import RuleFinder
+from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, how_to_install
 from ibp.exact import ExactProblem
+from ibp.training_data import make_training_data
 from ibp.exports import FORM_OWN, check_export_names, export_path, parse_formats, write_exports
 from ibp.families import (
     BUILT_IN_FAMILIES,
@@ -113,41 +115,45 @@ from ibp.families import (
     load_family,
     load_one_family,
 )
-from ibp.figures import new_figure, write_figure, write_table
 from ibp.geometry import Geometry
-from ibp.identities import Point, show_point
+from ibp.weights import read_guide
+from ibp.identities import Point, derive_identities, evaluate_identities, generic_point, show_point
 from ibp.joint_families import reduce_families
 from ibp.journal import Journal, read_record
-from ibp.kira import KiraProject, KiraSelection, read_jobs
 from ibp.kira_families import KiraFamily, read_kinematics, read_kira_families
+from ibp.kira import KiraProject, KiraSelection, read_jobs
 from ibp.knowledge import Knowledge
 from ibp.paths import replay_paths, write_paths
-from ibp.preparation import known_nonzero_sectors
-from ibp.primes import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, is_usable_prime, probe_primes
+from ibp.weights import NO_POLICY, load_policy, read_policy
 from ibp.probe import probe
+from ibp.sampler import ExactOutcome
 from ibp.problems import Outcome, Problem, base_record
-from ibp.recording import record_trace
-from ibp.records import exact_summary, joined_record, point_costs, result_record, summary, write_pickle
+from ibp.records import result_record
+from ibp.samples import Sample
+from ibp.records import exact_summary, joined_record, point_costs, summary, write_pickle
+from ibp.primes import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_PRIME, is_usable_prime, probe_primes
 from ibp.residues import check_device
 from ibp.run_directory import RunDirectory
-from ibp.sampler import ExactOutcome, Sampler, reconstruct_problem
-from ibp.samples import Sample
-from ibp.search_benchmark import benchmark_searches
-from ibp.sectors import corner, r_and_s, sector_of, sector_order, show
+from ibp.sampler import Sampler, reconstruct_problem
+from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
 from ibp.shipped import program, shipped
 from ibp.status import STATUS_FORMAT, STATUS_INTERVAL_S
 from ibp.step_scheme import TICK_S
+from ibp.batches import BatchPlan
+from ibp.step_controller import StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
-from ibp.system_points import SystemProblem
 from ibp.systems import LinearSystem, SystemSampler, back_substitute, eliminate_system, prefer, read_system
+from ibp.system_points import SystemProblem
 from ibp.tables import unpack_keys
 from ibp.targets import Request, family_of, integrals_in, only_one, parse_integral, read_lines, read_targets, show_target, show_targets
-from ibp.training import Training, TrainingFiles, TrainingPlan, train, training_device
-from ibp.training_data import TrainingSet, make_training_data
+from ibp.recording import record_trace
+from ibp.training import Training, TrainingPlan, write_trained
+from ibp.training_data import TrainingSet
+from ibp.search_benchmark import search_targets
+from ibp.figures import write_figure, write_table
 from ibp.verification import read_result, verify_result
-from ibp.weights import NO_POLICY, find_guide, read_policy
 
 
 def run_training(options: Options) -> int:
@@ -155,26 +161,27 @@ def run_training(options: Options) -> int:
     plan = TrainingPlan(options.epochs, options.learning_rate, seed=options.seed)
     families = [load_family(name) for name in dict.fromkeys(family_names(options.family))]
     check_training_options(options, families)
-    files = training_files(options)
+    work = Path(options.work_dir)
+    data_path, weights = training_paths(options)
     device = training_device(options.device) if options.train_policy else ""  # before minutes are spent on examples
     progress = Progress(options.quiet)
     try:
         with claim_directory(options.work_dir):
-            if options.make_training_data or not files.data.exists():
-                with make_executor(options, Path(options.work_dir), progress.say) as executor:
-                    counts = make_training_data(families, options.trajectories, options.seed, files.data, executor, progress)
+            if options.make_training_data or not data_path.exists():
+                with make_executor(options, work, progress.say) as executor:
+                    counts = make_training_data(families, options.trajectories, options.seed, data_path, executor, progress)
                 if not options.quiet:
                     progress.close()
-                    print(f"{files.data}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
-            if options.train_policy:
-                data = TrainingSet(files.data)
-                if options.family != Options.family and not data.is_of(families):
-                    held = ", ".join(data.header["families"])
-                    raise InputError(f"--family {options.family}: {files.data} has examples of {held}; make others by --make-training-data")
-                train_policy(Training(data, plan, device, files), options, progress)
+                    print(f"{data_path}: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in counts.items()))
+            if not options.train_policy:
+                return 0
+            data = TrainingSet(data_path)
+            if options.family != Options.family and data.header["families"] != {family.name: family.identifier for family in families}:
+                held = ", ".join(data.header["families"])
+                raise InputError(f"--family {options.family}: {data_path} has examples of {held}; make others by --make-training-data")
+            return train_policy(data, plan, options, weights, device, progress)
     finally:
         progress.close()
-    return 0
 
 
 def check_training_options(options: Options, families: Sequence[Family]) -> None:
@@ -182,43 +189,101 @@ def check_training_options(options: Options, families: Sequence[Family]) -> None
     check_running_options(options)
     if len({family.name for family in families}) < len(families):
         raise InputError(f"--family {options.family}: two families of the same name; a policy tells families by their names")
-    if options.policy in NO_POLICY:
-        raise InputError(f"--policy {options.policy}: means a search without a policy; give another name to the weights")
 
 
-def training_files(options: Options) -> TrainingFiles:
-    """Raises InputError where one of them cannot be written, or is two things."""
+def training_paths(options: Options) -> tuple[Path, Path]:
+    """The files of the examples and of the weights. Raises InputError where one of them cannot be written, or is two things."""
     work = Path(options.work_dir)
     data = work / "training.npz" if options.training_data is None else Path(options.training_data)
     weights = work / "policy.pt" if options.policy is None else Path(options.policy)
+    if options.policy in NO_POLICY:
+        raise InputError(f"--policy {options.policy}: means a search without a policy; give another name to the weights")
     check_writable(work, "--work-dir", is_directory=True)
     for path, what in ((data, "--training-data"), (weights, "--policy")):
         check_writable(path, what, is_directory=False)
-    return TrainingFiles(data, weights, work / "training.checkpoint")
+    uses = (data, weights, weights.with_suffix(".csv"), weights.with_suffix(".png"), work / "training.checkpoint")
+    if len({os.path.realpath(path) for path in uses}) < len(uses):
+        raise InputError(f"--training-data {data}, --policy {weights}: need files of their own beside the curve and the checkpoint")
+    return data, weights
 
 
-def train_policy(training: Training, options: Options, progress: Progress) -> None:
-    """From the checkpoint where there is one. Raises PolicyRefused, ReductionError."""
-    files = training.files
+def train_policy(data: TrainingSet, plan: TrainingPlan, options: Options, weights: Path, device: str, progress: Progress) -> int:
+    """Train, from the checkpoint where there is one; weights, curve and checkpoint are written after each epoch."""
+    training = Training(data, plan, device, Path(options.work_dir) / "training.checkpoint")
     if options.fresh:
-        files.checkpoint.unlink(missing_ok=True)
+        training.checkpoint.unlink(missing_ok=True)
     training.restore()
     if not options.quiet:
-        print(training, flush=True)
-    train(training, progress.show, (lambda line: None) if options.quiet else progress.say)
+        size = sum(parameter.numel() for parameter in training.network.parameters())
+        print(
+            f"{len(data.shown):,} positions of {', '.join(data.header['families'])} to train on, {len(data.held_out):,} held out; "
+            f"{size:,} parameters, on {device}; {len(training.curve)} of {plan.epochs} epochs done",
+            flush=True,
+        )
+    if training.curve:
+        write_trained(training, weights)  # whoever was killed had perhaps no time for it
+    while len(training.curve) < plan.epochs:
+        epoch = len(training.curve)
+        name = f"epoch {epoch + 1} of {plan.epochs}, batches"
+        if not training.run_epoch(lambda done, total, name=name: progress.show(name, done, total, "")):
+            raise ReductionError(
+                f"training: the loss is not a number in epoch {epoch + 1}; the weights of epoch {epoch} are kept in {weights}"
+                if epoch
+                else "training: the loss is not a number in the first epoch, nothing is kept; take a smaller --learning-rate"
+            )
+        write_trained(training, weights)
+        line = training.curve[-1]
+        if not options.quiet:
+            progress.say(
+                f"epoch {line['epoch']}: loss {line['loss']:.4f}, held out {line['held_out_loss']:.4f}, top-1 {line['top1']:.2%} "
+                f"(eliminations {line['top1_eliminations']:.2%}, scrambles {line['top1_scrambles']:.2%}), top-5 {line['top5']:.2%}, "
+                f"guide {line['guide']:.2%}, {line['seconds']:.0f} s"
+            )
     if not options.quiet:
         progress.close()
-        print(f"weights in {files.weights}, curve in {files.weights.with_suffix('.csv')}")
+        print(f"weights in {weights}, curve in {weights.with_suffix('.csv')}")
+    return 0
 
 
 def run_search_benchmark(options: Options) -> int:
     """--benchmark-search: one-step reductions of random integrals, by the policy and without one."""
-    family, progress = load_one_family(options.family), Progress(options.quiet)
+    family = load_one_family(options.family)
     beam = make_beam(replace(options, engine="beam"), family)
-    for line in benchmark_searches(family, beam, options.benchmark_search, options.seed, progress.show):
+    targets = search_targets(family, options.benchmark_search, options.seed)
+    equations = evaluate_identities(derive_identities(family), generic_point(family))
+    most = min(beam.max_steps, BEAM_STEPS)
+    beam = replace(beam, max_steps=most)
+    print(f"{len(targets)} integrals of {family.name}, width {beam.width}, order {beam.order}, at most {most} steps")
+    print(f"{'policy':10}{'found':>8}{'steps':>8}{'seconds':>10}{'mean':>9}{'most':>9}{'rows':>7}   (median steps and seconds of a search)")
+    progress = Progress(options.quiet)
+    for name, policy in (("trained", beam.policy), ("random", f"random {options.seed}"), ("fixed", "fixed")):
+        load_policy(policy)
+        steps, seconds, rows = [], [], []
+        for number, (bits, target) in enumerate(targets):
+            progress.show(name, number, len(targets), "")
+            finder = RuleFinder(Sector(layout_for([tuple(target.tolist())], family.n), bits), equations)
+            started = time.perf_counter()
+            rule, made = search_path(finder, target, equations, replace(beam, policy=policy))
+            seconds.append(time.perf_counter() - started)
+            if rule is not None:
+                steps.append(made)
+                rows.append(len(rule.rows))
         progress.close()
-        print(line, flush=True)
+        share, middle = len(rows) / len(targets), np.median
+        print(
+            f"{name:10}{share:8.1%}{middle(steps or [0]):8.0f}{middle(seconds):10.3f}{np.mean(seconds):9.3f}{max(seconds):9.2f}"
+            f"{middle(rows or [0]):7.0f}",
+            flush=True,
+        )
     return 0
+
+
+def training_device(name: str) -> str:
+    """What torch calls it. Raises InputError where this machine has none."""
+    check_device(name)
+    import torch
+
+    return name.removeprefix("torch:") if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 BENCHMARK_COLUMNS = {  # column: format
@@ -297,9 +362,12 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     values = ([round(value, 3) if isinstance(value, float) else value for value in row.values()] for row in rows)
     write_table(table, [BENCHMARK_COLUMNS, *values])
     print(f"written to {table}")
-    if (figure := new_figure(9, 5)) is None:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
         print(f"no plot: matplotlib is not installed ({how_to_install('matplotlib')})")
         return
+    figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     for label, name, marker in (
         ("SAILIR, HTCondor farm", "sailir_s", "s"),
@@ -713,13 +781,23 @@ def make_beam(options: Options, family: Family) -> Beam | None:
     """How to search, None for local elimination. Raises InputError."""
     if options.engine == "rules":
         return None
-    policy = read_policy(options.policy, family)
+    policy = read_policy(str(shipped("policy.pt")) if options.policy is None else options.policy, family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
 
 
 def make_guide(options: Options, family: Family) -> tuple[bytes | None, str]:
-    """The guide of local elimination, None for the fixed order; and why there is none where one was expected. Raises PolicyRefused."""
-    return find_guide(options.policy, family) if options.engine == "rules" else (None, "")
+    """The guide of local elimination, None for the fixed order; and why there is none where one was expected. Raises PolicyRefused.
+
+    Only weights that were asked for by name must be there.
+    """
+    if options.engine != "rules" or options.policy in ("fixed", "random"):
+        return None, ""
+    try:
+        return read_guide(options.policy or str(shipped("policy.pt")), family), ""
+    except PolicyRefused as error:
+        if options.policy is not None:
+            raise
+        return None, f"{error}; searches went through all rows in the fixed order"
 
 
 def run_replay(options: Options) -> int:

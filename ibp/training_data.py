@@ -154,7 +154,7 @@ class TrainingSet:
             whole = all(isinstance(text, str) for pair in families for text in pair) and _are_whole(self.arrays)
             self.lessons = unpack_rules(self.arrays) if fits and whole else []
         except OSError as error:
-            raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
+            raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some by the command 'examples'") from None
         except (*UNREADABLE, RuntimeError, zipfile.BadZipFile) as error:
             raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
         if not fits or not whole:

@@ -22,7 +22,6 @@ from ibp.errors import UNREADABLE, PolicyRefused
 from ibp.families import Family
 from ibp.guide import GUIDE_SHAPES
 from ibp.policy import Policy, make_network
-from ibp.shipped import shipped
 
 POLICY_KIND, POLICY_FORMAT = "ibp_reduce policy", 1  # the format is also that of what the inputs mean
 GUIDE_KIND, GUIDE_FORMAT = "ibp_reduce guide", 1
@@ -129,30 +128,29 @@ def load_guide(content: bytes) -> dict[str, np.ndarray]:
     return unpack_guide(content)[0]
 
 
-def read_policy(name: str | None, family: Family) -> bytes | str:
-    """What `load_policy` takes, for a weights file (None: the shipped one), or 'fixed' or 'random'. Raises PolicyRefused with the path."""
+def read_policy(name: str, family: Family) -> bytes | str:
+    """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
     if name in NO_POLICY:
         return name
-    name = str(shipped("policy.pt")) if name is None else name
-    return _read_part(name, family, lambda content: content, unpack_policy, "train one with --train-policy, or give --policy fixed (slow)")
+    return _read_part(name, family, lambda content: content, unpack_policy, "train one by the command 'train', or give --policy fixed (slow)")
 
 
 def read_guide(name: str, family: Family) -> bytes:
     """What `load_guide` takes, out of a weights file; torch is not needed. Raises PolicyRefused with the path."""
-    return _read_part(name, family, _guide_in, unpack_guide, "train one with --train-policy")
+    return _read_part(name, family, _guide_in, unpack_guide, "train one by the command 'train'")
 
 
-def find_guide(name: str | None, family: Family) -> tuple[bytes | None, str]:
+def find_guide(policy: str | None, shipped: str, family: Family) -> tuple[bytes | None, str]:
     """The guide of local elimination, None for the fixed order; and why there is none where one was expected. Raises PolicyRefused.
 
-    name: as for `read_policy`; what is given must have a guide, the shipped file may be missing.
+    policy: a weights file, which must then be there, or 'fixed' or 'random'; None for the shipped weights.
     """
-    if name in NO_POLICY:
+    if policy in NO_POLICY:
         return None, ""
     try:
-        return read_guide(name or str(shipped("policy.pt")), family), ""
+        return read_guide(policy or shipped, family), ""
     except PolicyRefused as error:
-        if name is not None:
+        if policy is not None:
             raise
         return None, f"{error}; searches went through all rows in the fixed order"
 
@@ -162,7 +160,7 @@ def _guide_in(content: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(GUIDE_MEMBER)
     except KeyError:
-        raise PolicyRefused("has no guide; train it anew with --train-policy") from None
+        raise PolicyRefused("has no guide; train it anew by the command 'train'") from None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise PolicyRefused(f"not readable as weights ({type(error).__name__})") from None
 
