@@ -18,12 +18,11 @@ import numpy as np
 
 from executors.local import LocalExecutor
 from executors.tasks import task_cpus
-from ibp.helpers import kept_context
 from ibp.beam import BEAM_WIDENINGS, Beam, search_path
 from ibp.discovery import RuleFinder
 from ibp.families import Index
 from ibp.guide import GUIDED_LEVEL, SectorGuide
-from ibp.weights import load_guide
+from ibp.helpers import kept_context
 from ibp.identities import Equations
 from ibp.replay import CompiledRule
 from ibp.rules import NEIGHBOURHOODS, Rule, border_pattern
@@ -32,6 +31,7 @@ from ibp.sector_work import Note, SectorWork, Wave
 from ibp.sectors import sectors_of
 from ibp.symmetries import NumericMap
 from ibp.tables import is_member
+from ibp.weights import load_guide
 
 
 def helper_processes() -> AbstractContextManager[Executor | None]:

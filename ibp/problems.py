@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from executors import __version__
 from ibp.beam import Beam
 from ibp.errors import InputError
-from executors import __version__
 from ibp.families import Expression, Family, Index
 from ibp.identities import Column, Point
 from ibp.masters import MasterRelation

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
+from ibp.carrying import propagate
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import ReductionError
@@ -22,7 +23,6 @@ from ibp.identities import Operator, evaluate_identities, show_point, unit_colum
 from ibp.problems import Outcome, Problem
 from ibp.replay import CompiledRule
 from ibp.rule_results import FirstPoint
-from ibp.carrying import propagate
 from ibp.sector_reduction import SectorReduction, reduce_sector
 from ibp.sector_traces import SectorPart, lay_out
 from ibp.sectors import sector_of, sector_order, show

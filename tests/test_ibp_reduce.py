@@ -29,8 +29,8 @@ from support import (
 )
 
 import ibp_reduce
-from executors.files import load_builtins
 from executors import __version__
+from executors.files import load_builtins
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.rules import NEIGHBOURHOODS
 
