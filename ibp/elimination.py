@@ -33,6 +33,11 @@ def substitute(row: dict[Any, int], lines: dict[Any, dict[Any, int]], p: int) ->
     return result
 
 
+def difference(whole: dict[Any, int], part: dict[Any, int], p: int) -> dict[Any, int]:
+    """whole - part, modulo p, with the zeros."""
+    return {key: -value % p for key, value in part.items()} | {key: (value - part.get(key, 0)) % p for key, value in whole.items()}
+
+
 def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
     """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for; no line is changed in place."""
     inverse = -pow(row[pivot], -1, p)

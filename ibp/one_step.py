@@ -18,10 +18,11 @@ import numpy as np
 
 from executors.local import LocalExecutor
 from executors.tasks import task_cpus
-from ibp.beam import BEAM_WIDENINGS, Beam, search_path, unpickled
+from ibp.beam import BEAM_WIDENINGS, Beam, search_path
 from ibp.discovery import RuleFinder
 from ibp.families import Index
-from ibp.guide import GUIDED_LEVEL, SectorGuide, load_guide
+from ibp.guide import GUIDED_LEVEL, SectorGuide
+from ibp.helpers import kept_context
 from ibp.identities import Equations
 from ibp.replay import CompiledRule
 from ibp.rules import NEIGHBOURHOODS, Rule, border_pattern
@@ -30,6 +31,7 @@ from ibp.sector_work import Note, SectorWork, Wave
 from ibp.sectors import sectors_of
 from ibp.symmetries import NumericMap
 from ibp.tables import is_member
+from ibp.weights import load_guide
 
 
 def helper_processes() -> AbstractContextManager[Executor | None]:
@@ -39,7 +41,7 @@ def helper_processes() -> AbstractContextManager[Executor | None]:
 
 def find_rule(context: bytes, target: Index, level: int) -> tuple[Rule | None, int]:
     """A search in a helper process, and the rows it built. context: pickle of a RuleFinder that has not searched yet."""
-    finder = unpickled(context)
+    finder = kept_context(context)
     before = finder.rows
     return finder.find(np.array(target, np.int64), level, finder.structure), finder.rows - before
 

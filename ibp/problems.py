@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
+from executors import __version__
 from ibp.beam import Beam
-from ibp.errors import InputError, __version__
-from ibp.families import Expression, Family, Index, cut_lines
-from ibp.identities import Column, Point, plain_number
+from ibp.errors import InputError
+from ibp.families import Expression, Family, Index
+from ibp.identities import Column, Point
 from ibp.masters import MasterRelation
 from ibp.positions import StepPath
 from ibp.sector_tasks import Multipliers
@@ -114,57 +114,6 @@ class Outcome:
     proof: Multipliers | None = None
     identities: str = ""
     relations: tuple[MasterRelation, ...] = ()
-
-
-@dataclass
-class ExactOutcome:
-    """reductions: every target through masters, combinations by name, with Fractions or with strings that sympy parses."""
-
-    reductions: dict[Any, dict[Any, Fraction | str]]
-    masters: list[Index]
-    statistics: dict[str, Any]
-    seconds: float
-    peak_memory_kb: int
-    unreduced: list[Index] = field(default_factory=list)  # what is not reduced is an error
-
-
-def base_record(
-    family: str, prime: int | None, values: dict[str, Fraction], symbols: Sequence[str], outcome: Outcome | ExactOutcome
-) -> dict:
-    """What every result has: builtin types only (and Fractions). values: of d and the invariants; symbols stay as their names."""
-    shown = {name: name if name in symbols else plain_number(value) for name, value in values.items()}
-    return {
-        "format": 1,
-        "success": not outcome.unreduced,
-        "family": family,
-        "prime": prime,
-        "d": shown.pop("d", None),
-        "kinematics": shown,
-        "reductions": outcome.reductions,
-        "masters": outcome.masters,
-        "unreduced": outcome.unreduced,
-        "steps": outcome.statistics.get("integrals"),
-        "time": outcome.seconds,
-        "peak_memory_kb": outcome.peak_memory_kb,
-        "statistics": outcome.statistics,
-        "version": __version__,
-    }
-
-
-def result_record(problem: Problem, outcome: Outcome | ExactOutcome, symbols: Sequence[str] | None = None) -> dict[str, Any]:
-    """What the pickle holds, zeros left out. Coefficients are in 0 … prime - 1; of an exact run, in these symbols, Fractions or texts."""
-    values = {"d": problem.point.d, **dict(problem.point.invariants)}
-    record = base_record(problem.family.name, problem.point.prime if symbols is None else None, values, symbols or (), outcome)
-    if problem.symmetries:
-        record["symmetries"] = True
-    if problem.cut:
-        record["cuts"] = [cut_lines(problem.cut)]
-    if problem.combinations:
-        record["combinations"] = {combination.name: list(combination.terms) for combination in problem.combinations}
-    if len(outcome.reductions) == 1:
-        ((target, expression),) = outcome.reductions.items()
-        record |= {"original_integral": target, "final_expr": expression}
-    return record
 
 
 def joined_outcome(outcomes: Sequence[Outcome], reductions: dict, masters: Iterable[Index], unreduced: Iterable[Index]) -> Outcome:

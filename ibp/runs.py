@@ -24,7 +24,6 @@ from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, StopRequested
 from ibp.journal import Journal
-from ibp.knowledge import Knowledge
 from ibp.problems import Outcome, Problem
 from ibp.run_directory import RunDirectory
 from ibp.sectors import sector_order
@@ -32,7 +31,6 @@ from ibp.step_scheme import StepScheme
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
-from ibp.targets import show_target
 
 STOP_PATIENCE_S = 90.0  # how long one who stops a run waits for its controller to remove its jobs
 STOP_TICK_S = 0.5
@@ -56,21 +54,6 @@ class Running:
     @property
     def by_condor(self) -> bool:
         return isinstance(self.where, Condor)
-
-
-def plan_text(problem: Problem, shelves: Sequence[Store], label: str = "") -> str:
-    """What would be done, and what is known for it. label: of what is not reduced modulo a prime. Raises ReductionError."""
-    knowledge, family = Knowledge(), problem.family
-    for shelf in shelves:
-        knowledge.update(shelf.load(family))
-    sectors = f"{len(knowledge.nonzero)} non-zero sectors" if knowledge.nonzero else "sectors not known yet"
-    masters = sum(len(sector.masters or ()) for sector in knowledge.sectors.values()) or len(family.paper_masters) or "no"
-    rules = sum(len(sector.rules) for sector in knowledge.sectors.values())
-    return (
-        f"family {family.name}: {family.n} propagators, {sectors}, {masters} masters and {rules} rules known\n"
-        f"{label or f'{len(problem.keys)} to reduce modulo {problem.point.prime}, first {show_target(problem.keys[0])}'}\n"
-        f"stores: {', '.join(str(shelf.path) for shelf in shelves)}"
-    )
 
 
 def reduce_by_sectors(problem: Problem, running: Running, shelves: Sequence[Store], reporter: Reporter, certify: bool = False) -> Outcome:

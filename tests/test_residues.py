@@ -1,28 +1,24 @@
-"""Arithmetic modulo primes against Python integers and sympy."""
+"""Arithmetic of many points."""
 
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import P31, PRIMES, laws
+from support import P31, PRIMES
+from support_oracles import BIG_PRIMES, few_examples
 
-from ibp.residues import invert, null_vector
+from ibp.residues import Residues, invert
 
 
-@laws
-@given(st.integers(1, 6), st.integers(1, 4), PRIMES, st.randoms(use_true_random=False))
-def test_null_vector(size, count, p, draw):
-    """matrix @ x = 0 always, by Python integers; x is not zero where no leading principal minor vanishes."""
-    import sympy
-
-    matrix = np.array(
-        [[[draw.choice([0, 1, p - 1, draw.randrange(p)]) for _ in range(size + 1)] for _ in range(size)] for _ in range(count)]
-    )
-    vectors = null_vector(matrix.copy(), p)
-    assert vectors.shape == (count, size + 1) and ((vectors >= 0) & (vectors < p)).all()
-    for rows, x in zip(matrix.tolist(), vectors.tolist()):
-        assert all(sum(a * b for a, b in zip(row, x)) % p == 0 for row in rows)
-        minors = [sympy.Matrix([row[:k] for row in rows[:k]]).det() % p for k in range(1, size + 1)]
-        assert all(minors) <= any(x)
+@few_examples
+@given(st.integers(1, 9), st.sampled_from([*BIG_PRIMES, 5, 101]), st.randoms(use_true_random=False))
+def test_arithmetic_of_many_points(size, p, draw):
+    ring = Residues(np.array([p, 13, p]))
+    a, b = (np.array([[draw.randrange(1, q) for q in (p, 13, p)] for _ in range(size)]) for _ in range(2))
+    product = ring.product(a * draw.choice([-1, 1]), b)
+    assert np.array_equal(ring.canonical(product), ring.canonical(ring.product(product, np.ones_like(a))))
+    assert (np.abs(product) <= [p, 13, p]).all()
+    assert np.array_equal(ring.canonical(ring.product(ring.invert(a), a)), np.ones_like(a))
+    assert ring.is_zero(ring.product(a, np.zeros_like(a)) + np.array([p, -13, 0])).all() and not ring.is_zero(a).any()
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
