@@ -81,12 +81,14 @@ from typing import Any
 import numpy as np
 
 from executors.condor import CondorExecutor
-from executors.condor_tools import check_condor_tools, remove_run, split_options
 from executors.directories import claim_directory, private_directory, process_exists
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
 from executors.files import ensure_standard_streams, load_builtins
 from executors.inline import InlineExecutor
+from executors.job_runs import remove_run
 from executors.local import LocalExecutor
+from executors.schedd import check_condor_tools
+from executors.submit_file import split_options
 from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, call_name
 from ibp.arithmetic import parse_number
 from ibp.beam import BEAM_ORDERS, BEAM_STEPS, Beam, search_path

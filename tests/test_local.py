@@ -455,7 +455,7 @@ def runs(pid):
     return False
 
 
-def test_task_cpus_outside_of_a_task(jobs):
+def test_task_cpus_outside_of_a_task():
     assert task_cpus() == 1
     with InlineExecutor() as executor:
         assert executor.submit(task_cpus).result() == 1
@@ -477,7 +477,7 @@ def group_by_function(fn, args, kwargs):
     return Description(group=fn.__name__)
 
 
-def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, jobs, quick):
+def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang_on_one_cpu")
     with LocalExecutor(2, stragglers=limits, straggler_cpus=6, retries=0, describe=group_by_function) as executor:
         slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
@@ -491,7 +491,7 @@ def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, jobs, quick):
         assert executor.report(slow)["cpus"] == 6
 
 
-def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, jobs, quick):
+def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, quick):
     limits = TimeLimits(None, auto=True, floor_s=0.3)
     with LocalExecutor(2, stragglers=limits, describe=lambda fn, args, kwargs: Description(group="all")) as executor:
         slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
@@ -500,7 +500,7 @@ def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, jobs, quick
         assert slow.result(DEADLINE_S) == 8
 
 
-def test_a_local_straggler_keeps_its_hard_limit(tmp_path, jobs, quick):
+def test_a_local_straggler_keeps_its_hard_limit(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang")
     with LocalExecutor(1, timeout_s=0.7, stragglers=limits, describe=group_by_function) as executor:
         hanging = executor.submit(jobs.hang, str(tmp_path / "pids"))
@@ -509,7 +509,7 @@ def test_a_local_straggler_keeps_its_hard_limit(tmp_path, jobs, quick):
         assert len(lines_of(tmp_path / "pids")) == 2 and executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
 
 
-def test_processes_of_a_local_straggler_die_with_it(tmp_path, jobs, quick):
+def test_processes_of_a_local_straggler_die_with_it(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang_within_on_one_cpu")
     with LocalExecutor(1, stragglers=limits, describe=group_by_function) as executor:
         assert executor.submit(jobs.hang_within_on_one_cpu, str(tmp_path / "pids")).result(DEADLINE_S) == "done"
@@ -518,7 +518,7 @@ def test_processes_of_a_local_straggler_die_with_it(tmp_path, jobs, quick):
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, None])
-def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
+def test_grandchildren_end_with_the_main_program(tmp_path, signal_number):
     code = "import sys, condor_jobs\nfrom executors.local import LocalExecutor\nif __name__ == '__main__':\n"
     code += "    executor = LocalExecutor(1)\n    executor.submit(condor_jobs.hang_within_on_one_cpu, sys.argv[1])\n    sys.stdin.read()"
     (tmp_path / "main.py").write_text(code, encoding="utf-8")
@@ -534,7 +534,7 @@ def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
     wait_until(lambda: not runs(grandchild))
 
 
-def test_local_queue_takes_the_heaviest_first(tmp_path, jobs):
+def test_local_queue_takes_the_heaviest_first(tmp_path):
     with LocalExecutor(1, describe=lambda fn, args, kwargs: Description(priority=args[1] // 10 if len(args) > 1 else 100)) as executor:
         blocker = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
         wait_until(lambda: lines_of(tmp_path / "pids"))
