@@ -60,7 +60,7 @@ def run_call(call, cpus):
     sys.path[:] = dict.fromkeys([*map(os.path.abspath, own + call["sys_path"]), *sys.path])
     try:
         if call["main"] is not None:
-            load_main(call["main"] if os.path.exists(call["main"]) else MAIN_COPY)
+            load_main(os.path.abspath(MAIN_COPY) if call["transferred"] else call["main"])
     except BaseException as error:
         return dump_error(error)
     return perform(call["call"], cpus=cpus)
