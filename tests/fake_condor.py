@@ -639,10 +639,11 @@ TOOLS = {
 
 def install(folder):
     """Put the tools into a folder."""
-    for name in (*TOOLS,):
+    text = f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({os.path.dirname(__file__)!r})\nimport fake_condor\n\n"
+    for name in TOOLS:
         path = os.path.join(folder, name)
         with open(path, "w", encoding="utf-8") as file:
-            file.write(f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({os.path.dirname(__file__)!r})\nimport fake_condor\n\nsys.exit(fake_condor.main())\n")
+            file.write(text + "sys.exit(fake_condor.main())\n")
         os.chmod(path, 0o755)
 
 

@@ -384,7 +384,8 @@ def run_and_hear(capsys, words):
 def rooms(package):
     """All modules of a package of this project, and the program in front of it."""
     names = [f"{package}.{room.name}" for room in pkgutil.iter_modules([str(HERE / package)])]
-    return [importlib.import_module(name) for name in (*names, {"ibp": "ibp_reduce", "phases": "explorer", "executors": "condor_worker"}[package])]
+    program = {"ibp": "ibp_reduce", "phases": "explorer", "executors": "condor_worker"}[package]
+    return [importlib.import_module(name) for name in (*names, program)]
 
 
 def patch_rooms(patch, package, name, value):

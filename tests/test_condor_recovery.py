@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S, lines_of, priority_of_argument, wait_until
-from support_condor import start_controller, events, let_it_look, results, task_files, wait_for_jobs
+from support_condor import events, let_it_look, results, start_controller, task_files, wait_for_jobs
 
-from executors.job_runs import remove_run
 from executors.errors import DirectoryRefused
+from executors.job_runs import remove_run
 
 
 def test_forgotten_files(fake, make):
