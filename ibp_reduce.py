@@ -80,6 +80,7 @@ from typing import Any
 
 import numpy as np
 
+from executors import __version__
 from executors.condor import CondorExecutor
 from executors.directories import claim_directory, private_directory, process_exists
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
@@ -99,7 +100,7 @@ from ibp.controller import Controller, known_nonzero_sectors
 from ibp.cuts import describe_cuts, lowest_sectors, merge_cuts, parse_cut
 from ibp.differential import DifferentialProblem, DifferentialSampler
 from ibp.discovery import RuleFinder
-from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, __version__
+from ibp.errors import CertificateError, InputError, PolicyRefused, ReductionError, StopRequested, how_to_install
 from ibp.exact import ExactProblem
 from ibp.examples import make_training_data
 from ibp.exports import FORM_OWN, check_export_names, export_path, parse_formats, write_exports
@@ -131,6 +132,7 @@ from ibp.residues import GENERIC_PRIME, MAX_PRIME, OTHER_PRIME, SMALLEST_PROBE_P
 from ibp.run_directory import RunDirectory
 from ibp.sampler import Sampler, reconstruct_problem
 from ibp.sectors import Sector, corner, layout_for, r_and_s, sector_of, sector_order, show
+from ibp.shipped import program, shipped
 from ibp.step_controller import STATUS_FORMAT, STATUS_INTERVAL_S, TICK_S, BatchPlan, StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
@@ -273,7 +275,6 @@ def training_device(name: str) -> str:
     return name.removeprefix("torch:") if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-DATA = Path(__file__).resolve().parent / "data"
 BENCHMARK_COLUMNS = {  # column: format
     "integral": "18",
     "r": "3",
@@ -296,7 +297,7 @@ def run_benchmark(options: Options) -> int:
     import tempfile
 
     check_writable(Path(options.output), "--output", is_directory=False)
-    source = DATA / "benchmark_published.csv"
+    source = shipped("benchmark_published.csv")
     if not source.is_file():
         raise InputError(f"{source}: the published figures are missing; --benchmark needs data/ beside ibp_reduce.py")
     with source.open(newline="") as file:
@@ -324,7 +325,7 @@ def _measure(arguments: list[str], scratch: Path) -> tuple[float, float]:
     import subprocess
 
     output = scratch / "result.pkl"
-    command = [sys.executable, str(Path(__file__).resolve()), *arguments, "--paper-masters-only", "--quiet"]
+    command = [sys.executable, str(program()), *arguments, "--paper-masters-only", "--quiet"]
     started = time.perf_counter()
     run = subprocess.run([*command, "--work-dir", str(scratch), "--output", str(output)], capture_output=True, text=True)
     seconds = time.perf_counter() - started
@@ -353,7 +354,7 @@ def _write_benchmark(rows: list[dict[str, Any]], table: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no plot: matplotlib is not installed (pip install matplotlib)")
+        print(f"no plot: matplotlib is not installed ({how_to_install('matplotlib')})")
         return
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
@@ -769,7 +770,7 @@ def make_beam(options: Options, family: Family) -> Beam | None:
     """How to search, None for local elimination. Raises InputError."""
     if options.engine == "rules":
         return None
-    policy = read_policy(str(DATA / "policy.pt") if options.policy is None else options.policy, family)
+    policy = read_policy(str(shipped("policy.pt")) if options.policy is None else options.policy, family)
     return Beam(options.beam_width, options.max_steps, options.beam_order, not options.no_rules, policy)
 
 
@@ -781,7 +782,7 @@ def make_guide(options: Options, family: Family) -> tuple[bytes | None, str]:
     if options.engine != "rules" or options.policy in ("fixed", "random"):
         return None, ""
     try:
-        return read_guide(options.policy or str(DATA / "policy.pt"), family), ""
+        return read_guide(options.policy or str(shipped("policy.pt")), family), ""
     except PolicyRefused as error:
         if options.policy is not None:
             raise
@@ -925,9 +926,9 @@ def store_path(options: Options) -> Path:
 
 def open_stores(options: Options) -> tuple[list[Store], list[Store]]:
     """To look things up, and of a run, which learns into the last one."""
-    path, shipped = store_path(options), Store(DATA / "rules.shelf", read_only=True, say=say)
-    own = [Store(path, write_only=True, say=say)] if options.cold else [shipped, Store(path, say=say)]
-    return [shipped, Store(path, read_only=True, say=say)], own
+    path, common = store_path(options), Store(shipped("rules.shelf"), read_only=True, say=say)
+    own = [Store(path, write_only=True, say=say)] if options.cold else [common, Store(path, say=say)]
+    return [common, Store(path, read_only=True, say=say)], own
 
 
 def run_reduction(options: Options) -> int:
@@ -1230,7 +1231,7 @@ def run_list_symmetries(options: Options) -> int:
         if any(cuts) or len(cuts) > 1 or len(options.cut) > 1:
             raise InputError(f"--list-symmetries: --cut {' --cut '.join(options.cut)}: give one cut of one family that has none yet")
         cuts = [parse_cut(options.cut[0], families[0])]
-    shelves = [] if options.cold else [Store(DATA / "rules.shelf", read_only=True, say=say)]
+    shelves = [] if options.cold else [Store(shipped("rules.shelf"), read_only=True, say=say)]
     geometries = [Geometry(family, cut) for family, cut in zip(families, cuts)]
     nonzero = [known_nonzero_sectors(family, shelves) for family in families]
     print(describe_symmetries(geometries, [[bits for bits in own if bits & cut == cut] for own, cut in zip(nonzero, cuts)]))
@@ -1786,7 +1787,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(str(error))
         return 1
     except ModuleNotFoundError as error:
-        say(f"the package {error.name} is missing: pip install {error.name}")
+        say(f"the package {error.name} is missing: {how_to_install(error.name)}")
         return 2
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # nobody reads on; Python would complain once more when it flushes at exit

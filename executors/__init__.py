@@ -36,3 +36,5 @@ Rooms, each of which knows only those above it:
     follower      what becomes of jobs, as log and queue tell it
     condor        CondorExecutor: what callers use, and the watching thread
 """
+
+__version__ = "0.1.0"  # of all programs here: this floor is the one that they share

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ibp.errors import InputError
+from ibp.errors import InputError, how_to_install
 
 MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
 GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
@@ -188,7 +188,7 @@ def check_device(device: str) -> None:
         try:
             import torch
         except ImportError:
-            raise InputError(f"--device {device} needs torch: pip install torch") from None
+            raise InputError(f"--device {device} needs torch: {how_to_install('torch')}") from None
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch finds no GPU here; leave the option out to compute on the processor")
 

@@ -27,6 +27,7 @@ from ibp.identities import Point
 from ibp.journal import Journal
 from ibp.problems import Problem
 from ibp.run_directory import RunDirectory
+from ibp.shipped import shipped
 from ibp.step_controller import BatchPlan, StepController
 from ibp.steps import reduce_steps
 from ibp.store import Store
@@ -394,3 +395,8 @@ def patch_rooms(patch, package, name, value):
     assert having, f"no room of {package} has {name}"
     for room in having:
         patch.setattr(room, name, value)
+
+
+def ship_from(patch, folder):
+    """In place of what is shipped, a folder of the test's; families stay."""
+    patch_rooms(patch, "ibp", "shipped", lambda name: shipped(name) if "/" in name else folder / name)

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import TRIANGLEBOX, bits_of, patch_rooms, point_of, run_steps, said_by
+from support import TRIANGLEBOX, bits_of, patch_rooms, point_of, run_steps, said_by, ship_from
 from support_oracles import few_examples
 
 import ibp_reduce
@@ -195,7 +195,7 @@ def test_what_is_known_needs_no_guide(reduce_at, tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_said_once_and_the_order_is_fixed(tmp_path, monkeypatch, capsys):
-    patch_rooms(monkeypatch, "ibp", "DATA", tmp_path / "nowhere")
+    ship_from(monkeypatch, tmp_path / "nowhere")
     patch_rooms(monkeypatch, "ibp", "ROWS_WORTH_A_GUIDE", 0)
     words = ["--family", "box", "--integral", "2,1,1,2", "--quiet", "--cold", "--work-dir", str(tmp_path / "w")]
     rows = []
