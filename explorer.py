@@ -71,11 +71,13 @@ from typing import Any
 import numpy as np
 
 from executors.condor import CondorExecutor
-from executors.condor_tools import check_condor_tools, check_submit_options, remove_run, split_options
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
 from executors.files import ensure_standard_streams, replace_file
+from executors.job_runs import remove_run
 from executors.local import LocalExecutor
+from executors.schedd import check_condor_tools
+from executors.submit_file import check_submit_options, split_options
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES, check_strategy
 from phases.active_learning import KNOWN_FITS, NO_PHASE, ActiveLearningExplorer
