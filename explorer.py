@@ -70,6 +70,7 @@ from typing import Any
 
 import numpy as np
 
+from executors import __version__
 from executors.condor import CondorExecutor
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
@@ -86,7 +87,6 @@ from phases.box import DEFAULT_BOX, Box, latin_hypercube
 from phases.classification import classify
 from phases.console import say
 from phases.errors import ExplorerError, InputError
-from executors import __version__
 from phases.history import FIRST_BYTES
 from phases.ideal_states import ideal_state
 from phases.learner import Explorer

@@ -8,8 +8,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ibp.errors import InputError
 from executors.job_runs import read_run
+from ibp.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fake_condor
 import numpy as np
 import pytest
 from support import HERE, P31, PUBLISHED, TRIANGLEBOX, exit_code, patch_rooms, point_of, reduced, ship_from
-
-import fake_condor
-import pytest
-
 from support_condor import SHORT_WAITS
 from support_explorer import TINY, explore
 from support_learning import guide_ground, run_training, training_in

@@ -42,8 +42,8 @@ from support_executors import (
 
 from executors.errors import NotPicklable, RemoteError, TaskDied, TaskTimeout
 from executors.inline import InlineExecutor
-from executors.local import THREAD_VARIABLES, LocalExecutor
-from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, task_cpus
+from executors.local import LocalExecutor
+from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, Description, TimeLimits, task_cpus
 
 
 @pytest.fixture(params=[InlineExecutor, lambda: LocalExecutor(1)], ids=["inline", "local"])
