@@ -26,6 +26,8 @@ def test_the_version_is_read_without_an_import():
     lines = ast.parse((HERE / module / "__init__.py").read_text()).body
     assigned = {line.targets[0].id: line.value for line in lines if isinstance(line, ast.Assign)}
     assert ast.literal_eval(assigned[name]) == __version__
+    assert f"\nversion: {__version__}\n" in (HERE / "CITATION.cff").read_text()
+    assert f"\n## {__version__}\n" in (HERE / "CHANGELOG.md").read_text()
 
 
 def test_extras_are_those_that_messages_name():
