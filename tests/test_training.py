@@ -135,6 +135,7 @@ def test_training_is_the_same_for_the_same_seed(seed, same, trained, examples, p
 # training that stops once a checkpoint is written, before its weights are, until it gets a line
 TRAIN_HELD = """
 import sys, ibp_reduce
+from ibp.training import Training
 original = Training.save
 
 def save(self):
