@@ -26,30 +26,18 @@ from ibp.controller import Controller
 from ibp.discovery import RuleFinder
 from ibp.elimination import eliminate_heavier, is_reducible
 from ibp.errors import PolicyRefused
-from ibp.examples import local_rule, pack_rules, random_target, unpack_rules
+from ibp.examples import local_rule, random_target
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.guide import (
-    GUIDE_KIND,
-    GUIDE_MEMBER,
-    GUIDE_SHAPES,
-    GUIDE_WIDTH,
-    SectorGuide,
-    border_distance,
-    describe_rows,
-    guide_rows,
-    guide_scores,
-    load_guide,
-    pack_guide,
-    product,
-    read_guide,
-)
+from ibp.guide import GUIDE_SHAPES, GUIDE_WIDTH, SectorGuide, describe_rows, guide_rows, guide_scores, product
 from ibp.identities import derive_identities, evaluate_identities, generic_point
-from ibp.policy import load_policy, make_network, pack_policy, unpack_policy
+from ibp.learning import first_guide, guide_loss, measure_guide, train_guide
+from ibp.policy import make_network, pack_policy
 from ibp.problems import Problem
-from ibp.rules import NEIGHBOURHOODS, seeds_around
+from ibp.rules import NEIGHBOURHOODS, border_distance, seeds_around
 from ibp.sectors import Layout, Sector
 from ibp.store import Store
-from ibp.training import first_guide, guide_loss, measure_guide, train_guide
+from ibp.training_data import pack_rules, unpack_rules
+from ibp.weights import GUIDE_KIND, GUIDE_MEMBER, load_guide, load_policy, pack_guide, read_guide, unpack_policy
 
 GUIDED_TARGETS = {  # reduced from nothing, in seconds
     "bubble": [(3, 2), (2, -2)],
