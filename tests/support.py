@@ -350,11 +350,25 @@ def start(command, place):
     return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+# at the head of a script: replace(name, value) in all rooms that have the name, as patch_rooms does
+PATCHING = """
+import importlib, pkgutil, sys
+import ibp, ibp_reduce
+ROOMS = [ibp_reduce, *(importlib.import_module(f"ibp.{room.name}") for room in pkgutil.iter_modules(ibp.__path__))]
+
+def replace(name, value):
+    having = [room for room in ROOMS if name in vars(room)]
+    assert having, name
+    for room in having:
+        setattr(room, name, value)
+"""
 # the program, which stops after so many additions to its journal until it gets a line
-HELD = """
-import sys, ibp_reduce
+HELD = f"""{PATCHING}
+from ibp.journal import Journal
+
 program, count, *words = sys.argv[1:]
-original, left, STATUS_INTERVAL_S = Journal.append, int(count), 0.01
+original, left = Journal.append, int(count)
+replace("STATUS_INTERVAL_S", 0.01)
 
 def append(self, value):
     global left
