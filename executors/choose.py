@@ -11,9 +11,9 @@ from pathlib import Path
 
 from executors.base import TaskExecutor
 from executors.condor import CondorExecutor
-from executors.condor_tools import check_condor_tools
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
+from executors.schedd import check_condor_tools
 from executors.tasks import Description, TimeLimits
 
 

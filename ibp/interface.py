@@ -24,7 +24,7 @@ from ibp.exact import parse_symbols
 from ibp.exports import read_export
 from ibp.families import BUILT_IN_FAMILIES, Family, Index, load_family, load_one_family
 from ibp.functions import poly_text
-from ibp.geometry import Geometry
+from ibp.geometry import Geometry, SectorMap
 from ibp.identities import Operator, derive_identities
 from ibp.kira import KiraProject
 from ibp.outputs import Outputs
@@ -39,7 +39,7 @@ from ibp.requests import check_prime, parse_point
 from ibp.runs import Running, make_executor
 from ibp.sectors import corner
 from ibp.store import Store, open_stores
-from ibp.symmetries import SectorMap, find_symmetries
+from ibp.symmetries import find_symmetries
 from ibp.system_points import pose_system, solve_modulo
 from ibp.systems import parse_system_values
 from ibp.targets import Request, parse_integral

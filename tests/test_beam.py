@@ -45,7 +45,6 @@ from ibp.sector_tasks import SectorTask
 from ibp.sectors import Sector, find_nonzero_sectors, layout_for
 from ibp.shipped import shipped
 from ibp.store import Store
-from ibp.weights import load_policy
 
 SHIPPED_POLICY = shipped("policy.pt")
 needs_policy = pytest.mark.skipif(not SHIPPED_POLICY.exists(), reason="no data/policy.pt")

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from support import (
     BUBBLE,
     DEADLINE_S,
+    PATCHING,
     PUBLISHED,
     SMALL,
     TRIANGLEBOX,
@@ -385,22 +386,23 @@ def test_locked_store_is_given_up_with_one_line_and_does_not_cost_the_result(pla
 
 
 # the program, which says 'done' after each search for masters, or each time that it has learned something
-ANNOUNCING = """
-import sys, ibp.run_state, ibp.sector_scheme, ibp_reduce
+ANNOUNCING = f"""{PATCHING}
 from ibp.console import Progress
-_, when, interval, *words = sys.argv
+from ibp.master_search import find_masters
+
+_, when, interval_s, *words = sys.argv
 
 def announced(function):
     def call(*arguments):
         result = function(*arguments)
         print('done', flush=True)
         return result
-    call.__module__, call.__qualname__ = 'ibp.sector_scheme', function.__qualname__  # pickles by name, as the original does
+    call.__module__, call.__qualname__ = function.__module__, function.__qualname__  # pickles by name, as the original does
     return call
 
-ibp.run_state.FLUSH_INTERVAL_S = float(interval)
+replace("FLUSH_INTERVAL_S", float(interval_s))
 if when == 'searched':
-    ibp.sector_scheme.find_masters = announced(ibp.sector_scheme.find_masters)
+    replace("find_masters", announced(find_masters))
 else:
     Progress.advance = announced(Progress.advance)
 sys.argv = ['ibp_reduce.py', *words]
@@ -449,9 +451,8 @@ def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(phase, bare, plac
 
 def test_command_of_an_interrupted_run_can_be_pasted_and_uses_the_rules_found(bare, place):
     code = (
-        "import runpy, sys, ibp_reduce\n"
-        "def stop(*_): raise KeyboardInterrupt\n"
-        "ibp_reduce.write_pickle = stop\n"
+        PATCHING + "def stop(*_): raise KeyboardInterrupt\n"
+        "replace('write_pickle', stop)\n"
         "sys.argv = [sys.argv[1], '--cold', '--paper-masters-only', '--integral', '" + SMALL + "']\n"
         "sys.exit(ibp_reduce.main())"
     )
