@@ -1,4 +1,4 @@
-"""What beam searches found, as a file that can be checked by itself."""
+"""What beam searches found, as a file that can be checked by itself: `write_paths` and `replay_paths`."""
 
 from __future__ import annotations
 
