@@ -20,7 +20,6 @@ from support import (
     check_refused,
     combine,
     exit_code,
-    family_as_json,
     numbers_of,
     point_of,
     reduced,
@@ -29,7 +28,7 @@ from support import (
 from support_oracles import exact_result, seeds_of, small_family
 
 from ibp.errors import InputError
-from ibp.families import BUILT_IN_FAMILIES, load_family
+from ibp.families import BUILT_IN_FAMILIES, family_definition, load_family
 from ibp.identities import derive_identities, evaluate_identities
 from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
 
@@ -272,7 +271,7 @@ def test_sectors_that_are_none(text):
 def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
     """{'bilinear': [['2*k1', 'v'], 'w']} is ['2*k1*v', 'w'], from JSON and from Kira's YAML."""
     plain = small_family("heavy", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
-    definition = family_as_json(plain)
+    definition = family_definition(plain)
     definition["propagators"] = [["k1", "m"], {"bilinear": [["2*k1", "v"], "w"]}]
     (tmp_path / "f.json").write_text(json.dumps(definition))
     assert identities_at(load_family(str(tmp_path / "f.json"))) == identities_at(plain)
