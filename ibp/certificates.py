@@ -18,16 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from executors import __version__
 from ibp.arithmetic import evaluate
 from ibp.elimination import difference
-from ibp.errors import UNREADABLE, CertificateError, InputError, __version__, in_short
+from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import BUILT_IN_FAMILIES, Expression, Family, Index, define_family, family_definition
 from ibp.geometry import symanzik
 from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form, show_point
 from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
+from ibp.polynomials import Polynomial
 from ibp.problems import Outcome, Problem
 from ibp.replay import MAX_INDEX
-from ibp.residues import Polynomial
 from ibp.sectors import show
 from ibp.tables import sorted_rows
 from ibp.targets import Combination, show_target, show_targets

@@ -17,10 +17,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from executors import __version__
 from ibp.arithmetic import calculate, names_in
 from ibp.coefficients import expressions_of, matrices_of, names_in_coefficients, series_text
 from ibp.console import write_output
-from ibp.errors import UNREADABLE, InputError, __version__, in_short
+from ibp.errors import UNREADABLE, InputError, in_short
 from ibp.families import Index
 
 EXPORT_FORMAT = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ibp.arithmetic import evaluate
-from ibp.errors import InputError
+from ibp.errors import InputError, how_to_install
 from ibp.families import Family, check_family, cut_lines, read_propagator
 from ibp.identities import function_field
 
@@ -65,7 +65,7 @@ def read_yaml(path: Path, key: str) -> Any:
     try:
         import yaml
     except ImportError:
-        raise InputError("--kira-config needs PyYAML (pip install pyyaml)") from None
+        raise InputError(f"--kira-config needs PyYAML: {how_to_install('yaml')}") from None
 
     class Loader(yaml.SafeLoader):
         yaml_implicit_resolvers = {}  # all scalars are text

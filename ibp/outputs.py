@@ -19,8 +19,8 @@ from ibp.errors import InputError
 from ibp.exports import check_export_names, export_path, targets_with_names, write_exports
 from ibp.families import cut_lines
 from ibp.paths import write_paths
-from ibp.problems import Outcome, Problem, result_record
-from ibp.records import write_pickle
+from ibp.problems import Outcome, Problem
+from ibp.records import result_record, write_pickle
 from ibp.verification import read_result
 
 

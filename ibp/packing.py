@@ -10,8 +10,8 @@ from typing import Any
 from ibp.arithmetic import parse_number
 from ibp.families import Expression, Family, Index
 from ibp.identities import Point
+from ibp.primes import is_usable_prime
 from ibp.replay import MAX_INDEX
-from ibp.residues import is_usable_prime
 
 
 def pack_point(point: Point) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ibp.arithmetic import parse_number
 from ibp.errors import InputError
 from ibp.families import Family, Index, check_common, load_families, load_one_family
 from ibp.identities import Point
-from ibp.residues import MAX_PRIME, is_usable_prime
+from ibp.primes import MAX_PRIME, is_usable_prime
 from ibp.sectors import corner, r_and_s
 from ibp.targets import Request, family_of, parse_integral, read_targets
 

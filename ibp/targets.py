@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ibp.arithmetic import evaluate, is_factor, split_terms
-from ibp.console import shortened
 from ibp.errors import InputError
 from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Point, function_field
@@ -88,16 +87,6 @@ class Request:
     @property
     def integrals(self) -> tuple[Index, ...]:
         return integrals_in((*self.targets, *self.combinations, *self.preferred))
-
-
-def expression_lines(target: Index | str, expression: dict) -> list[str]:
-    if not expression:
-        return [f"{show_target(target)} = 0"]
-    return [f"{show_target(target)} = sum of {len(expression)} terms", *term_lines(expression, max(map(len, map(show, expression))))]
-
-
-def term_lines(expression: dict, width: int) -> list[str]:
-    return [f"  {show(term):{width}}  {shortened(str(value))}" for term, value in expression.items()]
 
 
 def parse_integral(text: str, family: Family, where: str) -> Index:

@@ -28,8 +28,8 @@ from support import (
 )
 
 import ibp_reduce
+from executors import __version__
 from executors.files import load_builtins
-from ibp.errors import __version__
 from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.rules import NEIGHBOURHOODS
 

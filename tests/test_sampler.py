@@ -1,4 +1,4 @@
-"""sampler."""
+"""Runs over many points: journals, interruptions, wrong usage."""
 
 import contextlib
 import os
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DEADLINE_S, PUBLISHED, TRIANGLEBOX, check_refused, ended, exit_code, patch_rooms, said, start, wait_until
+from support import DEADLINE_S, PUBLISHED, TRIANGLEBOX, check_refused, ended, exit_code, patch_rooms, said, ship_from, start, wait_until
 from support_executors import fail
 from support_oracles import IN_D, check_against_direct_runs, exact_result
 
 import ibp_reduce
 from ibp.journal import Journal
-from ibp.reconstruction import Reconstruction
 
 
 def test_killed_exact_run_goes_on(bare, ready):
@@ -46,10 +45,10 @@ def interrupted_and_not(learned, tmp_path_factory):
     place = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch_rooms(patch, "ibp", "DATA", place / "nothing shipped")
+        ship_from(patch, place / "nothing shipped")
         shutil.copy(learned, "s")
         undisturbed = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
-        patch.setattr(Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        patch_rooms(patch, "ibp", "check_functions", lambda *_: fail(KeyboardInterrupt))
         assert exit_code([*IN_D, "--store", "s", "--quiet"]) == 130
     assert (place / "ibp_work/exact.journal").stat().st_size > 1000
     return place / "ibp_work", undisturbed
