@@ -71,7 +71,7 @@ def test_expansion_with_other_symbols_agrees_with_sympy():
 @pytest.mark.parametrize("text", ["4", "d-1", "m1-eps", "4-2*eps**2", "4/eps", "4+x*y", "4+0*eps", "4-2*", "eps/(1-1)", ""])
 def test_what_is_no_dimension(text, place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(SYMBOLIC))
-    check_refused(["--convert", "r.pkl", "--epsilon", text], place, capsys, ["--epsilon"])
+    check_refused(["convert", "r.pkl", "--epsilon", text], place, capsys, ["--epsilon"])
 
 
 def test_expansion_from_the_command_line(place, capsys):
@@ -80,7 +80,7 @@ def test_expansion_from_the_command_line(place, capsys):
     record = record_of({(2, 1, 0, 1, 1, 0, 0): {master: "-(d - 3)/(d - 4)**2", SUNRISE_CORNER: "(d - 4)**9"}}, d="d")
     Path("r.pkl").write_bytes(pickle.dumps(record))
     exports = ["--export", "json,form", "--export", "kira"]
-    assert exit_code(["--convert", "r.pkl", "--epsilon", "4-2*eps", "--order", "2", "--output", "deep/e.pkl", *exports]) == 0
+    assert exit_code(["convert", "r.pkl", "--epsilon", "4-2*eps", "--order", "2", "--output", "deep/e.pkl", *exports]) == 0
     printed, said = capsys.readouterr()
     assert said == "" and "expanded with d = 4-2*eps through eps**2: 2 coefficients\n" in printed
     assert "I[1,1,0,1,1,0,0]  -1/4*eps**-2 + 1/2*eps**-1\n" in printed
@@ -100,4 +100,4 @@ def test_expansion_from_the_command_line(place, capsys):
 @pytest.mark.parametrize("record", [MODULAR, EXACT])
 def test_what_is_no_function_of_d_is_not_expanded(record, place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(record))
-    check_refused(["--convert", "r.pkl", "--epsilon", "4-2*eps"], place, capsys, ["--epsilon", "not functions of d"])
+    check_refused(["convert", "r.pkl", "--epsilon", "4-2*eps"], place, capsys, ["--epsilon", "not functions of d"])

@@ -389,13 +389,13 @@ def test_results_of_kira_are_verified(place, capsys):
     for words in ([], ["--exact"], ["--symbols", "d,s,t"]):
         assert exit_code([*run, "--integral=boxx[2,1,0,1]", "--output=r.pkl", "--quiet", *words]) == 0
         capsys.readouterr()
-        assert exit_code([*run, "--verify=r.pkl"]) == 0
+        assert exit_code(["verify", "r.pkl", *run]) == 0
         assert capsys.readouterr().out.startswith("verified: I[2,1,0,1] of boxx at ")
-    check_refused(["--verify=r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
+    check_refused(["verify", "r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
     assert exit_code(["--family=bubble", "--integral=2,1", "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["bubble is none of box, boxx"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["bubble is none of box, boxx"])
     assert exit_code([*run, "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["r.pkl: is of several families", "one family"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["r.pkl: is of several families", "one family"])
 
 
 @needs_yaml
@@ -406,7 +406,7 @@ def test_differential_equations_of_kira(place, capsys):
     own = exact_result("--family", "box", "--differential-equation=t")["differential_equation"]
     assert exact_result(*words)["differential_equation"] == own
     assert exact_result(*words, "--integral", "1,1,1,1")["differential_equation"] == own
-    assert exit_code(["--verify=r.pkl", "--kira-config", project]) == 0
+    assert exit_code(["verify", "r.pkl", "--kira-config", project]) == 0
     check_refused(["--kira-config", project, "--differential-equation=t"], place, capsys, ["one family at a time", "box, boxx"])
     cut = exact_result("--kira-config", write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX), *words[2:])
     kept = [(1, 0, 1, 0), (1, 1, 1, 1)]
