@@ -27,7 +27,7 @@ from executors.tasks import Description, load_outcome, perform
 from ibp.batches import BatchPlan
 from ibp.console import Reporter
 from ibp.controller import Controller
-from ibp.families import BUILT_IN_FAMILIES
+from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.identities import Point
 from ibp.journal import Journal
 from ibp.problems import Problem
@@ -168,19 +168,7 @@ def snapshot(directory):
     return {path.relative_to(directory): path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
 
 
-def family_as_json(family):
-    return {
-        "name": family.name,
-        "loop_momenta": list(family.loop_momenta),
-        "external_momenta": list(family.external_momenta),
-        "propagators": [list(pair) for pair in family.propagators],
-        "isps": family.isps,
-        "kinematics": dict(family.kinematics),
-        "invariants": {name: int(value) for name, value in family.point},
-    }
-
-
-BUBBLE_JSON = family_as_json(BUILT_IN_FAMILIES["bubble"])
+BUBBLE_JSON = {key: value for key, value in family_definition(BUILT_IN_FAMILIES["bubble"]).items() if key != "d"}
 
 
 def default_point(family, prime=1009):

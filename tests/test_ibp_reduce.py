@@ -17,7 +17,6 @@ from support import (
     TRIANGLEBOX,
     check_refused,
     exit_code,
-    family_as_json,
     known,
     patch_rooms,
     program,
@@ -31,7 +30,7 @@ from support import (
 import ibp_reduce
 from executors import __version__
 from executors.files import load_builtins
-from ibp.families import BUILT_IN_FAMILIES
+from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.rules import NEIGHBOURHOODS
 
 # words of the command: what the line on stderr must contain
@@ -476,7 +475,7 @@ def test_integrals_of_a_file_reduce_as_they_do_alone(place):
 
 @pytest.mark.parametrize("name, integral", [("bubble", "3,2"), ("box", "2,1,1,2"), ("sunrise", "2,1,1,-1,0")])
 def test_family_file_gives_what_the_built_in_family_gives(name, integral, place):
-    Path("f.json").write_text(json.dumps(family_as_json(BUILT_IN_FAMILIES[name]) | {"name": "mine"}))
+    Path("f.json").write_text(json.dumps(family_definition(BUILT_IN_FAMILIES[name]) | {"name": "mine"}))
     keys = ("reductions", "masters", "unreduced", "kinematics", "d")
     built_in = reduced("--family", name, "--integral", integral, "--store", "a")
     mine = reduced("--family", "f.json", "--integral", f"mine[{integral}]", "--store", "b")
