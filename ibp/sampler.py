@@ -120,14 +120,15 @@ def find_coefficients(
             coefficients = problem.prepare(rng, shelves, progress, directory.shared)
             sampler = Sampler(coefficients, executor, journal, progress, tasks, directory.stop_request, known)
             sampler.restore()
-            return _reconstructed(coefficients, sampler, rng, started)
+            return _reconstructed(sampler, rng, started)
     finally:
         progress.close()
         if journal.is_new and not known:  # nothing to go on with
             directory.clear()
 
 
-def _reconstructed(coefficients: Coefficients, sampler: Sampler, rng: np.random.Generator, started: float) -> ExactOutcome:
+def _reconstructed(sampler: Sampler, rng: np.random.Generator, started: float) -> ExactOutcome:
+    coefficients = sampler.coefficients
     names, order, variables = coefficients.names, coefficients.order, coefficients.variables
     found = reconstruct(sampler, variables, len(names), rng, sampler.announce, sampler.estimate, coefficients.letters())
     reductions: dict[Any, dict[Any, Fraction | str]] = {row: {} for row in coefficients.rows}
@@ -146,24 +147,24 @@ def _reconstructed(coefficients: Coefficients, sampler: Sampler, rng: np.random.
     return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, max(sampler.memory, peak_memory_kb()))
 
 
+@dataclass
 class Sampler:
     """Values of coefficients at sample points (called with these): those known already, else by tasks. known: is filled."""
 
-    def __init__(
-        self,
-        coefficients: Coefficients,
-        executor: Any,
-        journal: Journal,
-        progress: Progress,
-        tasks: PointTasks,
-        stop_request: Path,
-        known: dict[Sample, np.ndarray | None],
-    ):
-        self.coefficients, self.executor, self.journal, self.progress = coefficients, executor, journal, progress
-        self.tasks, self.stop_request, self.known = tasks, stop_request, known
-        self.shares = tasks.shares or executor.processes
-        self.counts = {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0}
-        self.seconds = self.memory = 0
+    coefficients: Coefficients
+    executor: Any
+    journal: Journal
+    progress: Progress
+    tasks: PointTasks
+    stop_request: Path
+    known: dict[Sample, np.ndarray | None]
+    counts: dict[str, int] = field(default_factory=lambda: {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0})
+    seconds: float = 0
+    memory: int = 0
+
+    @property
+    def shares(self) -> int:
+        return self.tasks.shares or self.executor.processes
 
     def restore(self) -> None:
         """Take over what the journal holds. Raises ReductionError where it does not belong here."""

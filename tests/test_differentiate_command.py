@@ -1,6 +1,5 @@
 """What a run of differential equations writes and refuses."""
 
-import itertools
 import json
 import pickle
 import shlex
@@ -13,7 +12,6 @@ from support_oracles import FunctionField, are_equal, json_free_copy, record_of
 
 from ibp.exports import read_export, write_exports
 from ibp.families import BUILT_IN_FAMILIES, family_definition
-from ibp.samples import unpack_points
 from ibp.sectors import show, weight
 from ibp.verification import read_result
 
@@ -115,22 +113,6 @@ def test_interrupted_differential_equations_go_on(ready, monkeypatch, capsys):
     undisturbed = pickle.loads(Path("r.pkl").read_bytes())
     assert resumed["differential_equation"] == undisturbed["differential_equation"]
     assert resumed["statistics"]["resumed"] > 30 and undisturbed["statistics"]["resumed"] == 0
-
-
-@pytest.mark.parametrize("more", [["--local", "2"], ["--masters", "masters"]])
-def test_points_where_the_trace_fails_are_done_by_themselves(more, ready, monkeypatch, equations):
-    """Every third point is said to have failed."""
-    Path("masters").write_text("2,1,1,0,0\n1,2,1,0,0\n")
-    words = ["--family", "sunrise", "--differential-equation", "s,m", "--store", "s", "--quiet", "--output", "r.pkl", *more]
-    assert exit_code(words) == 0
-    undisturbed = pickle.loads(Path("r.pkl").read_bytes())
-    unpack, count = unpack_points, itertools.count()
-    patch_rooms(monkeypatch,
-        "ibp", "unpack_points", lambda *given: (unpack(*given)[0], unpack(*given)[1] & [next(count) % 12 > 0 for _ in given[2]])
-    )
-    assert exit_code(words) == 0
-    result = pickle.loads(Path("r.pkl").read_bytes())
-    assert result["differential_equation"] == undisturbed["differential_equation"] and result["statistics"]["unlucky"] > 3
 
 
 DIFFERENTIAL_USAGE_ERRORS = {
