@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from ibp.arithmetic import evaluate, parse_number
-from ibp.elimination import subtract
+from ibp.elimination import Solved, echelon, needed_lines, substitute_back
 from ibp.errors import InputError
 from ibp.identities import freeze_ratio, function_field
 from ibp.polynomials import Polynomial, polynomial_residue
@@ -102,26 +102,17 @@ def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str
     return tuple(sorted(labels, key=lambda label: weight(indices[label])))
 
 
-def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[dict[int, dict[int, int]], list[int]]:
+def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[Solved, list[int]]:
     """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
 
     Raises InputError where a denominator vanishes modulo p.
     """
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
-    for place, equation in enumerate(system.equations):
+    for equation in system.equations:
         residues = {number[label]: _coefficient_residue(value, label, p, values) for label, value in equation.items()}
-        rows.append((place, {place: value for place, value in residues.items() if value}))
-    pivots: dict[int, dict[int, int]] = {}
-    used = []
-    for place, row in sorted(rows, key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
-        while row and (lead := max(row)) in pivots:
-            subtract(row, pivots[lead], -row.pop(lead), p)
-        if row:
-            factor = -pow(row.pop(lead), -1, p)
-            pivots[lead] = {place: value * factor % p for place, value in row.items()}
-            used.append(place)
-    return pivots, used
+        rows.append({place: value for place, value in residues.items() if value})
+    return echelon(rows, p)
 
 
 def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: Sequence[int]) -> int:
@@ -145,23 +136,13 @@ def solve_system(
     return back_substitute(system, eliminate_system(system, p, values)[0], p, wanted)
 
 
-def back_substitute(
-    system: LinearSystem, pivots: dict[int, dict[int, int]], p: int, wanted: Collection[str] | None
-) -> dict[str, dict[str, int]]:
+def back_substitute(system: LinearSystem, pivots: Solved, p: int, wanted: Collection[str] | None) -> dict[str, dict[str, int]]:
     """`solve_system` from an elimination, whose rows it changes."""
     labels = system.unknowns
     if wanted is not None:
         some = set(wanted)
-        left, needed = [place for place, label in enumerate(labels) if label in some], set()
-        while left:
-            if (place := left.pop()) in pivots and place not in needed:
-                needed.add(place)
-                left += pivots[place]
-        pivots = {place: pivots[place] for place in needed}
-    for lead in sorted(pivots):
-        row = pivots[lead]
-        for place in [place for place in row if place in pivots]:
-            subtract(row, pivots[place], -row.pop(place), p)
+        pivots = needed_lines(pivots, [place for place, label in enumerate(labels) if label in some])
+    substitute_back(pivots, p)
     return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
 
 

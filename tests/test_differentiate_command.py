@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support import check_refused, exit_code, patch_rooms, said
 from support_executors import fail
-from support_oracles import FunctionField, are_equal, json_free_copy, record_of
+from support_oracles import are_equal, json_free_copy, record_of
 
 from ibp.exports import read_export, write_exports
 from ibp.families import BUILT_IN_FAMILIES, family_definition
@@ -56,7 +56,7 @@ def test_exports_of_differential_equations_as_they_stand(ready):
     assert exit_code(converted) == 0 and Path("c.json").exists() and Path("c.pkl").exists()
 
 
-@pytest.mark.parametrize("name", ["box", "sunrise"])
+@pytest.mark.parametrize("name", ["box", "sunrise", *(pytest.param(name, marks=pytest.mark.slow) for name in ("doublebox", "trianglebox"))])
 def test_differential_equations_are_verified(name, equations, capsys):
     path = equations(name)["path"]
     line = said(capsys, ["--verify", str(path), "--work-dir", str(path.parent / "work")], 0)
@@ -161,20 +161,3 @@ def test_differential_equations_that_there_are_not(command, ready, capsys):
     code, says = DIFFERENTIAL_TROUBLE[command]
     line = said(capsys, [*command.split(), "--store", "s", "--quiet", "--policy", "fixed"], code)
     assert line.count("\n") == 1 and says in line and len(line) < 400 and not Path("results").exists()
-
-
-@pytest.mark.slow
-def test_equations_of_the_doublebox_in_another_dimension(equations):
-    functions = FunctionField(equations("doublebox", "s,t,d"))
-    shift = functions.matrices["d"]
-    for x in "st":
-        lowered = [[functions.lowered(entry) for entry in row] for row in functions.matrices[x]]
-        right = functions.total(functions.derivative(shift, x), functions.product(shift, functions.matrices[x]))
-        assert functions.product(lowered, shift) == right
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["doublebox", "trianglebox"])
-def test_larger_differential_equations_are_verified(name, equations, capsys):
-    path = equations(name)["path"]
-    assert said(capsys, ["--verify", str(path), "--work-dir", str(path.parent / "work")], 0).startswith("verified")

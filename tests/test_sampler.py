@@ -193,14 +193,7 @@ def test_benchmark_of_points(ready, capsys):
 
 
 @pytest.mark.slow
-def test_headline_in_d(reduce_at, tmp_path, monkeypatch):
+@pytest.mark.parametrize("symbols", ["d", "d,m1,m2,m3"])
+def test_headline_in_symbols(symbols, reduce_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = exact_result("--symbols", "d")
-    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d"], 20, paper_masters_only=True)
-
-
-@pytest.mark.slow
-def test_headline_in_everything(reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = exact_result("--symbols", "d,m1,m2,m3")
-    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d", "m1", "m2", "m3"], 20, paper_masters_only=True)
+    check_against_direct_runs(exact_result("--symbols", symbols), reduce_at, TRIANGLEBOX, symbols.split(","), 20, paper_masters_only=True)
