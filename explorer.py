@@ -83,7 +83,8 @@ from phases.annealer import MODES, simulate
 from phases.box import DEFAULT_BOX, Box, latin_hypercube
 from phases.classification import classify
 from phases.console import say
-from phases.errors import ExplorerError, InputError, __version__
+from phases.errors import ExplorerError, InputError
+from executors import __version__
 from phases.history import FIRST_BYTES
 from phases.ideal_states import ideal_state
 from phases.learner import Explorer

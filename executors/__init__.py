@@ -1,1 +1,3 @@
 """."""
+
+__version__ = "0.1.0"  # of all programs here: this floor is the one that they share

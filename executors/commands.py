@@ -45,8 +45,9 @@ def option(default: Any, text: str, **more: Any) -> Any:
     """A field that is an option.
 
     metavar: what stands for its value in the help; choices: the texts it may be; least, most: its range; above, below: its open range;
-    bare: its value where none follows it; positional: it has no name on the command line; needs: options, as `name` or `name=value`, one of which must be
-    given for this one to mean anything; excludes: options that cannot be given beside it.
+    pattern: a regular expression for it, and the values in words; bare: its value where none follows it; positional: True, or "needed": it has no
+    name on the command line; needs: options, as `name` or `name=value`, one of which must be given for this one to mean anything; excludes:
+    options that cannot be given beside it.
     """
     return field(default=default, metadata={"help": text, **more})
 
@@ -56,7 +57,12 @@ def spelled(name: str) -> str:
 
 
 def parse(
-    program: str, commands: Mapping[str, Command], argv: Sequence[str], about: str = "", version: str = "", gone: Mapping[str, str] | None = None
+    program: str,
+    commands: Mapping[str, Command],
+    argv: Sequence[str],
+    about: str = "",
+    version: str = "",
+    gone: Mapping[str, str] | None = None,
 ) -> tuple[Command, Any]:
     """The command that these words ask for, the first of `commands` where they name none, and its options.
 
@@ -98,12 +104,14 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(program: str, name: str, commands: Mapping[str, Command], about: str, version: str) -> argparse.ArgumentParser:
     """Of one command; values are kept as texts, and what is not given is left out."""
     command, default = commands[name], next(iter(commands))
-    others = "\n".join(f"  {other:14}{each.about}" for other, each in commands.items())
+    others = "\n".join(f"  {other:18}{each.about}" for other, each in commands.items())
     parser = _Parser(
         prog=program if name == default else f"{program} {name}",
         usage=None if name != default else f"{program} [COMMAND] [options]",
         description=about if name == default else command.options.__doc__,
-        epilog=f"commands (without one: {default}), each with --help of its own:\n{others}\n\n{EXIT_CODES}" if name == default else EXIT_CODES,
+        epilog=f"commands (without one: {default}), each with --help of its own:\n{others}\n\n{EXIT_CODES}"
+        if name == default
+        else EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
@@ -124,12 +132,15 @@ EXIT_CODES = "exit codes: 0 done; 1 not everything done, or a check failed; 2 wr
 
 def home_of(options: type, name: str) -> type:
     """The class that defines a field."""
-    return next(cls for cls in options.__mro__ if name in cls.__dict__.get("__annotations__", {}))
+    return next(cls for cls in options.__mro__ if name in vars(cls).get("__annotations__", {}))
 
 
 def add_option(group: Any, f: Any) -> None:
     more = f.metadata
-    shown = {"help": more["help"].replace("%", "%%"), "metavar": more.get("metavar") or (choices_text(more["choices"]) if "choices" in more else None)}
+    shown = {
+        "help": more["help"].replace("%", "%%"),
+        "metavar": more.get("metavar") or (choices_text(more["choices"]) if "choices" in more else None),
+    }
     if more.get("positional"):
         group.add_argument(f.name, nargs="?", **shown)
         return
@@ -162,8 +173,12 @@ def value_of(f: Any, text: Any) -> Any:
     """An option's value. Raises UsageError."""
     more = f.metadata
     name = more.get("metavar", f.name) if more.get("positional") else spelled(f.name)
+    if isinstance(text, list):
+        return tuple(value_of(f, item) for item in text)
     if not isinstance(text, str):
-        return tuple(text) if isinstance(text, list) else text
+        return text
+    if "pattern" in more and not re.fullmatch(more["pattern"][0], text, re.DOTALL):
+        raise UsageError(f"{name} {text}: expected {more['pattern'][1]}")
     kind = f.type.removesuffix(" | None")
     try:
         value: Any = {"int": int, "float": float}.get(kind, str)(text)
@@ -188,8 +203,12 @@ def range_text(f: Any) -> str:
     if "choices" in more:
         return " or ".join([", ".join(more["choices"][:-1]), more["choices"][-1]]) if len(more["choices"]) > 1 else more["choices"][0]
     what = "a whole number" if f.type.startswith("int") else "a number"
-    limits = [f"{word} {more[key]:.10g}" for key, word in (("least", "from"), ("above", "above"), ("most", "to"), ("below", "below")) if key in more]
-    return f"{what} {', '.join(limits)}".rstrip()
+    limits = [
+        f"{word} {more[key]:.10g}"
+        for key, word in (("least", "from"), ("above", "above"), ("most", "to"), ("below", "below"))
+        if key in more
+    ]
+    return f"{what} {', '.join(limits)}".rstrip().replace(", to", " to")
 
 
 def check_company(f: Any, values: Mapping[str, Any], options: type) -> None:
@@ -222,5 +241,5 @@ def unknown_text(word: str, name: str, commands: Mapping[str, Command]) -> str:
 
 
 def nearest(word: str, known: Sequence[str] | Mapping[str, Any] | set[str]) -> str:
-    found = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    found = difflib.get_close_matches(word.strip("-"), [name.strip("-") for name in known], 1, 0.7)
+    return f"; did you mean {word[: len(word) - len(word.lstrip('-'))]}{found[0]}?" if found else ""

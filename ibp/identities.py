@@ -242,6 +242,11 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
     return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), rows)
 
 
+def generic_equations(family: Family) -> Equations:
+    """The identities of a family at its generic point."""
+    return evaluate_identities(derive_identities(family), generic_point(family))
+
+
 def mass_dimension(terms: Operator) -> int | None:
     """Of an identity, or of a combination less what d gives, in units of a squared mass; None where the terms differ."""
     dimensions = set()

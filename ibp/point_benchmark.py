@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ibp.console import Progress, peak_memory_kb
+from executors.files import peak_memory_kb
+from ibp.console import Progress
 from ibp.exact import ExactProblem
 from ibp.primes import SMALLEST_PROBE_PRIME, probe_primes
 from ibp.probe import probe

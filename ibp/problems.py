@@ -1,4 +1,4 @@
-"""What is to be reduced where, and what came out."""
+"""What is to be reduced where, and what came out: `Problem` and `Outcome`, of an exact run `ExactOutcome`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from executors import __version__
 from ibp.beam import Beam
-from ibp.errors import InputError, __version__
+from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
 from ibp.identities import Column, Point
 from ibp.masters import MasterRelation
@@ -47,13 +48,21 @@ class Problem:
     def __post_init__(self) -> None:
         """Raises InputError."""
         if self.symmetries and self.paper_masters_only:
-            raise InputError(
-                "--paper-masters-only and --symmetries contradict each other: the published masters are those without symmetries"
-            )
+            raise InputError("published masters and symmetries contradict each other: the published masters are those without symmetries")
 
     def on_cut(self, cut: int) -> Problem:
         """The same on a cut, where preferred masters without its lines are zero."""
         return replace(self, cut=cut, preferred_masters=tuple(m for m in self.preferred_masters if cut & sector_of(m) == cut))
+
+    @property
+    def corners_stay(self) -> bool:
+        """Whether corners of sectors without published masters are masters, too; then results would depend on the path, and must not."""
+        return bool(self.family.paper_masters) and not self.paper_masters_only and not self.symmetries
+
+    @property
+    def used_beam(self) -> Beam | None:
+        """Where corners stay a result must not depend on which paths were found before."""
+        return replace(self.beam, reuse=False) if self.beam is not None and self.corners_stay else self.beam
 
     @property
     def keys(self) -> tuple[Index | str, ...]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
-from ibp.console import Progress
+from ibp.carrying import propagate
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import ReductionError
 from ibp.families import Index
@@ -22,8 +23,7 @@ from ibp.identities import Operator, evaluate_identities, show_point, unit_colum
 from ibp.problems import Outcome, Problem
 from ibp.replay import CompiledRule
 from ibp.rule_results import FirstPoint
-from ibp.sector_reduction import SectorReduction, Wave, propagate, reduce_sector
-from ibp.sector_tasks import SectorTask
+from ibp.sector_reduction import SectorReduction, reduce_sector
 from ibp.sector_traces import SectorPart, lay_out
 from ibp.sectors import sector_of, sector_order, show
 from ibp.store import Store
@@ -41,26 +41,14 @@ class Recorder(InlineExecutor):
     def submit(self, fn: Callable, /, *args: Any, **kwargs: Any) -> Future:
         if fn is not reduce_sector:
             return super().submit(fn, *args, **kwargs)
-        work = _RecordedReduction(replace(args[0], steps={}), self.recorded.setdefault(args[0].bits, []))
+        recorded = self.recorded.setdefault(args[0].bits, [])
+        work = SectorReduction(replace(args[0], steps={}), note=lambda *reduced: recorded.append(reduced))
         future: Future = Future()
         future.set_result(replace(work.run(), new_steps={}))  # a step at a random point is of no use to anybody
         return future
 
 
-class _RecordedReduction(SectorReduction):
-    def __init__(self, task: SectorTask, recorded: list[tuple[CompiledRule, np.ndarray]]):
-        super().__init__(task)
-        self.recorded = recorded
-
-    def _apply(self, rule: CompiledRule, chosen: np.ndarray, wave: Wave) -> None:
-        before = wave.waiting[chosen]
-        super()._apply(rule, chosen, wave)
-        done = chosen[before & ~wave.waiting[chosen]]
-        if len(done):
-            self.recorded.append((rule, wave.keys[done]))
-
-
-def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Trace, Outcome]:
+def record_trace(problem: Problem, shelves: Sequence[Store], progress: Reporter) -> tuple[Trace, Outcome]:
     """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
 
     Combinations must be Columns, integrals must not be mapped. The trace has the rows of everything by identities alone: also those of
@@ -68,23 +56,23 @@ def record_trace(problem: Problem, shelves: Sequence[Store], progress: Progress)
     """
     recorder = Recorder()
     controller = Controller(problem, recorder, shelves, progress)
-    controller.here = recorder
     outcome = controller.run()
     if outcome.unreduced:
         raise ReductionError(
             f"{len(outcome.unreduced)} integrals are not reducible at {show_point(problem.point)}, first {show(outcome.unreduced[0])}; "
             "if that is a singular point, take another, or --symbols"
         )
-    together, symbols = (*controller.wanted, *controller.relations), len(problem.family.symbols)
+    together, symbols = controller.together, len(problem.family.symbols)
     columns = (unit_column(target, symbols) if isinstance(target, tuple) else target for target in together)
     combinations = {column.name: column.terms for column in columns}  # a target may be a preferred master, too
-    operators = controller.knowledge.operators
-    point = FirstPoint(operators, controller.equations, controller.layout, controller.knowledge.nonzero)
+    ground, prepared = controller.ground, controller.ground.prepared
+    operators = prepared.operators
+    point = FirstPoint(operators, prepared.equations, ground.layout, prepared.nonzero)
     terms = [(number, *term) for number, own in enumerate(combinations.values()) for term in own if sector_of(term[0]) in point.sectors]
     weights = tuple(term[1:] for term in terms)
     values = evaluate_identities([weights], problem.point).coefficient.sum(1) % point.p if weights else ()
     starts = [(column, target, int(value)) for (column, target, _), value in zip(terms, values)]
-    walk = _Walk(point, recorder.recorded, controller.masters)
+    walk = _Walk(point, recorder.recorded, ground.masters)
     return walk.run(tuple(combinations), starts, operators, weights), outcome
 
 

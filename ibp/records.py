@@ -13,12 +13,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from executors import __version__
 from ibp.console import shortened, write_output
 from ibp.differential import DifferentialProblem
-from ibp.errors import __version__
 from ibp.exact import ExactProblem
 from ibp.families import Index, cut_lines
-from ibp.identities import plain_number, show_point, show_values
+from ibp.identities import Point, plain_number, show_point, show_values
 from ibp.joint_families import JointFamilies
 from ibp.problems import Outcome, Problem
 from ibp.sampler import ExactOutcome
@@ -118,7 +118,7 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
     lines = [f"{problem.family.name} at {show_point(problem.point)}"]
     if len(outcome.reductions) == 1:
         for target, expression in outcome.reductions.items():
-            lines += _expression_lines(target, expression)
+            lines += expression_lines(target, expression)
     else:
         terms = {term for expression in outcome.reductions.values() for term in expression}
         what = "targets" if problem.combinations else "integrals"
@@ -140,6 +140,17 @@ def summary(problem: Problem, outcome: Outcome, output: Path) -> str:
     return "\n".join(lines)
 
 
+def joined_summary(record: dict[str, Any], point: Point, outcome: Outcome, output: Path) -> list[str]:
+    """What a person wants to see at the end of a run of several families."""
+    shared = outcome.statistics["shared_masters"]
+    return [
+        f"{record['family']} at {show_point(point)}",
+        f"{len(record['reductions'])} targets through {len(record['masters'])} masters; {record['time']:.2f} s",
+        *([f"symmetries: {shared} masters of later families are integrals of earlier ones"] if shared else ()),
+        f"written to {output}",
+    ]
+
+
 def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> str:
     """What a person wants to see at the end, cut short."""
     given = show_values(exact.given.items())
@@ -149,7 +160,7 @@ def exact_summary(exact: ExactProblem, outcome: ExactOutcome, output: Path) -> s
     else:
         (target, expression), *others = outcome.reductions.items()
         more = [f"and {len(others)} more {'targets' if exact.problem.combinations else 'integrals'}"] if others else []
-        lines = [heading, *_expression_lines(target, expression), *more]
+        lines = [heading, *expression_lines(target, expression), *more]
     left = f"symmetries: {len(outcome.masters)} masters are left in use; " if exact.problem.symmetries else ""
     return "\n".join([*lines, left + _point_costs(outcome, "integrals"), f"written to {output}"])
 
@@ -183,7 +194,8 @@ def _point_costs(outcome: ExactOutcome, what: str) -> str:
     )
 
 
-def _expression_lines(target: Index | str, expression: dict) -> list[str]:
+def expression_lines(target: Index | str, expression: dict) -> list[str]:
+    """A target through masters, a term a line."""
     if not expression:
         return [f"{show_target(target)} = 0"]
     return [f"{show_target(target)} = sum of {len(expression)} terms", *_term_lines(expression, max(map(len, map(show, expression))))]

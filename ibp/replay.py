@@ -1,4 +1,4 @@
-"""A rule replayed on many integrals of a sector at once."""
+"""A rule replayed on many integrals of a sector at once: `CompiledRule`, made at one point, in array operations."""
 
 from __future__ import annotations
 

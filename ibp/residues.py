@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ibp.errors import InputError
+from ibp.errors import InputError, how_to_install
 
 
 def invert(values: np.ndarray, p: int) -> np.ndarray:
@@ -135,6 +135,6 @@ def check_device(device: str) -> None:
         try:
             import torch
         except ImportError:
-            raise InputError(f"--device {device} needs torch: pip install torch") from None
+            raise InputError(f"--device {device} needs torch: {how_to_install('torch')}") from None
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: torch finds no GPU here; leave the option out to compute on the processor")

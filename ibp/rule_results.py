@@ -13,7 +13,7 @@ import numpy as np
 from ibp.identities import Equations, Operator
 from ibp.replay import CompiledRule
 from ibp.residues import invert
-from ibp.sector_reduction import REPLAY_ELEMENTS
+from ibp.sector_work import REPLAY_ELEMENTS
 from ibp.sectors import Layout, Sector, sectors_of
 from ibp.tables import is_member, merge
 

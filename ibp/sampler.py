@@ -19,7 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ibp.console import Progress, format_seconds, peak_memory_kb
+from executors.files import peak_memory_kb
+from ibp.console import Progress, format_seconds
 from ibp.errors import ReductionError, StopRequested
 from ibp.journal import Journal
 from ibp.polynomials import Polynomial

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ibp.console import peak_memory_kb
+from executors.files import peak_memory_kb
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.polynomials import Places

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from executors.files import peak_memory_kb
 from executors.tasks import Shared
-from ibp.console import Progress, peak_memory_kb
+from ibp.console import Progress
 from ibp.errors import InputError, ReductionError
 from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
+from executors import __version__ as __version__
 
 
 class ExplorerError(Exception):

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from support import HERE, P31, PUBLISHED, exit_code, patch_rooms, point_of, reduced
+from support import HERE, P31, PUBLISHED, exit_code, patch_rooms, point_of, reduced, ship_from
 from support_condor import FAKE_CONDOR, JOBS, SHORT_WAITS
 from support_explorer import TINY, explore
 from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, EXAMPLES, SHIPPED, TRAIN
@@ -178,7 +178,7 @@ def reduce_at(shelves):
 def place(tmp_path, monkeypatch):
     """An empty current directory, and no shipped rules, so that what is found depends on nothing else."""
     monkeypatch.chdir(tmp_path)
-    patch_rooms(monkeypatch, "ibp", "DATA", tmp_path / "nothing shipped")
+    ship_from(monkeypatch, tmp_path / "nothing shipped")
     return tmp_path
 
 
@@ -200,7 +200,7 @@ def learned(tmp_path_factory):
     directory = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch_rooms(patch, "ibp", "DATA", directory / "nothing shipped")
+        ship_from(patch, directory / "nothing shipped")
         reduced(*PUBLISHED, "--store", "s")
     return directory / "s"
 

@@ -21,13 +21,16 @@ import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
 from executors.tasks import Description, load_outcome, perform
-from ibp.console import Progress
+from ibp.batches import BatchPlan
+from ibp.console import Reporter
+from ibp.controller import Controller
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import Point
 from ibp.journal import Journal
 from ibp.problems import Problem
 from ibp.run_directory import RunDirectory
-from ibp.step_controller import BatchPlan, StepController
+from ibp.shipped import shipped
+from ibp.step_scheme import StepScheme
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
@@ -308,12 +311,12 @@ def run_steps(work, name, targets, batch=None, job_seconds=1.0, executor=None, s
     """Outcome of a run of one-step tasks in a work directory, where its journal stays."""
     family = BUILT_IN_FAMILIES[name]
     problem = Problem(family, point_of(family, options.pop("prime", P31)), tuple(targets), **options)
-    directory, progress = RunDirectory(Path(work)), Progress(quiet=True)
+    directory, reporter = RunDirectory(Path(work)), Reporter()
     directory.path.mkdir(exist_ok=True)
-    progress.say = (said if said is not None else []).append
-    with contextlib.closing(Journal(directory.journal, problem.name, progress.say)) as journal:
-        plan = BatchPlan(batch, job_seconds)
-        return StepController(problem, executor or InlineExecutor(), shelves, progress, directory, journal, plan).run()
+    reporter.say = (said if said is not None else []).append
+    with contextlib.closing(Journal(directory.journal, problem.name, reporter.say)) as journal:
+        scheme = StepScheme(directory, journal, BatchPlan(batch, job_seconds))
+        return Controller(problem, executor or InlineExecutor(), shelves, reporter, scheme=scheme).run()
 
 
 def said_by(outcome):
@@ -439,3 +442,8 @@ def patch_rooms(patch, package, name, value):
     assert having, f"no room of {package} has {name}"
     for room in having:
         patch.setattr(room, name, value)
+
+
+def ship_from(patch, folder):
+    """In place of what is shipped, a folder of the test's; families stay."""
+    patch_rooms(patch, "ibp", "shipped", lambda name: shipped(name) if "/" in name else folder / name)

@@ -16,7 +16,6 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from support import P31, PUBLISHED, bits_of, combine, exit_code, point_of, residue
 
-import ibp_reduce
 from ibp.console import Progress
 from ibp.families import BUILT_IN_FAMILIES, Family
 from ibp.geometry import Geometry
@@ -27,10 +26,11 @@ from ibp.problems import Problem
 from ibp.reconstruction import reconstruct
 from ibp.recording import record_trace
 from ibp.sectors import Layout, Sector
+from ibp.shipped import shipped
 from ibp.symmetries import find_symmetries
 
 OTHER_PRIMES = (2147483629, 2147483587)  # the two primes below 2**31 - 1
-SHIPPED = ibp_reduce.DATA / "rules.shelf"
+SHIPPED = shipped("rules.shelf")
 FAMILIES = sorted(BUILT_IN_FAMILIES)
 needs_stored_rules = pytest.mark.skipif(not SHIPPED.exists(), reason="minutes without data/rules.shelf")
 few_examples = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -33,21 +33,21 @@ from support import (
 )
 from support_oracles import BOX_BY_BEAM, GOLDEN, NaivePosition, any_kinematics, equations_of, moved, oracle_weight, raw_identity, sector_for
 
-import ibp_reduce
 from executors.files import load_builtins
 from ibp.beam import Beam, beam_search, search_path
 from ibp.discovery import RuleFinder
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, evaluate_identities, generic_point
 from ibp.knowledge import Knowledge, SectorKnowledge
-from ibp.policy import load_policy
 from ibp.positions import Position
 from ibp.sector_reduction import reduce_sector
 from ibp.sector_tasks import SectorTask
 from ibp.sectors import Sector, find_nonzero_sectors, layout_for
+from ibp.shipped import shipped
 from ibp.store import Store
+from ibp.weights import load_policy
 
-SHIPPED_POLICY = ibp_reduce.DATA / "policy.pt"
+SHIPPED_POLICY = shipped("policy.pt")
 needs_policy = pytest.mark.skipif(not SHIPPED_POLICY.exists(), reason="no data/policy.pt")
 
 

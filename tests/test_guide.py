@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import TRIANGLEBOX, bits_of, patch_rooms, point_of, run_steps, said_by
+from support import TRIANGLEBOX, bits_of, patch_rooms, point_of, run_steps, said_by, ship_from
 from support_oracles import few_examples
 
 import ibp_reduce
@@ -26,30 +26,18 @@ from ibp.controller import Controller
 from ibp.discovery import RuleFinder
 from ibp.elimination import eliminate_heavier, is_reducible
 from ibp.errors import PolicyRefused
-from ibp.examples import local_rule, pack_rules, random_target, unpack_rules
+from ibp.examples import local_rule, random_target
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.guide import (
-    GUIDE_KIND,
-    GUIDE_MEMBER,
-    GUIDE_SHAPES,
-    GUIDE_WIDTH,
-    SectorGuide,
-    border_distance,
-    describe_rows,
-    guide_rows,
-    guide_scores,
-    load_guide,
-    pack_guide,
-    product,
-    read_guide,
-)
+from ibp.guide import GUIDE_SHAPES, GUIDE_WIDTH, SectorGuide, describe_rows, guide_rows, guide_scores, product
 from ibp.identities import derive_identities, evaluate_identities, generic_point
-from ibp.policy import load_policy, make_network, pack_policy, unpack_policy
+from ibp.learning import first_guide, guide_loss, measure_guide, train_guide
+from ibp.policy import make_network, pack_policy
 from ibp.problems import Problem
-from ibp.rules import NEIGHBOURHOODS, seeds_around
+from ibp.rules import NEIGHBOURHOODS, border_distance, seeds_around
 from ibp.sectors import Layout, Sector
 from ibp.store import Store
-from ibp.training import first_guide, guide_loss, measure_guide, train_guide
+from ibp.training_data import pack_rules, unpack_rules
+from ibp.weights import GUIDE_KIND, GUIDE_MEMBER, load_guide, load_policy, pack_guide, read_guide, unpack_policy
 
 GUIDED_TARGETS = {  # reduced from nothing, in seconds
     "bubble": [(3, 2), (2, -2)],
@@ -195,7 +183,7 @@ def test_what_is_known_needs_no_guide(reduce_at, tmp_path, monkeypatch):
 
 
 def test_missing_weights_are_said_once_and_the_order_is_fixed(tmp_path, monkeypatch, capsys):
-    patch_rooms(monkeypatch, "ibp", "DATA", tmp_path / "nowhere")
+    ship_from(monkeypatch, tmp_path / "nowhere")
     patch_rooms(monkeypatch, "ibp", "ROWS_WORTH_A_GUIDE", 0)
     words = ["--family", "box", "--integral", "2,1,1,2", "--quiet", "--cold", "--work-dir", str(tmp_path / "w")]
     rows = []

@@ -31,7 +31,7 @@ from support_oracles import exact_result, seeds_of, small_family
 from ibp.errors import InputError
 from ibp.families import BUILT_IN_FAMILIES, load_family
 from ibp.identities import derive_identities, evaluate_identities
-from ibp.kira import kira_point, read_kinematics, read_kira_families, read_sector
+from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
 
 needs_yaml = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
 # the published family with p3 outgoing, as a Kira user writes it

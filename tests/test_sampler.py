@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DEADLINE_S, PUBLISHED, TRIANGLEBOX, check_refused, ended, exit_code, patch_rooms, said, start, wait_until
+from support import DEADLINE_S, PUBLISHED, TRIANGLEBOX, check_refused, ended, exit_code, patch_rooms, said, ship_from, start, wait_until
 from support_executors import fail
 from support_oracles import IN_D, check_against_direct_runs, exact_result
 
@@ -45,7 +45,7 @@ def interrupted_and_not(learned, tmp_path_factory):
     place = tmp_path_factory.mktemp("interrupted")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
-        patch_rooms(patch, "ibp", "DATA", place / "nothing shipped")
+        ship_from(patch, place / "nothing shipped")
         shutil.copy(learned, "s")
         undisturbed = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
         patch_rooms(patch, "ibp", "check_functions", lambda *_: fail(KeyboardInterrupt))

@@ -35,6 +35,7 @@ from support import (
     python,
     reduced,
     rules_in,
+    ship_from,
     snapshot,
     start_python,
 )
@@ -59,7 +60,7 @@ def test_second_run_finds_nothing_new_and_says_the_same(bare, place):
 def test_shipped_rules_are_used_and_left_alone(place, monkeypatch):
     expected = reduced(*PUBLISHED, "--store", "shipped/rules.shelf")["final_expr"]
     (place / "shipped/rules.shelf").chmod(0o444)
-    patch_rooms(monkeypatch, "ibp", "DATA", place / "shipped")
+    ship_from(monkeypatch, place / "shipped")
     before = snapshot(place / "shipped")
     result = reduced(*PUBLISHED)
     assert (result["statistics"]["rules"], result["final_expr"]) == (0, expected)
@@ -215,7 +216,7 @@ def good_store(tmp_path_factory):
     directory = tmp_path_factory.mktemp("good")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch_rooms(patch, "ibp", "DATA", directory / "nothing shipped")
+        ship_from(patch, directory / "nothing shipped")
         expected = reduced(*BUBBLE, "--store", "s")["final_expr"]
     return (directory / "s").read_bytes(), expected
 
@@ -405,7 +406,7 @@ def test_damaged_shipped_store_is_ignored_with_one_line(case, place, capsys, goo
         path.mkdir()
     else:
         (DAMAGES | {"empty": raw(lambda good: b"")})[case](path, good)
-    patch_rooms(monkeypatch, "ibp", "DATA", path.parent)
+    ship_from(monkeypatch, path.parent)
     before = snapshot(path.parent)
     lines, result = run_on_store(capsys)
     assert result["final_expr"] == expected

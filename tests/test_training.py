@@ -18,10 +18,13 @@ from support import BUBBLE, TRIANGLEBOX, check_refused, ended, exit_code, flippe
 from support_oracles import EXAMPLES, ROUNDED, TRAIN, positions_on_the_way
 
 import ibp.examples
-from ibp.examples import SAMPLE_WIDTHS, Example, pack_samples, sector_samples
+from ibp.examples import SAMPLE_WIDTHS, Example
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.policy import Policy, action_scores, make_network, pack_policy, read_policy, unpack_policy
-from ibp.training import TRAINING_CURVE, Training, TrainingSet, measure_policy, position_losses, write_curve
+from ibp.learning import measure_policy, position_losses
+from ibp.policy import Policy, action_scores, make_network, pack_policy
+from ibp.training import TRAINING_CURVE, Training, write_curve
+from ibp.training_data import TrainingSet, pack_samples, sector_samples
+from ibp.weights import read_policy, unpack_policy
 
 
 def test_examples_are_the_same_for_the_same_seed(examples, place):
