@@ -1,4 +1,4 @@
-"""Derivatives of the masters through the masters, and their values in other dimensions."""
+"""Differential equations: derivatives of the masters through the masters, and their values in other dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError
 from ibp.exact import ExactProblem
@@ -176,20 +176,20 @@ class DifferentialProblem(ExactProblem):
         """What decides the result."""
         return (*super().parts, self.variables)
 
-    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress) -> tuple[tuple[Column, ...], Sequence[Index]]:
+    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter) -> tuple[tuple[Column, ...], Sequence[Index]]:
         """The left sides of the equations; the masters. Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        basis = _find_basis(replace(self.problem, point=self.point(p, self.random_values(rng, p))), shelves, progress)
+        basis = _find_basis(replace(self.problem, point=self.point(p, self.random_values(rng, p))), shelves, reporter)
         numbers = {name: value for name, value in self.given.items() if name != "d"}
         equations = equations_for(self.problem.family, self.variables, basis, numbers)
         return tuple(Column(row, terms) for row, terms in equations.items()), basis
 
 
-def _find_basis(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Index, ...]:
+def _find_basis(problem: Problem, shelves: Sequence[Store], reporter: Reporter) -> tuple[Index, ...]:
     """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
     preferred, p = problem.preferred_masters, problem.point.prime
     plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
-    outcome = Controller(plain, InlineExecutor(), shelves, progress).run()
+    outcome = Controller(plain, InlineExecutor(), shelves, reporter).run()
     if outcome.unreduced:
         raise ReductionError(
             f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "

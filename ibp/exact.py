@@ -17,7 +17,7 @@ import numpy as np
 
 from executors.inline import InlineExecutor
 from executors.tasks import Shared
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError, SingularPoint
 from ibp.families import Expression, Family, Index
@@ -68,7 +68,7 @@ class ExactProblem:
         units = (unit_column(target, len(problem.family.symbols)) for target in problem.targets)
         return (*units, *(combination.exact(problem.family, self.given) for combination in problem.combinations))
 
-    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress) -> tuple[tuple[Column, ...], Sequence[Index]]:
+    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter) -> tuple[tuple[Column, ...], Sequence[Index]]:
         """What is to be expressed through masters, and those that a result names, if not all. Raises InputError."""
         return self.columns(), ()
 
@@ -101,9 +101,9 @@ class ExactProblem:
         """These columns at a point."""
         return replace(self.problem, point=self.point(p, values), targets=(), combinations=columns, map_integrals=False)
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> ExactCoefficients:
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> ExactCoefficients:
         """Raises ReductionError, InputError."""
-        return ExactCoefficients(self, rng, shelves, progress, shared)
+        return ExactCoefficients(self, rng, shelves, reporter, shared)
 
 
 class ExactCoefficients:
@@ -114,10 +114,10 @@ class ExactCoefficients:
 
     order = staticmethod(weight)
 
-    def __init__(self, exact: ExactProblem, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path):
+    def __init__(self, exact: ExactProblem, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path):
         self.exact, self.shelves, self.symbols, self.preferred = exact, shelves, exact.symbols, exact.problem.preferred_masters
-        self.columns, basis = exact.wanted(rng, shelves, progress)
-        trace, outcome = self._record(rng, progress)
+        self.columns, basis = exact.wanted(rng, shelves, reporter)
+        trace, outcome = self._record(rng, reporter)
         self.basis, self.relations = basis or outcome.masters, outcome.relations
         self.rows = tuple(column.name for column in self.columns)
         self.names = self.raw_names = trace.names
@@ -133,13 +133,13 @@ class ExactCoefficients:
         self.variables = tuple(name for name in exact.symbols if name not in self.ones)
         self.trace = Shared.write(trace, shared)
 
-    def _record(self, rng: np.random.Generator, progress: Progress) -> tuple[Trace, Outcome]:
+    def _record(self, rng: np.random.Generator, reporter: Reporter) -> tuple[Trace, Outcome]:
         """A trace at a random point, which serves others."""
         exact = self.exact
         for _ in range(ATTEMPTS):
             primes = list(itertools.islice(probe_primes(rng), 9))
             problem = exact.at(primes[0], exact.random_values(rng, primes[0]), self.columns)
-            trace, outcome = record_trace(problem, self.shelves, progress)
+            trace, outcome = record_trace(problem, self.shelves, reporter)
             others = [(p, exact.random_values(rng, p)) for p in primes[1:] for _ in range(2)]
             places = [exact.point(p, values).residues() for p, values in others]
             began = time.perf_counter()
@@ -191,7 +191,7 @@ class ExactCoefficients:
         """All columns at a point by a run of its own; {} where something is not reduced there. Raises SingularPoint, InputError."""
         p, values = sample
         problem = self.exact.at(p, self._named(values), self.columns)
-        outcome = Controller(problem, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+        outcome = Controller(problem, InlineExecutor(), self.shelves, Reporter()).run()
         return {} if outcome.unreduced else outcome.reductions
 
 

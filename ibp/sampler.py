@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from executors.files import peak_memory_kb
-from ibp.console import Progress, format_seconds
+from ibp.console import Reporter, format_seconds
 from ibp.errors import ReductionError, StopRequested
 from ibp.journal import Journal
 from ibp.polynomials import Polynomial
@@ -70,7 +70,7 @@ class PointProblem(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> Coefficients:
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> Coefficients:
         """What is the same at all points, of which tasks find some in the directory `shared`. Raises ReductionError."""
 
 
@@ -105,7 +105,7 @@ def find_coefficients(
     journal: Journal,
     directory: RunDirectory,
     start: Callable[[], AbstractContextManager[Any]],
-    progress: Progress,
+    reporter: Reporter,
     tasks: PointTasks,
     shelves: Sequence[Store] = (),
 ) -> ExactOutcome:
@@ -118,12 +118,12 @@ def find_coefficients(
         with start() as executor:
             started = time.perf_counter()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(problem.name.encode()).digest()[:8], "big"))
-            coefficients = problem.prepare(rng, shelves, progress, directory.shared)
-            sampler = Sampler(coefficients, executor, journal, progress, tasks, directory.stop_request, known)
+            coefficients = problem.prepare(rng, shelves, reporter, directory.shared)
+            sampler = Sampler(coefficients, executor, journal, reporter, tasks, directory.stop_request, known)
             sampler.restore()
             return _reconstructed(sampler, rng, started)
     finally:
-        progress.close()
+        reporter.close()
         if journal.is_new and not known:  # nothing to go on with
             directory.clear()
 
@@ -155,7 +155,7 @@ class Sampler:
     coefficients: Coefficients
     executor: Any
     journal: Journal
-    progress: Progress
+    reporter: Reporter
     tasks: PointTasks
     stop_request: Path
     known: dict[Sample, np.ndarray | None]
@@ -186,7 +186,7 @@ class Sampler:
             self.journal.append({"names": self.coefficients.names})
         elif self.known:
             self.counts["resumed"] = len(self.known)
-            self.progress.say(f"going on: {len(self.known):,} points are done already")
+            self.reporter.say(f"going on: {len(self.known):,} points are done already")
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Values [P, F] and which are good [P]. Raises ReductionError, StopRequested."""
@@ -204,7 +204,7 @@ class Sampler:
 
     def announce(self, line: str) -> None:
         if not self.tasks.quiet:
-            self.progress.say(line)
+            self.reporter.say(line)
 
     def estimate(self, points: int) -> str:
         """What so many further points take."""
@@ -231,7 +231,7 @@ class Sampler:
                 self.journal.sync()
                 raise StopRequested
             text = f"{self.counts['points']:,} in all, {self.estimate(len(missing) - done)} left of these"
-            self.progress.show("points", done, len(missing), text)
+            self.reporter.show("points", done, len(missing), text)
         self.journal.sync()
 
     def _task_size(self, points: int) -> int:

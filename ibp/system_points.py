@@ -18,7 +18,7 @@ import numpy as np
 
 from executors.files import peak_memory_kb
 from executors.tasks import Shared
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.errors import InputError, ReductionError
 from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial
@@ -42,7 +42,7 @@ class SystemProblem:
         """Tells its runs from others."""
         return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> SystemCoefficients:
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> SystemCoefficients:
         """A system needs no rules. Raises ReductionError, InputError."""
         return SystemCoefficients(self, rng, shared)
 
