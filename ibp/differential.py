@@ -44,7 +44,7 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     changes = [algebra.ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
     slopes = [mass.diff(x) for mass in algebra.masses]
     if not any((*changes, *slopes, *(value.diff(x) for value in externals.values()))):
-        raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
+        raise InputError(f"differentiate {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
     gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
     uses = [sum(map(bool, column)) for column in zip(*gradients)]
     c = _momentum_changes(externals, uses, x, functions)
@@ -140,13 +140,13 @@ def parse_variables(text: str, family: Family, numbers: set[str]) -> tuple[tuple
     for name in (name.strip() for name in text.split(",")):
         everything = tuple(other for other in symbols if other != "d") if name == "all" and "all" not in family.symbols else (name,)
         if not everything:
-            raise InputError(f"--differential-equation all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
+            raise InputError(f"differentiate all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
         names += everything
     for name in names:
         if name not in family.symbols or names.count(name) > 1:
-            raise InputError(f"--differential-equation {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
+            raise InputError(f"differentiate {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
         if name in numbers:
-            raise InputError(f"--differential-equation {name}: {name} is given as a number, too; leave one of them out")
+            raise InputError(f"differentiate {name}: {name} is given as a number, too; leave one of them out")
     return names, symbols
 
 
@@ -198,5 +198,5 @@ def _find_basis(problem: Problem, shelves: Sequence[Store], reporter: Reporter) 
     reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
     basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
     if not basis:
-        raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
+        raise InputError(f"differentiate: every integral below {show(problem.targets[0])} is zero; there are no masters")
     return tuple(sorted(basis, key=weight))

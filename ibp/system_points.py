@@ -74,7 +74,7 @@ class SystemCoefficients:
                 found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
             if found[0] == found[1]:
                 return *found[0], used
-        raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
+        raise ReductionError("system: which unknowns are independent changes from point to point; the numbers are a singular point")
 
     def letters(self) -> tuple[Polynomial, ...]:
         """Sums of symbols but d, and 1."""

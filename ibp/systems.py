@@ -59,8 +59,8 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     """
     equations: list[dict[str, SystemCoefficient]] = [{}]
     read = coefficient_reader(numbers, symbols)
-    for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
-        text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
+    for number, line in enumerate([*read_lines(path, "system"), ""], 1):
+        text, where = line.partition("#")[0].strip(), f"system {path}, line {number}"
         if not text:
             if not line.strip() and equations[-1]:
                 equations.append({})
@@ -75,7 +75,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
         # most are plain numbers, and reading an expression takes ten times as long
         equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
     if not equations[0]:
-        raise InputError(f"--system {path}: no equations in it")
+        raise InputError(f"system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
 
 
@@ -122,7 +122,7 @@ def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: S
         above, below = (polynomial_residue(part, values, p) for part in value)
     if below == 0:
         shown = value if isinstance(value, Fraction) else f"that is a function of {values}"
-        raise InputError(f"--system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
+        raise InputError(f"system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
     return above * pow(below, -1, p) % p
 
 

@@ -269,7 +269,7 @@ def test_equations_on_a_cut_are_a_block_of_all(equations):
 @pytest.mark.parametrize(("family", "more"), [("box", ["--symmetries"]), ("doublebox", ["--symmetries"]), ("sunrise", ["--cut", "1,2"])])
 def test_equations_with_symmetries_or_a_cut_are_verified(family, more, equations, capsys):
     record = equations(family, DIFFERENTIAL[family] if family == "doublebox" else "s", *more)
-    words = ["--verify", "r.pkl", "--work-dir", str(record["path"].parent / "work")]
+    words = ["verify", "r.pkl", "--work-dir", str(record["path"].parent / "work")]
     line = said(capsys, [words[0], str(record["path"]), *words[2:]], 0)
     assert line.startswith("verified: the equations in") and ("relations by symmetries" in line) == ("--symmetries" in more)
     assert ("on the cut 1,2" in line) == ("--cut" in more)
@@ -289,18 +289,18 @@ def test_a_result_with_symmetries_is_none_without(equations, capsys, tmp_path):
     record = {key: value for key, value in equations("box", "s", "--symmetries").items() if key not in ("path", "symmetries")}
     Path(tmp_path / "r.pkl").write_bytes(pickle.dumps(record))
     assert "verified" in said(
-        capsys, ["--verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 0
+        capsys, ["verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 0
     )  # of box they change nothing
     record = {key: value for key, value in equations("sunrise", "s", "--symmetries").items() if key not in ("path", "symmetries")}
     Path(tmp_path / "r.pkl").write_bytes(pickle.dumps(record))
-    assert "is wrong at" in said(capsys, ["--verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 1)
+    assert "is wrong at" in said(capsys, ["verify", str(tmp_path / "r.pkl"), "--work-dir", str(tmp_path / "w")], 1)
 
 
 def test_expanded_differential_equations(ready, capsys):
     """Each entry is its Laurent series around d = 4."""
     import sympy
 
-    words = ["--family", "bubble", "--differential-equation", "s,d", "--store", "s", "--output", "r.pkl", "--export", "mathematica,json"]
+    words = ["differentiate", "s,d", "--family", "bubble", "--store", "s", "--output", "r.pkl", "--export", "mathematica,json"]
     assert "1 coefficient" not in said(capsys, [*words, "--epsilon", "4-2*eps", "--order", "2"], 0)
     record = read_result("r.pkl")
     eps, matrices = sympy.Symbol("eps"), record["epsilon"]["matrices"]
@@ -366,7 +366,7 @@ def test_equations_where_momenta_are_degenerate(command, equations, capsys):
     family, x, numbers = command.split()
     more = ["--integral", "1,1,0,1,1,0,0"] if family == "trianglebox" else []
     record = equations(family, x, "--kinematics", numbers, *more)
-    assert "the equations in" in said(capsys, ["--verify", str(record["path"]), "--work-dir", str(record["path"].parent / "work")], 0)
+    assert "the equations in" in said(capsys, ["verify", str(record["path"]), "--work-dir", str(record["path"].parent / "work")], 0)
 
 
 def test_momenta_change_products_as_the_invariant_does():

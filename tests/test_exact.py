@@ -190,10 +190,10 @@ def test_numbers_in_coefficients_are_put_in_first(place, capsys):
     [("amp: x*I[1,1]", "undefined symbol 'x'"), ("amp: I[1,1]/(d-d)", "division by zero"), ("amp: I[1,1]\namp: I[2,1]", "line 2"),
      ("amp: (1/0)*I[1,1]", "division by zero"), ("amp: 2.5*I[1,1]", "arithmetic"), ("amp: d**99*I[1,1]", "powers up to 16")],
 )  # fmt: skip
-@pytest.mark.parametrize("words", [["--exact"], ["--symbols", "d,s,m"], ["--differential-equation", "s"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--exact"], ["--symbols", "d,s,m"], ["differentiate", "s"]], ids=" ".join)
 def test_bad_combination_in_an_exact_run(text, says, words, place, capsys):
     (place / "wanted").write_text(text + "\n")
-    check_refused(["--family=bubble", "--integrals=wanted", *words], place, capsys, ["wanted, line", says])
+    check_refused([*words, "--family=bubble", "--integrals=wanted"], place, capsys, ["wanted, line", says])
 
 
 def test_combination_that_cancels_is_zero(tmp_path, monkeypatch):
@@ -210,7 +210,7 @@ SYMMETRIC_SUNRISE = shlex.split("--family sunrise --integrals wanted --symbols d
 @pytest.mark.parametrize(
     "words",
     [SYMMETRIC_SUNRISE, [*SYMMETRIC_SUNRISE, "--local", "2"], [*SYMMETRIC_SUNRISE, "--masters", "masters"], [*IN_D, "--store", "s"],
-     shlex.split("--family sunrise --differential-equation s,m --store s --masters masters")],
+     shlex.split("differentiate s,m --family sunrise --store s --masters masters")],
     ids=["sunrise", "two processes", "masters", "published", "equations"],
 )  # fmt: skip
 def test_points_that_fail_are_done_by_runs_of_their_own(words, ready, monkeypatch):
@@ -257,13 +257,13 @@ def test_interrupted_combinations_go_on(ready, monkeypatch, capsys):
         (["--integral", "3,2", "--symbols", "d,s"], "I[3,2] of bubble as functions of d, s"),
         (["--integral", "3,2", "--exact"], "I[3,2] of bubble in rational numbers"),
         (["--integrals", "wanted", "--exact"], "I[2,1] and 1 more of bubble in rational numbers"),
-        (["--differential-equation", "s,m"], "differential equations in s, m for the masters of bubble below I[1,1]"),
+        (["differentiate", "s,m"], "differential equations in s, m for the masters of bubble below I[1,1]"),
     ],
 )
 def test_dry_run_of_an_exact_run_says_what_would_be_done(words, says, place, capsys):
     Path("wanted").write_text("2,1\namp: I[1,2]\n")
     before = snapshot(place)
-    assert says in said(capsys, ["--family", "bubble", *words, "--dry-run"], 0).splitlines() and snapshot(place) == before
+    assert says in said(capsys, [*words, "--family", "bubble", "--dry-run"], 0).splitlines() and snapshot(place) == before
 
 
 def test_processes_change_nothing_exact(ready):
