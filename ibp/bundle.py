@@ -39,11 +39,7 @@ OTHERS = {"condor-worker": "condor_worker", "explore": "explorer"}
 
 def main():
     other = OTHERS.get("".join(sys.argv[1:2]))
-    try:
-        program = importlib.import_module(other or "ibp_reduce")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{sys.argv[0]}: the package {error.name} is missing: pip install numpy sympy filelock tqdm")
-    return program.main(sys.argv[2 if other else 1 :])
+    return importlib.import_module(other or "ibp_reduce").main(sys.argv[2 if other else 1 :])
 
 
 if __name__ == "__main__":
