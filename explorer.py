@@ -70,12 +70,15 @@ from typing import Any
 
 import numpy as np
 
+from executors import __version__
 from executors.condor import CondorExecutor
-from executors.condor_tools import check_condor_tools, check_submit_options, remove_run, split_options
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
 from executors.files import ensure_standard_streams, replace_file
+from executors.job_runs import remove_run
 from executors.local import LocalExecutor
+from executors.schedd import check_condor_tools
+from executors.submit_file import check_submit_options, split_options
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES, check_strategy
 from phases.active_learning import KNOWN_FITS, NO_PHASE, ActiveLearningExplorer
@@ -84,7 +87,6 @@ from phases.box import DEFAULT_BOX, Box, latin_hypercube
 from phases.classification import classify
 from phases.console import say
 from phases.errors import ExplorerError, InputError
-from executors import __version__
 from phases.history import FIRST_BYTES
 from phases.ideal_states import ideal_state
 from phases.learner import Explorer

@@ -1,4 +1,4 @@
-"""Files written atomically, and pickles of builtin types."""
+"""Files that are seen whole or not at all, pickles of builtin types, and what else of the system any program needs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def replace_file(path, content, sync=False):
         raise
 
 
-# A call is a pickle of trusted bytes: it lies in a directory of ours. An outcome comes from elsewhere and is read with
-# BuiltinsUnpickler only. Both are a dict of builtin types, in which the pickle of the call or outcome proper is bytes.
 class BuiltinsUnpickler(pickle.Unpickler):
+    """For what comes from elsewhere: builtin types only. Raises ForeignType."""
+
     def find_class(self, module, name):
         if (module, name) == ("builtins", "complex"):  # which alone among them is pickled by name
             return complex

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.condor_tools import read_run
+from executors.job_runs import read_run
 from ibp.errors import InputError
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from executors import choose
 from executors.choose import Condor, Local
-from executors.condor_tools import check_condor_tools, remove_run
 from executors.directories import claim_directory, private_directory
 from executors.errors import DirectoryRefused
+from executors.job_runs import remove_run
+from executors.schedd import check_condor_tools
 from executors.tasks import Description, call_name
 from ibp.batches import BatchPlan
 from ibp.console import Reporter

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from executors.files import replace_file
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.discovery import RuleFinder
 from ibp.errors import UNREADABLE, PolicyRefused
 from ibp.examples import Example, follow, local_rule, random_target, scramble
@@ -111,7 +111,7 @@ def pack_samples(samples: Sequence[Example]) -> dict[str, np.ndarray]:
 
 
 def make_training_data(
-    families: Sequence[Family], trajectories: int, seed: int, path: Path, executor: Executor, progress: Progress
+    families: Sequence[Family], trajectories: int, seed: int, path: Path, executor: Executor, reporter: Reporter
 ) -> dict[str, int]:
     """Write samples of all sectors of the families to a file; returns what there is in it. trajectories: for each sector."""
     sectors = []
@@ -119,7 +119,7 @@ def make_training_data(
         sectors += [(family, bits) for bits in find_nonzero_sectors(generic_equations(family), family.lines)]
     futures = [executor.submit(sector_samples, family, bits, trajectories, seed) for family, bits in sectors]
     for number, future in enumerate(futures):
-        progress.show("sectors", number, len(futures), "")
+        reporter.show("sectors", number, len(futures), "")
         wait([future])
     parts = [future.result() for future in futures]
     arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -154,7 +154,7 @@ class TrainingSet:
             whole = all(isinstance(text, str) for pair in families for text in pair) and _are_whole(self.arrays)
             self.lessons = unpack_rules(self.arrays) if fits and whole else []
         except OSError as error:
-            raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some with --make-training-data") from None
+            raise PolicyRefused(f"training data {path}: {error.strerror or error}; make some by the command 'examples'") from None
         except (*UNREADABLE, RuntimeError, zipfile.BadZipFile) as error:
             raise PolicyRefused(f"training data {path}: damaged ({type(error).__name__}); make it anew") from None
         if not fits or not whole:

@@ -132,12 +132,12 @@ def read_policy(name: str, family: Family) -> bytes | str:
     """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
     if name in NO_POLICY:
         return name
-    return _read_part(name, family, lambda content: content, unpack_policy, "train one with --train-policy, or give --policy fixed (slow)")
+    return _read_part(name, family, lambda content: content, unpack_policy, "train one by the command 'train', or give --policy fixed (slow)")
 
 
 def read_guide(name: str, family: Family) -> bytes:
     """What `load_guide` takes, out of a weights file; torch is not needed. Raises PolicyRefused with the path."""
-    return _read_part(name, family, _guide_in, unpack_guide, "train one with --train-policy")
+    return _read_part(name, family, _guide_in, unpack_guide, "train one by the command 'train'")
 
 
 def find_guide(policy: str | None, shipped: str, family: Family) -> tuple[bytes | None, str]:
@@ -160,7 +160,7 @@ def _guide_in(content: bytes) -> bytes:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             return archive.read(GUIDE_MEMBER)
     except KeyError:
-        raise PolicyRefused("has no guide; train it anew with --train-policy") from None
+        raise PolicyRefused("has no guide; train it anew by the command 'train'") from None
     except (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError) as error:
         raise PolicyRefused(f"not readable as weights ({type(error).__name__})") from None
 

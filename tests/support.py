@@ -38,7 +38,7 @@ from ibp.tables import unpack_keys
 P31 = 2**31 - 1
 TRIANGLEBOX = BUILT_IN_FAMILIES["trianglebox"]
 HERE = Path(__file__).resolve().parent.parent
-DEADLINE_S = 90  # for events that come in a second or two on an idle machine
+DEADLINE_S = 15  # for events that come in a second or two on an idle machine
 
 
 def wait_until(condition):
@@ -83,52 +83,6 @@ def limited_file_size(size):
 
 def priority_of_argument(fn, args, kwargs):
     return Description(priority=args[0])
-
-
-CONTROLLER = """
-import concurrent.futures, sys, time
-from pathlib import Path
-from condor_jobs import note
-from executors.condor import CondorExecutor
-from executors.directories import claim_directory
-
-
-def work(runs, x, seconds):
-    note(runs, x)
-    time.sleep(seconds)
-    return x * x
-
-
-if __name__ == "__main__":
-    folder, number, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
-    results = folder / "results"
-    results.touch()
-    with claim_directory(folder / "work") as work_dir, CondorExecutor(work_dir / "condor", check_interval_s=0.2) as executor:
-        known = {int(line.split()[0]) for line in results.read_text().splitlines()}
-        futures = {future: args[1] for future, fn, args, kwargs in executor.recover() if fn is work}
-        print("recovered", flush=True)
-        for x in set(range(number)) - known - set(futures.values()):
-            futures[executor.submit(work, str(folder / "runs"), x, seconds)] = x
-        for future in concurrent.futures.as_completed(futures):
-            if futures[future] not in known:
-                note(results, f"{futures[future]} {future.result()}")
-                known.add(futures[future])
-            executor.forget(future)
-    print("done", flush=True)
-"""
-
-
-def start_controller(tmp_path, jobs, number, seconds):
-    script = tmp_path / "controller.py"
-    if not script.exists():  # a job of the one before, which starts just now, must not find it half written
-        script.write_text(CONTROLLER, encoding="utf-8")
-    return subprocess.Popen(
-        [sys.executable, script, tmp_path, str(number), str(seconds)],
-        env=os.environ | path_to(Path(jobs.__file__).parent),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
 
 
 def lines_of(path):
@@ -447,7 +401,8 @@ def run_and_hear(capsys, words):
 def rooms(package):
     """All modules of a package of this project, and the program in front of it."""
     names = [f"{package}.{room.name}" for room in pkgutil.iter_modules([str(HERE / package)])]
-    return [importlib.import_module(name) for name in (*names, {"ibp": "ibp_reduce", "phases": "explorer", "executors": "condor_worker"}[package])]
+    program = {"ibp": "ibp_reduce", "phases": "explorer", "executors": "condor_worker"}[package]
+    return [importlib.import_module(name) for name in (*names, program)]
 
 
 def patch_rooms(patch, package, name, value):

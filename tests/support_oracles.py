@@ -599,8 +599,6 @@ def positions_on_the_way(name, target, seed=0, steps=4):
 
 
 ROUNDED = 1.5e-4  # scores are rounded to four decimals, so that what differs by the order of a sum alone is the same
-EXAMPLES = ["--make-training-data", "--family", "bubble,box", "--trajectories", "24", "--quiet"]
-TRAIN = ["--train-policy", "--device", "cpu", "--epochs", "3", "--quiet"]
 BOX_BY_BEAM = [
     "--family", "box", "--integral", "2,1,1,2", "--engine", "beam", "--policy", "fixed", "--beam-width", "1", "--no-rules", "--quiet",
 ]  # fmt: skip
