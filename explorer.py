@@ -28,11 +28,11 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from executors import __version__
 from executors.commands import Command, option, parse, spelled
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
 from executors.files import ensure_standard_streams, replace_file
@@ -42,7 +42,7 @@ from phases.active_learning import ActiveLearningExplorer
 from phases.annealer import simulate
 from phases.classification import SMALLEST_RESOLVED, classify
 from phases.console import say
-from phases.errors import ExplorerError, InputError, PlotsMissing, __version__
+from phases.errors import ExplorerError, InputError, PlotsMissing
 from phases.history import Run, delete_run, read_history
 from phases.maps import check_map
 from phases.model import Couplings, Lattice, energy, luttinger_tisza
@@ -240,16 +240,15 @@ def explore(options: Explore) -> int:
         return 0
     if options.resume and not (directory / "history.jsonl").exists():
         raise InputError(f"--resume: {directory} holds no run; leave the option out to start one")
-    if options.condor:
-        check_condor(options)
-    else:
+    where = place_of(options)
+    if not options.condor:
         from phases.machine import advice, processes_of
 
         for line in advice(processes_of(options.n_jobs), plan.L, options.n_per_iteration):
             say(line)
     if options.fresh_start and directory.exists():
         forget_run(directory)
-    reason = run_plan(options, plan)
+    reason = run_plan(options, plan, where)
     found = read_history(directory)
     replace_file(directory / "summary.json", json.dumps(summary_record(found) | {"stopped": reason}, indent=1).encode())
     write_outputs(found, options)
@@ -258,8 +257,10 @@ def explore(options: Explore) -> int:
     return 0 if found.labelled else 1
 
 
-def run_plan(options: Explore, plan: Any) -> str:
-    """Why the exploration stopped."""
+def run_plan(options: Explore, plan: Any, where: Any) -> str:
+    """Why the exploration stopped. Raises InputError, DirectoryRefused, ExecutorError."""
+    from executors.choose import make_executor
+
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(plan.start(options.output_dir, options.strategy, options.target_phase))
@@ -268,7 +269,10 @@ def run_plan(options: Explore, plan: Any) -> str:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         if options.retry_failed:
             print(f"{run.retry_failed()} failed points are simulated again")
-        executor = stack.enter_context(make_executor(options, run.output_dir))
+        try:
+            executor = stack.enter_context(make_executor(where, run.output_dir / "jobs", say))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         numbers = (options.n_initial, options.n_iterations, options.n_per_iteration, options.stop_label_change, options.stop_entropy)
         how = {"executor": executor, "checkpoint_interval": options.checkpoint_interval, "timeout": options.timeout}
         reason = run.run(plan.simulation, *numbers, **how)
@@ -311,40 +315,22 @@ def plan_text(options: Explore, plan: Any) -> str:
     return "\n".join(lines)
 
 
-def make_executor(options: Explore, directory: Path) -> Executor:
-    """Raises InputError, ExecutorError."""
+def place_of(options: Explore) -> Any:
+    """Where simulations run. Raises CondorMissing, InputError for what HTCondor would not take."""
+    from executors.choose import Condor, Local, check_available
+    from executors.submit_file import check_submit_options, split_options
+    from phases.machine import processes_of
+
     if not options.condor:
-        from executors.local import LocalExecutor
-        from phases.machine import processes_of
-
-        return LocalExecutor(processes_of(options.n_jobs), timeout_s=options.timeout, retries=0, log_dir=directory / "logs")
-    from executors.condor import CondorExecutor
-    from executors.condor_tools import split_options
-
+        return Local(processes_of(options.n_jobs), options.timeout, retries=0, log_dir=Path(options.output_dir).absolute() / "logs")
+    lines = split_options(options.condor_option)
     try:
-        return CondorExecutor(
-            directory / "jobs",
-            check_interval_s=options.check_interval,
-            timeout_s=options.timeout,
-            memory_mb=options.request_memory,
-            options=split_options(options.condor_option),
-            transfer_files=options.transfer_files,
-            max_jobs=options.max_jobs,
-            say=say,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
-def check_condor(options: Explore) -> None:
-    """Raises CondorMissing, InputError."""
-    from executors.condor_tools import check_condor_tools, check_submit_options, split_options
-
-    check_condor_tools()
-    try:
-        check_submit_options(split_options(options.condor_option))
+        check_submit_options(lines)
     except ValueError as error:
         raise InputError(f"--condor-option: {error}") from None
+    where = Condor(options.check_interval, options.timeout, options.request_memory, lines, options.transfer_files, options.max_jobs)
+    check_available(where)
+    return where
 
 
 def check_place(path: Path, what: str, is_directory: bool) -> None:
@@ -373,7 +359,7 @@ def forget_run(directory: Path) -> None:
 def drop_jobs(directory: Path) -> None:
     """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
     if (directory / "jobs").is_dir():
-        from executors.condor_tools import remove_run
+        from executors.job_runs import remove_run
 
         say(f"{remove_run(directory / 'jobs')} jobs removed from HTCondor's queue")
         shutil.rmtree(directory / "jobs")

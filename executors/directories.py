@@ -1,4 +1,4 @@
-"""Directories of a run: private, and claimed by one controller."""
+"""Directories of a run: private to us, and claimed by one controller at a time."""
 
 from __future__ import annotations
 

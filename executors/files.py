@@ -1,4 +1,4 @@
-"""Files written atomically, and pickles of builtin types."""
+"""Files that are seen whole or not at all, pickles of builtin types, and what else of the system any program needs."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def replace_file(path, content, sync=False):
         raise
 
 
-# A call is a pickle of trusted bytes: it lies in a directory of ours. An outcome comes from elsewhere and is read with
-# BuiltinsUnpickler only. Both are a dict of builtin types, in which the pickle of the call or outcome proper is bytes.
 class BuiltinsUnpickler(pickle.Unpickler):
+    """For what comes from elsewhere: builtin types only. Raises ForeignType."""
+
     def find_class(self, module, name):
         if (module, name) == ("builtins", "complex"):  # which alone among them is pickled by name
             return complex
@@ -53,7 +53,23 @@ def load_builtins(pickled):
     return BuiltinsUnpickler(io.BytesIO(pickled)).load()
 
 
-def peak_memory_kb():
-    """Peak of this process plus that of its largest child."""
+def peak_memory_kb(with_children=False):
+    """Largest resident memory of this process so far, with_children: plus that of its largest child."""
     unit = 1024 if sys.platform == "darwin" else 1
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // unit
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)[: 1 + with_children]
+    return sum(resource.getrusage(who).ru_maxrss for who in whose) // unit
+
+
+def why_not_writable(path: Path, is_directory: bool = False) -> str:
+    """Why a file or directory could not be written, "" if it could be; creates nothing."""
+    try:
+        if path.exists() and not (path.is_dir() if is_directory else path.is_file()):
+            return f"is not a {'directory' if is_directory else 'regular file'}"
+        place = path if is_directory else path.parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            return f"{place} is not a directory that can be written"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pickle
 import zlib
 
-__version__ = "0.1.0"
+from executors import __version__ as __version__
+
+EXTRAS = {"matplotlib": "plots", "torch": "learn", "yaml": "kira"}  # of this package: which of them installs a module
 
 
 class ReductionError(Exception):
@@ -45,6 +47,11 @@ class StopRequested(Exception):
 
 class Unlucky(Exception):
     """A prime or point where something vanishes that does not vanish in general."""
+
+
+def how_to_install(module: str | None) -> str:
+    """The command that installs what is missing."""
+    return f"pip install 'ibp-reduce[{EXTRAS[module]}]'" if module in EXTRAS else f"pip install {module}"
 
 
 def in_short(error: Exception) -> str:

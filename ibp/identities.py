@@ -1,4 +1,8 @@
-"""IBP and LI identities derived from the propagators, then put at a numerical point."""
+"""IBP and LI identities derived from the propagators, exactly, then put at a numerical point.
+
+`derive_identities` makes the operators of a family, `evaluate_identities` puts them at a `Point`; a `Column` is a linear combination of
+integrals with exact coefficients.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,8 @@ import numpy as np
 from ibp.arithmetic import evaluate
 from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
-from ibp.residues import GENERIC_PRIME, Polynomial, polynomial_residue
+from ibp.polynomials import Polynomial, polynomial_residue
+from ibp.primes import GENERIC_PRIME
 
 Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
@@ -124,7 +129,7 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
 
 
 def propagator_form(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
-    """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is."""
+    """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is. Raises InputError."""
     from sympy.polys.polyerrors import BasePolynomialError
 
     try:
@@ -138,7 +143,7 @@ def propagator_form(text: str, vectors: dict, invariants: dict, momenta_ring: An
 
 
 def external_products(family: Family, invariants: dict, functions: Any, where: str) -> dict[tuple[int, int], Any]:
-    """Scalar products (i, j) of external momenta as functions of the invariants."""
+    """Scalar products (i, j) of external momenta as functions of the invariants. Raises InputError where the rules do not give them."""
     names = list(family.external_momenta)
     products: dict[tuple[int, int], Any] = {}
     for pair, value in family.kinematics:
@@ -239,6 +244,11 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
         for i, numerator, denominator in parts:
             row[i] = quotient(numerator, denominator)
     return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), rows)
+
+
+def generic_equations(family: Family) -> Equations:
+    """The identities of a family at its generic point."""
+    return evaluate_identities(derive_identities(family), generic_point(family))
 
 
 def mass_dimension(terms: Operator) -> int | None:

@@ -1,4 +1,4 @@
-"""Rules, identities and one-step results on disk, shared by programs."""
+"""What is known of families, on disk and shared by programs: `Store`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ibp.errors import UNREADABLE, ReductionError
 from ibp.families import Expression, Family, Index
 from ibp.identities import Point
 from ibp.knowledge import Knowledge, pack_sector, unpack_sector
+from ibp.shipped import shipped
 
 STORE_FORMAT = {"program": "ibp_reduce", "format": 1}
 LOCK_TIMEOUT_S = 60.0
@@ -44,7 +45,7 @@ class Store:
         self.path, self.read_only, self.write_only, self.say = Path(path), read_only, write_only, say
 
     def load(self, family: Family, point: Point | None = None) -> Knowledge:
-        """What is known of a family, with the one-step results at one point if that is given."""
+        """What is known of a family, with the one-step results at one point if that is given. Raises ReductionError."""
         if self.write_only or not self.path.exists():
             return Knowledge()
         with self._locked():
@@ -66,7 +67,7 @@ class Store:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock beside the file; a soft lock where the file system has no native ones."""
+        """Hold the lock beside the file; a soft lock where the file system has no native ones. Raises ReductionError."""
         if self.read_only:
             yield
             return
@@ -93,7 +94,10 @@ class Store:
             lock.release()
 
     def _use(self, action: Callable[[RuleShelf], Any]) -> Any:
-        """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
+        """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once.
+
+        Raises ReductionError.
+        """
         import sqlite3
 
         for attempt in (1, 2):
@@ -237,3 +241,10 @@ def _check_steps(value: Any, family: Family) -> dict[Index, Expression]:
     if any(len(term) != family.n for target, step in value.items() for term in (target, *step)):
         raise ValueError("steps of another family")
     return value
+
+
+def open_stores(path: Path, cold: bool, say: Callable[[str], None]) -> tuple[list[Store], list[Store]]:
+    """To look things up, and of a run, which learns into the last one; cold: a run that finds everything anew."""
+    common = Store(shipped("rules.shelf"), read_only=True, say=say)
+    own = [Store(path, write_only=True, say=say)] if cold else [common, Store(path, say=say)]
+    return [common, Store(path, read_only=True, say=say)], own

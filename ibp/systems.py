@@ -1,30 +1,17 @@
-"""Linear systems of a file, solved by the same elimination."""
+"""Homogeneous linear systems of a file: read, put into an order, solved modulo a prime by sparse elimination."""
 
 from __future__ import annotations
 
-import itertools
 import re
-import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
-import numpy as np
-
-from executors.tasks import Shared
-from ibp.arithmetic import evaluate
-from ibp.console import peak_memory_kb
-from ibp.elimination import subtract
-from ibp.errors import InputError, ReductionError
+from ibp.arithmetic import evaluate, parse_number
+from ibp.elimination import Solved, echelon, needed_lines, substitute_back
+from ibp.errors import InputError
 from ibp.identities import freeze_ratio, function_field
-from ibp.letters import linear_letters
-from ibp.problems import run_name
-from ibp.reconstruction import ATTEMPTS, Sample
-from ibp.residues import Polynomial, polynomial_residue, probe_primes
-from ibp.sampler import Sampler
+from ibp.polynomials import Polynomial, polynomial_residue
 from ibp.sectors import weight
 from ibp.targets import read_lines
 
@@ -45,6 +32,26 @@ class LinearSystem:
     symbols: tuple[str, ...] = ()
 
 
+def parse_system_values(kinematics: str | None, d: str | None, symbols: str | None) -> tuple[dict[str, Fraction], tuple[str, ...]]:
+    """What coefficients may contain, from texts such as 's=3,t=1/2', '7/3' and 'x,y': numbers, and symbols. Raises InputError."""
+    values = [item.partition("=") for item in kinematics.split(",")] if kinematics is not None else []
+    numbers = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
+    if len(numbers) < len(values) or not all(name.isidentifier() and name != "d" for name in numbers):
+        raise InputError(f"--kinematics {kinematics!r}: expected NAME=VALUE once for each NAME")
+    numbers |= {} if d is None else {"d": parse_number(d, "d")}
+    names = tuple(name.strip() for name in symbols.split(",")) if symbols is not None else ()
+    for name in names:
+        if not name.isidentifier() or name in numbers or names.count(name) > 1:
+            raise InputError(f"--symbols {symbols!r}: expected names, each once, that are not given as numbers")
+    return numbers, names
+
+
+def read_labels(path: str, what: str) -> tuple[str, ...]:
+    """Unknowns of a system, one a line, each once. Raises InputError."""
+    labels = (re.sub(r"[\s+]", "", line.partition("#")[0]) for line in read_lines(path, what))
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
 def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...] = ()) -> LinearSystem:
     """Equations are blocks of lines 'unknown: coefficient' (or Kira's 'unknown*(coefficient)') between empty lines; '#' is a comment.
 
@@ -52,8 +59,8 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     """
     equations: list[dict[str, SystemCoefficient]] = [{}]
     read = coefficient_reader(numbers, symbols)
-    for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
-        text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
+    for number, line in enumerate([*read_lines(path, "system"), ""], 1):
+        text, where = line.partition("#")[0].strip(), f"system {path}, line {number}"
         if not text:
             if not line.strip() and equations[-1]:
                 equations.append({})
@@ -68,7 +75,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
         # most are plain numbers, and reading an expression takes ten times as long
         equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
     if not equations[0]:
-        raise InputError(f"--system {path}: no equations in it")
+        raise InputError(f"system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
 
 
@@ -95,26 +102,17 @@ def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str
     return tuple(sorted(labels, key=lambda label: weight(indices[label])))
 
 
-def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[dict[int, dict[int, int]], list[int]]:
+def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[Solved, list[int]]:
     """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
 
     Raises InputError where a denominator vanishes modulo p.
     """
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
-    for place, equation in enumerate(system.equations):
+    for equation in system.equations:
         residues = {number[label]: _coefficient_residue(value, label, p, values) for label, value in equation.items()}
-        rows.append((place, {place: value for place, value in residues.items() if value}))
-    pivots: dict[int, dict[int, int]] = {}
-    used = []
-    for place, row in sorted(rows, key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
-        while row and (lead := max(row)) in pivots:
-            subtract(row, pivots[lead], -row.pop(lead), p)
-        if row:
-            factor = -pow(row.pop(lead), -1, p)
-            pivots[lead] = {place: value * factor % p for place, value in row.items()}
-            used.append(place)
-    return pivots, used
+        rows.append({place: value for place, value in residues.items() if value})
+    return echelon(rows, p)
 
 
 def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: Sequence[int]) -> int:
@@ -124,7 +122,7 @@ def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: S
         above, below = (polynomial_residue(part, values, p) for part in value)
     if below == 0:
         shown = value if isinstance(value, Fraction) else f"that is a function of {values}"
-        raise InputError(f"--system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
+        raise InputError(f"system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
     return above * pow(below, -1, p) % p
 
 
@@ -138,23 +136,13 @@ def solve_system(
     return back_substitute(system, eliminate_system(system, p, values)[0], p, wanted)
 
 
-def back_substitute(
-    system: LinearSystem, pivots: dict[int, dict[int, int]], p: int, wanted: Collection[str] | None
-) -> dict[str, dict[str, int]]:
+def back_substitute(system: LinearSystem, pivots: Solved, p: int, wanted: Collection[str] | None) -> dict[str, dict[str, int]]:
     """`solve_system` from an elimination, whose rows it changes."""
     labels = system.unknowns
     if wanted is not None:
         some = set(wanted)
-        left, needed = [place for place, label in enumerate(labels) if label in some], set()
-        while left:
-            if (place := left.pop()) in pivots and place not in needed:
-                needed.add(place)
-                left += pivots[place]
-        pivots = {place: pivots[place] for place in needed}
-    for lead in sorted(pivots):
-        row = pivots[lead]
-        for place in [place for place in row if place in pivots]:
-            subtract(row, pivots[place], -row.pop(place), p)
+        pivots = needed_lines(pivots, [place for place, label in enumerate(labels) if label in some])
+    substitute_back(pivots, p)
     return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
 
 
@@ -171,77 +159,3 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int, values: Seque
             value = " + ".join(f"{value}*{term}" for term, value in solved[label].items()) or "0"
             raise InputError(f"preferred master {label} depends linearly on the ones before it: it is {value} modulo {p}; leave one out")
     return ordered
-
-
-@dataclass(frozen=True)
-class SystemProblem:
-    """A system to be solved exactly, for these unknowns."""
-
-    system: LinearSystem
-    wanted: tuple[str, ...]
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        return self.system.symbols
-
-    @property
-    def name(self) -> str:
-        return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
-
-
-class SystemSampler(Sampler):
-    """The same for the solution of a linear system."""
-
-    exact: SystemProblem
-
-    def prepare(self, rng: np.random.Generator) -> None:
-        """See which equations are independent, and what the unknowns are found through. Raises ReductionError, InputError."""
-        system, wanted = self.exact.system, self.exact.wanted
-        for _ in range(ATTEMPTS):
-            found = []
-            for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
-                values, began = rng.integers(1000, p - 1000, len(system.symbols)).tolist(), time.perf_counter()
-                pivots, used = eliminate_system(system, p, values)
-                leads = frozenset(pivots)
-                solved = back_substitute(system, pivots, p, wanted)
-                self.first_guess = time.perf_counter() - began
-                found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
-            if found[0] == found[1]:
-                break
-        else:
-            raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
-        leads, self.names = found[0]
-        self.raw_names, self.rows, self.variables, self.live = self.names, wanted, system.symbols, len(used)
-        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
-        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
-        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
-        self.trace = Shared.write((kept, wanted, self.names, leads), self.directory.shared)
-
-    def letters(self) -> tuple[Polynomial, ...]:
-        size = len(self.variables) + 1
-        return linear_letters([[int(i == k) for k in range(size)] for i, name in enumerate((*self.variables, "1")) if name != "d"])
-
-    def _submit(self, chunk: list[Sample]) -> Future:
-        return self.executor.submit(solve_points, self.trace, chunk)
-
-    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        self.counts["unlucky"] += raw is None
-        return raw
-
-
-def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
-    """As `probe_points`, for a linear system: a point is not good where other unknowns are independent or other coefficients not zero."""
-    started = time.monotonic()
-    system, wanted, names, leads = trace.get()
-    place = {name: position for position, name in enumerate(names)}
-    table, good = np.zeros((len(samples), len(names)), np.int64), np.zeros(len(samples), np.int8)
-    for line, (p, values) in enumerate(samples):
-        with suppress(InputError):  # a denominator vanishes
-            pivots, _ = eliminate_system(system, p, values)
-            solved = back_substitute(system, pivots, p, wanted) if pivots.keys() == leads else {}
-            entries = {(label, term): value for label in wanted for term, value in solved.get(label, {}).items()}
-            if pivots.keys() == leads and entries.keys() <= place.keys():
-                good[line] = 1
-                for name, value in entries.items():
-                    table[line, place[name]] = value
-    return {"values": table.tobytes(), "good": good.tobytes(), "seconds": time.monotonic() - started, "peak_memory_kb": peak_memory_kb()}

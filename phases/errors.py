@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__version__ = "0.1.0"
-
 
 class ExplorerError(Exception):
     """Root of what this program refuses or cannot do; its text is one line: what, where, what to do."""

@@ -47,7 +47,7 @@ def new_figure(width: float, height: float) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise PlotsMissing(f"no pictures: matplotlib is not installed ({error}); pip install matplotlib") from None
+        raise PlotsMissing(f"no pictures: matplotlib is not installed ({error}); pip install 'ibp-reduce[plots]'") from None
     return Figure(figsize=(width, height), layout="constrained")
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import os
 import pickle
 import py_compile
@@ -13,21 +12,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fake_condor
+import numpy as np
 import pytest
-from support import HERE, P31, PUBLISHED, exit_code, patch_rooms, point_of, reduced
-from support_condor import FAKE_CONDOR, JOBS, SHORT_WAITS
+from support import HERE, P31, PUBLISHED, TRIANGLEBOX, exit_code, patch_rooms, point_of, reduced, ship_from
+from support_condor import SHORT_WAITS
 from support_explorer import TINY, explore
-from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, EXAMPLES, SHIPPED, TRAIN
+from support_learning import guide_ground, run_training, training_in
+from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, SHIPPED
 
 from executors.condor import CondorExecutor
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
-from ibp.console import Progress
+from ibp.console import Progress, Reporter
 from ibp.controller import Controller
+from ibp.examples import local_rule, random_target
 from ibp.families import BUILT_IN_FAMILIES
+from ibp.learning import first_guide, train_guide
 from ibp.policy import make_network
 from ibp.problems import Outcome, Problem
 from ibp.store import Store
+from ibp.training_data import make_training_data, pack_rules, unpack_rules
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,54 +76,29 @@ def executor(request):
 
 
 @pytest.fixture(scope="session")
-def jobs(tmp_path_factory):
-    """The module of what the jobs run."""
-    folder = tmp_path_factory.mktemp("jobs")
-    (folder / "condor_jobs.py").write_text(JOBS, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    yield importlib.import_module("condor_jobs")
-    sys.path.remove(str(folder))
-
-
-@pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
-    """The directory of the tools, and their module."""
+    """The directory of the tools of a pool that is none."""
     folder = tmp_path_factory.mktemp("tools")
-    (folder / "fake_condor.py").write_text(FAKE_CONDOR, encoding="utf-8")
-    py_compile.compile(str(folder / "fake_condor.py"))
-    launcher = (
-        f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({str(folder)!r})\nimport fake_condor\n\nsys.exit(fake_condor.main())\n"
-    )
-    for name in ("condor_submit", "condor_q", "condor_rm", "condor_release", "condor_hold"):
-        (folder / name).write_text(launcher, encoding="utf-8")
-        (folder / name).chmod(0o755)
-    spec = importlib.util.spec_from_file_location("fake_condor", folder / "fake_condor.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with subprocess.Popen(
-        [sys.executable, "-IS", "-c", f"import sys\nsys.path.append({str(folder)!r})\nimport fake_condor\nfake_condor.forge()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as module.Pool.forge:
-        yield folder, module
+    fake_condor.install(folder)
+    forge = [sys.executable, "-IS", fake_condor.__file__]
+    with subprocess.Popen(forge, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as fake_condor.Pool.forge:
+        yield folder
 
 
 @pytest.fixture
 def fake(fake_tools, tmp_path, monkeypatch, quick):
     """An empty pool, the tools of which come first on PATH."""
-    folder, module = fake_tools
     (tmp_path / "pool").mkdir()
     monkeypatch.setenv("FAKE_CONDOR", str(tmp_path / "pool"))
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    pool = module.Pool(str(tmp_path / "pool"))
+    monkeypatch.setenv("PATH", f"{fake_tools}{os.pathsep}{os.environ['PATH']}")
+    pool = fake_condor.Pool(str(tmp_path / "pool"))
     yield pool
     pool.kill()
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Waits of condor_worker, shortened."""
+    """Waits of the executors, shortened."""
     for name, value in SHORT_WAITS.items():
         patch_rooms(monkeypatch, "executors", name, value)
 
@@ -178,18 +158,18 @@ def reduce_at(shelves):
 def place(tmp_path, monkeypatch):
     """An empty current directory, and no shipped rules, so that what is found depends on nothing else."""
     monkeypatch.chdir(tmp_path)
-    patch_rooms(monkeypatch, "ibp", "DATA", tmp_path / "nothing shipped")
+    ship_from(monkeypatch, tmp_path / "nothing shipped")
     return tmp_path
 
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A copy of the two source files alone, in a directory whose name a careless command line would break."""
+    """A copy of the two programs, their rooms and families alone, in a directory whose name a careless command line would break."""
     directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
     directory.mkdir()
     for name in ("ibp_reduce.py", "condor_worker.py"):
         shutil.copy(HERE / name, directory)
-    for name in ("executors", "ibp"):
+    for name in ("executors", "ibp", "data/families"):
         shutil.copytree(HERE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     return directory
 
@@ -200,7 +180,7 @@ def learned(tmp_path_factory):
     directory = tmp_path_factory.mktemp("learned")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        patch_rooms(patch, "ibp", "DATA", directory / "nothing shipped")
+        ship_from(patch, directory / "nothing shipped")
         reduced(*PUBLISHED, "--store", "s")
     return directory / "s"
 
@@ -219,20 +199,43 @@ def network(one_torch_thread):
     return make_network(16).eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def examples(one_torch_thread, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("examples")
-    assert exit_code([*EXAMPLES, "--work-dir", str(directory / "w"), "--training-data", str(directory / "t.npz")]) == 0
-    return directory / "t.npz"
+    path = tmp_path_factory.mktemp("examples") / "t.npz"
+    make_training_data([BUILT_IN_FAMILIES[name] for name in ("bubble", "box")], 24, 0, path, InlineExecutor(), Reporter())
+    return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(examples, tmp_path_factory):
-    """A directory with the weights and the curve of three epochs."""
+    """A directory with the weights, the curve and the checkpoint of two epochs."""
     directory = tmp_path_factory.mktemp("trained")
-    words = ["--training-data", str(examples), "--policy", str(directory / "policy.pt"), "--work-dir", str(directory / "w")]
-    assert exit_code([*TRAIN, *words]) == 0
+    run_training(training_in(directory, examples))
     return directory
+
+
+@pytest.fixture(scope="session")
+def lessons():
+    """What a guide learns from, of three sectors of trianglebox, as a training file has it."""
+    parts = []
+    for bits in (0b011110, 0b111101, 0b110110):
+        finder, rng = guide_ground("trianglebox", bits), np.random.default_rng(bits)
+        bases = [random_target(finder.sector, rng) for _ in range(60)]
+        parts.append(pack_rules(TRIANGLEBOX, finder, [(base, rule) for base in bases if (rule := local_rule(finder, base))]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.fixture(scope="session")
+def trained_guide(lessons, one_torch_thread):
+    """Weights after some passes through these lessons, and what they were before."""
+    import torch
+
+    first, rng = first_guide(0), np.random.default_rng(0)
+    weights = first_guide(0)
+    optimizer = torch.optim.AdamW(weights.values(), 5e-3)
+    for _ in range(30):
+        assert train_guide(weights, optimizer, unpack_rules(lessons), rng)
+    return {name: values.detach().numpy() for name, values in weights.items()}, first
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +254,7 @@ def equations(tmp_path_factory):
     @functools.cache
     def run(family, variables=None, *more):
         variables = variables or DIFFERENTIAL[family]
-        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        words = ["differentiate", variables, "--family", family, *more, "--quiet", "--work-dir", str(directory / "work")]
         output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
         assert exit_code([*words, "--output", str(output)]) == 0
         return pickle.loads(output.read_bytes()) | {"path": output}

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import support_executors as jobs
 from support import DEADLINE_S, priority_of_argument, wait_until
 from support_condor import let_it_look, results, task_files, wait_for_jobs
 
@@ -16,7 +17,7 @@ from executors.errors import ExecutorError, TaskHeld
 from executors.tasks import TimeLimits
 
 
-def test_counts_tell_what_the_jobs_do(fake, make, jobs):
+def test_counts_tell_what_the_jobs_do(fake, make):
     executor = make(max_jobs=4)
     futures = [executor.submit(jobs.square, x) for x in range(6)]
     idle, running, held, done = wait_for_jobs(fake, 4)
@@ -31,7 +32,7 @@ def test_counts_tell_what_the_jobs_do(fake, make, jobs):
 
 
 @pytest.mark.parametrize("logged", [True, False], ids=["removed", "vanished"])
-def test_a_job_that_somebody_removed_is_submitted_again(fake, make, jobs, logged):
+def test_a_job_that_somebody_removed_is_submitted_again(fake, make, logged):
     executor = make(retries=2)
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -43,7 +44,7 @@ def test_a_job_that_somebody_removed_is_submitted_again(fake, make, jobs, logged
     assert future.result(DEADLINE_S) == 9 and executor.statistics["retries"] == 1
 
 
-def test_a_job_that_is_removed_again_and_again(fake, make, jobs):
+def test_a_job_that_is_removed_again_and_again(fake, make):
     executor = make(retries=2)
     future = executor.submit(jobs.square, 3)
     for attempt in range(3):
@@ -54,7 +55,7 @@ def test_a_job_that_is_removed_again_and_again(fake, make, jobs):
     assert "\n" not in str(info.value) and len(fake.history()) == 3
 
 
-def test_a_removed_job_that_has_left_its_output(fake, make, jobs):
+def test_a_removed_job_that_has_left_its_output(fake, make):
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -70,7 +71,7 @@ HOLDS = [
 ]
 
 
-def test_a_held_job_is_released_and_at_last_given_up(fake, make, jobs):
+def test_a_held_job_is_released_and_at_last_given_up(fake, make):
     said = []
     executor = make(check_interval_s=0.02, say=lambda *words: said.append(" ".join(map(str, words))))
     futures = [executor.submit(jobs.square, x) for x in range(len(HOLDS))]
@@ -94,7 +95,7 @@ def test_a_held_job_is_released_and_at_last_given_up(fake, make, jobs):
     assert len(fake.history()) == len(HOLDS) and releases() == 3 * len(HOLDS)
 
 
-def test_a_job_that_is_held_again_at_once(fake, make, jobs):
+def test_a_job_that_is_held_again_at_once(fake, make):
     """The queue and the log tell of the same hold, which counts once."""
     executor = make(check_interval_s=0.02)
     future = executor.submit(jobs.square, 3)
@@ -106,7 +107,7 @@ def test_a_job_that_is_held_again_at_once(fake, make, jobs):
     assert (len(fake.calls("condor_release")), executor.statistics["held"]) == (3, 4)
 
 
-def test_jobs_held_together_are_released_together_and_go_on(fake, make, jobs):
+def test_jobs_held_together_are_released_together_and_go_on(fake, make):
     executor = make(check_interval_s=0.3)
     futures = [executor.submit(jobs.square, x) for x in range(20)]
     for job in wait_for_jobs(fake, 20):
@@ -125,7 +126,7 @@ def test_jobs_held_together_are_released_together_and_go_on(fake, make, jobs):
         (21, "over memory limit"),
     ],
 )
-def test_a_job_held_for_its_memory_gets_more_up_to_a_limit(fake, make, jobs, code, reason):
+def test_a_job_held_for_its_memory_gets_more_up_to_a_limit(fake, make, code, reason):
     executor = make(memory_mb=1000, max_memory_mb=4000)
     future = executor.submit(jobs.square, 3)
     for memory in 1000, 2000, 4000:
@@ -138,7 +139,7 @@ def test_a_job_held_for_its_memory_gets_more_up_to_a_limit(fake, make, jobs, cod
     assert [job.memory for job in fake.history()] == [1000, 2000, 4000] and not fake.calls("condor_release")
 
 
-def test_more_memory_helps(fake, make, jobs):
+def test_more_memory_helps(fake, make):
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -148,7 +149,7 @@ def test_more_memory_helps(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_a_second_job_of_a_task_is_removed(fake, make, jobs):
+def test_a_second_job_of_a_task_is_removed(fake, make):
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -159,7 +160,7 @@ def test_a_second_job_of_a_task_is_removed(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_the_heaviest_first(fake, make, jobs):
+def test_the_heaviest_first(fake, make):
     executor = make(max_jobs=2, describe=priority_of_argument)
     futures = [executor.submit(jobs.square, x) for x in (100, 100)]
     first = wait_for_jobs(fake, 2)
@@ -179,7 +180,7 @@ def test_the_heaviest_first(fake, make, jobs):
     assert tasks == sorted(tasks, key=lambda task: (-numbers[int(task) - int(min(tasks))], task))  # ties: first in first out
 
 
-def test_many_tasks_are_one_cluster(fake, make, jobs):
+def test_many_tasks_are_one_cluster(fake, make):
     executor = make(describe=priority_of_argument)
     futures = [executor.submit(jobs.square, x) for x in range(200)]
     all_jobs = wait_for_jobs(fake, 200)
@@ -190,7 +191,7 @@ def test_many_tasks_are_one_cluster(fake, make, jobs):
     assert not any(future.done() and future.exception() is None for future in futures)
 
 
-def test_max_jobs_is_respected(fake, make, jobs, tmp_path):
+def test_max_jobs_is_respected(fake, make, tmp_path):
     fake.set(run="background", slots=2)
     executor = make(max_jobs=5)
     futures, most = [executor.submit(jobs.noted_square, str(tmp_path / "runs"), x) for x in range(15)], 0
@@ -201,7 +202,7 @@ def test_max_jobs_is_respected(fake, make, jobs, tmp_path):
     assert sum(sizes) == 15 and max(sizes) <= 5
 
 
-def test_the_queue_is_asked_once_per_interval_whatever_happens(fake, make, jobs, monkeypatch):
+def test_the_queue_is_asked_once_per_interval_whatever_happens(fake, make, monkeypatch):
     asked, run = [], subprocess.run
 
     def note_and_run(command, **options):
@@ -217,7 +218,7 @@ def test_the_queue_is_asked_once_per_interval_whatever_happens(fake, make, jobs,
     assert len(asked) >= 5 and min(later - earlier for earlier, later in itertools.pairwise(asked)) > 0.29, asked
 
 
-def test_the_queue_is_not_asked_while_no_job_is_out(fake, make, jobs):
+def test_the_queue_is_not_asked_while_no_job_is_out(fake, make):
     fake.set(run="now")
     executor = make(check_interval_s=0.05)
     executor.submit(jobs.square, 3).result(DEADLINE_S)
@@ -229,7 +230,7 @@ def test_the_queue_is_not_asked_while_no_job_is_out(fake, make, jobs):
 
 
 @pytest.mark.parametrize("number", [1_000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_many_tasks(fake, make, jobs, number, memory_path):
+def test_many_tasks(fake, make, number, memory_path):
     """In the time of a few calls of the tools."""
     fake.set(run="now")
     executor = make(memory_path / "condor", check_interval_s=5)
@@ -246,7 +247,7 @@ def test_many_tasks(fake, make, jobs, number, memory_path):
     assert task_files(executor.directory) == []
 
 
-def test_a_thousand_waiting_jobs_cost_next_to_nothing(fake, make, jobs):
+def test_a_thousand_waiting_jobs_cost_next_to_nothing(fake, make):
     executor = make(check_interval_s=0.7)
     for x in range(1000):
         executor.submit(jobs.square, x)

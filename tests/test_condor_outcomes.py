@@ -13,10 +13,10 @@ import traceback
 from pathlib import Path
 
 import pytest
+import support_executors as jobs
 from support import DEADLINE_S, Planted, limited_file_size, patch_rooms, path_to, wait_until
 from support_condor import results, task_files, wait_for_jobs
 
-import condor_worker
 from executors.directories import private_directory
 from executors.errors import ExecutorError, NotPicklable, RemoteError, TaskDied
 from executors.inline import InlineExecutor
@@ -24,7 +24,7 @@ from executors.local import LocalExecutor
 from executors.tasks import TimeLimits
 
 
-def test_results_do_not_depend_on_order_nor_on_the_cluster(fake, make, jobs):
+def test_results_do_not_depend_on_order_nor_on_the_cluster(fake, make):
     fake.set(run="now")
     executor = make()
     executor.warm_up()
@@ -46,7 +46,7 @@ def test_results_do_not_depend_on_order_nor_on_the_cluster(fake, make, jobs):
     ],
     ids=["scalars", "nested", "large", "floats"],
 )
-def test_builtin_types_come_back_as_they_were(fake, make, jobs, value):
+def test_builtin_types_come_back_as_they_were(fake, make, value):
     fake.set(run="now")
     answer = make().submit(jobs.same, value).result(DEADLINE_S)
     assert answer == value and repr(answer) == repr(value) and type(answer) is type(value)
@@ -56,14 +56,14 @@ FOREIGN = {  # results: what the error must name
     "__import__('numpy').arange(3)": "numpy.*ndarray",
     "{'x': [1, (__import__('numpy').float64(2),)]}": "numpy",
     "__import__('fractions').Fraction(1, 3)": "fractions.Fraction",
-    "__import__('condor_jobs').SectorError": "type",
+    "__import__('support_executors').SectorError": "type",
     "eval": "builtin_function",
     "__import__('threading').Lock()": "lock",
     "__import__('functools').reduce(lambda x, _: [x], range(100_000), [])": "(?i)recursion|deep",
 }
 
 
-def test_a_result_of_another_type_is_a_clear_error(fake, make, jobs):
+def test_a_result_of_another_type_is_a_clear_error(fake, make):
     fake.set(run="now")
     executor = make()
     futures = {expression: executor.submit(jobs.evaluate, expression) for expression in FOREIGN}
@@ -74,7 +74,7 @@ def test_a_result_of_another_type_is_a_clear_error(fake, make, jobs):
     assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
 
 
-def test_exceptions(fake, make, jobs):
+def test_exceptions(fake, make):
     fake.set(run="now")
     executor = make()
     with pytest.raises(ValueError, match="^sector 42 is empty$") as info:
@@ -87,7 +87,7 @@ def test_exceptions(fake, make, jobs):
     assert "in fail\n" in "".join(traceback.format_exception(info.value))
 
 
-def test_exceptions_that_are_hard_to_build_or_dangerous_to_raise(fake, make, jobs):
+def test_exceptions_that_are_hard_to_build_or_dangerous_to_raise(fake, make):
     fake.set(run="now")
     executor = make()
     raised = {
@@ -110,7 +110,7 @@ def test_exceptions_that_are_hard_to_build_or_dangerous_to_raise(fake, make, job
     assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
 
 
-def test_a_call_that_does_not_pickle(fake, make, jobs):
+def test_a_call_that_does_not_pickle(fake, make):
     fake.set(run="now")
     executor = make()
     for future in executor.submit(lambda: 1), executor.submit(jobs.same, threading.Lock()):
@@ -129,7 +129,7 @@ def sum_of(*numbers):
     return sum(numbers)
 
 
-def test_where_and_how_a_job_runs(fake, make, jobs, tmp_path, monkeypatch):
+def test_where_and_how_a_job_runs(fake, make, tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", """/a "b" it's""")
     executor = make()
     future = executor.submit(jobs.state)
@@ -144,7 +144,7 @@ def test_where_and_how_a_job_runs(fake, make, jobs, tmp_path, monkeypatch):
     assert "OMP_NUM_THREADS" not in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
 
 
-def test_report_of_a_task_that_is_not_done(fake, make, jobs):
+def test_report_of_a_task_that_is_not_done(fake, make):
     executor = make()
     assert executor.report(executor.submit(jobs.square, 3)) is None
 
@@ -159,7 +159,7 @@ def any_executor(request):
             yield executor
 
 
-def test_every_executor_tells_the_same(any_executor, jobs):
+def test_every_executor_tells_the_same(any_executor):
     executor = any_executor
     executor.warm_up()
     assert executor.processes >= 1
@@ -179,7 +179,7 @@ def test_every_executor_tells_the_same(any_executor, jobs):
         executor.submit(jobs.square, 2)
 
 
-def test_callbacks_may_submit_and_forget(fake, make, jobs):
+def test_callbacks_may_submit_and_forget(fake, make):
     fake.set(run="now")
     executor, last = make(), concurrent.futures.Future()
 
@@ -195,7 +195,7 @@ def test_callbacks_may_submit_and_forget(fake, make, jobs):
     wait_until(lambda: not task_files(executor.directory))
 
 
-def test_an_unexpected_exception_of_the_watcher_fails_all(fake, make, jobs):
+def test_an_unexpected_exception_of_the_watcher_fails_all(fake, make):
     class Broken(TimeLimits):
         def limit_s(self, description):
             raise ZeroDivisionError("boom")
@@ -255,7 +255,7 @@ def leave_damaged(fake, job, name, trap):
         path.write_bytes(content)
 
 
-def test_a_damaged_output_file_is_made_anew_and_nothing_in_it_is_executed(fake, make, jobs, tmp_path):
+def test_a_damaged_output_file_is_made_anew_and_nothing_in_it_is_executed(fake, make, tmp_path):
     executor = make()
     futures = {name: executor.submit(jobs.square, x) for x, name in enumerate(BAD_OUTCOMES)}
     for name, job in zip(BAD_OUTCOMES, wait_for_jobs(fake, len(BAD_OUTCOMES))):
@@ -267,7 +267,7 @@ def test_a_damaged_output_file_is_made_anew_and_nothing_in_it_is_executed(fake, 
 
 
 @pytest.mark.parametrize("name", ["truncated", "planted within"])
-def test_an_output_file_that_is_always_damaged(fake, make, jobs, tmp_path, name):
+def test_an_output_file_that_is_always_damaged(fake, make, tmp_path, name):
     executor = make(retries=1)
     future = executor.submit(jobs.square, 3)
     for attempt in range(2):
@@ -281,7 +281,7 @@ def test_an_output_file_that_is_always_damaged(fake, make, jobs, tmp_path, name)
 
 
 @pytest.mark.parametrize(("exit_code", "said"), [(3, r"\b3\b"), (-9, "SIGKILL|signal 9")])
-def test_a_job_that_ends_without_output(fake, make, jobs, exit_code, said):
+def test_a_job_that_ends_without_output(fake, make, exit_code, said):
     executor = make(retries=1)
     future = executor.submit(jobs.square, 3)
     for attempt in range(2):
@@ -296,7 +296,7 @@ def test_a_job_that_ends_without_output(fake, make, jobs, exit_code, said):
     assert executor.statistics["failed"] == 1 and executor.statistics["retries"] == 1
 
 
-def test_an_output_file_that_comes_late_is_used(fake, make, jobs, monkeypatch):
+def test_an_output_file_that_comes_late_is_used(fake, make, monkeypatch):
     """As on a network file system, where the log may be seen before the file."""
     patch_rooms(monkeypatch, "executors", "GRACE_S", (0.3, 10))
     executor = make()
@@ -310,14 +310,14 @@ def test_an_output_file_that_comes_late_is_used(fake, make, jobs, monkeypatch):
     assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
 
 
-def test_a_result_for_which_the_disk_has_no_room(fake, make, jobs):
+def test_a_result_for_which_the_disk_has_no_room(fake, make):
     """The limit on a file's size fails as a full disk does."""
     executor = make(retries=0)
     future = executor.submit(jobs.same, "x" * 1_000_000)
     (job,) = wait_for_jobs(fake, 1)
     before = set(os.listdir(executor.directory))
     code = "import sys, condor_worker\ncondor_worker.DISK_PAUSES_S = (0, 0)\nsys.exit(condor_worker.main(sys.argv[1:]))"
-    arguments = job.command()[job.command().index(condor_worker.__file__) + 1 :]
+    arguments = job.command()[2:]
     with limited_file_size(500_000), open(job.path(".err"), "wb") as errors:
         done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=executor.directory, env=os.environ | path_to(), stderr=errors)
     assert done.returncode == 3
@@ -329,7 +329,7 @@ def test_a_result_for_which_the_disk_has_no_room(fake, make, jobs):
         future.result(DEADLINE_S)
 
 
-def test_a_call_for_which_the_disk_has_no_room(fake, make, jobs):
+def test_a_call_for_which_the_disk_has_no_room(fake, make):
     fake.set(run="now")
     executor = make()
     with limited_file_size(500_000):
@@ -341,7 +341,7 @@ def test_a_call_for_which_the_disk_has_no_room(fake, make, jobs):
     assert not [name for name in os.listdir(executor.directory) if "tmp" in name]
 
 
-def test_a_journal_that_cannot_be_written_is_said_once(fake, make, jobs, tmp_path):
+def test_a_journal_that_cannot_be_written_is_said_once(fake, make, tmp_path):
     fake.set(run="now")
     said = []
     journal = private_directory(tmp_path / "work" / "condor") / "events.jsonl"

@@ -6,16 +6,18 @@ import signal
 import subprocess
 
 import pytest
-from support import DEADLINE_S, lines_of, start_controller, wait_until
-from support_condor import results, task_files
+import support_executors as jobs
+from support import DEADLINE_S, lines_of, wait_until
+from support_condor import results, start_controller, task_files
 
 from executors.condor import CondorExecutor
-from executors.condor_tools import queue_counts
+from executors.job_runs import read_run
+from executors.schedd import Schedd
 from executors.tasks import Shared, TimeLimits
 
 
 def in_the_queue(directory):
-    return sum(queue_counts(directory).get(state, 0) for state in ("idle", "running", "held"))
+    return len(Schedd(read_run(directory)).jobs())
 
 
 def job_id(directory, task):
@@ -27,7 +29,7 @@ def job_id(directory, task):
 
 
 @pytest.mark.condor
-def test_a_pool_with_a_hostile_directory(real_pool, jobs, tmp_path):
+def test_a_pool_with_a_hostile_directory(real_pool, tmp_path):
     with CondorExecutor(tmp_path / """it's "here", $(x) $ENV(HOME) #\\ ünï; touch pwned""", check_interval_s=1) as executor:
         futures = [executor.submit(jobs.square, x) for x in range(30)]
         where = executor.submit(jobs.state)
@@ -38,7 +40,7 @@ def test_a_pool_with_a_hostile_directory(real_pool, jobs, tmp_path):
 
 
 @pytest.mark.condor
-def test_a_pool_with_file_transfer(real_pool, jobs, tmp_path):
+def test_a_pool_with_file_transfer(real_pool, tmp_path):
     shared = Shared.write(list(range(100)), tmp_path / "else where")
     with CondorExecutor(tmp_path / "it's here", check_interval_s=1, transfer_files=True) as executor:
         where, value = executor.submit(jobs.state), executor.submit(jobs.read, shared)
@@ -47,7 +49,7 @@ def test_a_pool_with_file_transfer(real_pool, jobs, tmp_path):
 
 
 @pytest.mark.condor
-def test_a_pool_where_jobs_are_removed_held_and_slow(real_pool, jobs, tmp_path):
+def test_a_pool_where_jobs_are_removed_held_and_slow(real_pool, tmp_path):
     limits = TimeLimits(4)
     with CondorExecutor(tmp_path / "work", check_interval_s=1, stragglers=limits, straggler_cpus=4) as executor:
         slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "slow"))
@@ -63,14 +65,14 @@ def test_a_pool_where_jobs_are_removed_held_and_slow(real_pool, jobs, tmp_path):
 
 
 @pytest.mark.condor
-def test_a_pool_whose_controller_is_killed(real_pool, jobs, tmp_path):
+def test_a_pool_whose_controller_is_killed(real_pool, tmp_path):
     for _ in range(2):
-        controller = start_controller(tmp_path, jobs, 20, 1)
+        controller = start_controller(tmp_path, 20, 1)
         assert controller.stdout.readline() == "recovered\n"
         wait_until(lambda: len(lines_of(tmp_path / "runs")) >= 2)
         os.kill(controller.pid, signal.SIGKILL)
         controller.communicate()
-    controller = start_controller(tmp_path, jobs, 20, 1)
+    controller = start_controller(tmp_path, 20, 1)
     assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
     assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(20))
     assert sorted(lines_of(tmp_path / "runs"), key=int) == [str(x) for x in range(20)]

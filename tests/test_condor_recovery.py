@@ -9,14 +9,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from support import DEADLINE_S, lines_of, priority_of_argument, start_controller, wait_until
-from support_condor import events, let_it_look, results, task_files, wait_for_jobs
+import support_executors as jobs
+from support import DEADLINE_S, lines_of, priority_of_argument, wait_until
+from support_condor import events, let_it_look, results, start_controller, task_files, wait_for_jobs
 
-from executors.condor_tools import queue_counts, remove_run
 from executors.errors import DirectoryRefused
+from executors.job_runs import remove_run
 
 
-def test_forgotten_files(fake, make, jobs):
+def test_forgotten_files(fake, make):
     fake.set(run="background")
     executor = make()
     futures = [executor.submit(jobs.square, x) for x in range(5)]
@@ -32,7 +33,7 @@ def test_forgotten_files(fake, make, jobs):
     assert task_files(executor.directory) == [] and not list(executor.directory.glob("submit-*"))
 
 
-def test_files_that_a_killed_controller_was_writing_or_deleting(fake, make, jobs):
+def test_files_that_a_killed_controller_was_writing_or_deleting(fake, make):
     fake.set(run="now")
     executor = make()
     unfinished = "0000043.call.node.99.7", "0000042.out.node7.99.7"  # as replace_file names them
@@ -46,7 +47,7 @@ def test_files_that_a_killed_controller_was_writing_or_deleting(fake, make, jobs
 
 
 @pytest.mark.parametrize("cancel", [False, True])
-def test_shutdown_waits_and_cancels_what_the_cluster_does_not_have(fake, make, jobs, cancel):
+def test_shutdown_waits_and_cancels_what_the_cluster_does_not_have(fake, make, cancel):
     executor = make(max_jobs=2)
     futures = [executor.submit(jobs.square, x) for x in range(5)]
     wait_for_jobs(fake, 2)
@@ -63,7 +64,7 @@ def test_shutdown_waits_and_cancels_what_the_cluster_does_not_have(fake, make, j
     assert len(fake.history()) == (2 if cancel else 4)
 
 
-def test_detached_jobs_are_adopted(fake, make, jobs):
+def test_detached_jobs_are_adopted(fake, make):
     executor = make(describe=priority_of_argument)
     lost = [executor.submit(jobs.square, x) for x in range(6)]
     all_jobs = sorted(wait_for_jobs(fake, 6), key=lambda job: job.task)
@@ -85,7 +86,7 @@ def test_detached_jobs_are_adopted(fake, make, jobs):
     assert task_files(successor.directory) == [] and fake.calls("condor_rm") == []
 
 
-def test_an_exception_detaches(fake, make, jobs):
+def test_an_exception_detaches(fake, make):
     with pytest.raises(KeyboardInterrupt), make() as executor:
         executor.submit(jobs.square, 3)
         wait_for_jobs(fake, 1)
@@ -96,7 +97,7 @@ def test_an_exception_detaches(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9 and args == (3,)
 
 
-def test_what_was_never_submitted_is_recovered(fake, make, jobs):
+def test_what_was_never_submitted_is_recovered(fake, make):
     fake.set(down=True)
     executor = make()
     for x in range(3):
@@ -107,7 +108,7 @@ def test_what_was_never_submitted_is_recovered(fake, make, jobs):
     assert [future.result(DEADLINE_S) for future, _, _, _ in found] == [0, 1, 4] and len(fake.history()) == 3
 
 
-def test_recovery_while_the_schedd_is_down(fake, make, jobs):
+def test_recovery_while_the_schedd_is_down(fake, make):
     executor = make()
     for x in range(3):
         executor.submit(jobs.square, x)
@@ -126,7 +127,7 @@ def test_recovery_while_the_schedd_is_down(fake, make, jobs):
     assert sorted(future.result(DEADLINE_S) for future, _, _, _ in found) == [0, 1, 4]
 
 
-def test_outcomes_that_nobody_forgot_are_told_again(fake, make, jobs):
+def test_outcomes_that_nobody_forgot_are_told_again(fake, make):
     fake.set(run="now")
     executor = make()
     futures = [executor.submit(jobs.square, 3), executor.submit(jobs.fail, ValueError, "x"), executor.submit(jobs.square, 4)]
@@ -139,7 +140,7 @@ def test_outcomes_that_nobody_forgot_are_told_again(fake, make, jobs):
     assert outcomes["square"].result(DEADLINE_S) == 9 and isinstance(outcomes["fail"].exception(DEADLINE_S), ValueError)
 
 
-def test_a_damaged_call_file_is_dropped_and_its_job_removed(fake, make, jobs):
+def test_a_damaged_call_file_is_dropped_and_its_job_removed(fake, make):
     executor = make()
     for x in range(3):
         executor.submit(jobs.square, x)
@@ -158,7 +159,7 @@ def test_a_damaged_call_file_is_dropped_and_its_job_removed(fake, make, jobs):
     assert "orphan" in {event["event"] for event in events(successor.directory)}
 
 
-def test_jobs_of_a_run_that_is_not_recovered_are_removed(fake, make, jobs, tmp_path):
+def test_jobs_of_a_run_that_is_not_recovered_are_removed(fake, make, tmp_path):
     executor, other = make(), make(tmp_path / "other")
     executor.submit(jobs.square, 3)
     kept = other.submit(jobs.square, 4)
@@ -171,7 +172,7 @@ def test_jobs_of_a_run_that_is_not_recovered_are_removed(fake, make, jobs, tmp_p
     assert results([fresh, kept]) == [25, 16]
 
 
-def test_more_memory_is_remembered(fake, make, jobs):
+def test_more_memory_is_remembered(fake, make):
     executor = make()
     executor.submit(jobs.square, 3)
     fake.hold(wait_for_jobs(fake, 1)[0], 34, "memory")
@@ -186,7 +187,7 @@ def test_more_memory_is_remembered(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_the_jobs_of_a_run_are_counted_and_removed(fake, make, jobs, tmp_path):
+def test_the_jobs_of_a_run_are_counted_and_removed(fake, make, tmp_path):
     executor, other = make(), make(tmp_path / "other")
     for x in range(4):
         executor.submit(jobs.square, x)
@@ -196,14 +197,12 @@ def test_the_jobs_of_a_run_are_counted_and_removed(fake, make, jobs, tmp_path):
     executor.detach()
     fake.start(mine[0])
     fake.hold(mine[1], 1, "because")
-    counts = queue_counts(executor.directory)
-    assert (counts["idle"], counts["running"], counts["held"]) == (2, 1, 1)
     assert remove_run(executor.directory) == 4
     assert [job.key for job in fake.jobs()] == [job.key for job in fake.history() if job.key not in {job.key for job in mine}]
     assert remove_run(executor.directory) == 0 and other.remove_jobs() == 1 and fake.jobs() == []
 
 
-def test_the_journal_is_lines_of_json(fake, make, jobs):
+def test_the_journal_is_lines_of_json(fake, make):
     fake.set(run="background")
     executor = make()
     results([executor.submit(jobs.square, x) for x in range(3)])
@@ -214,7 +213,7 @@ def test_the_journal_is_lines_of_json(fake, make, jobs):
     assert {line["cluster"] for line in submitted} == {job.cluster for job in fake.history()}
 
 
-def test_files_are_private(fake, make, jobs):
+def test_files_are_private(fake, make):
     executor = make()
     executor.submit(jobs.square, 3)
     wait_for_jobs(fake, 1)
@@ -226,11 +225,11 @@ def test_files_are_private(fake, make, jobs):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_controllers_that_are_killed_lose_nothing_and_repeat_nothing(fake, jobs, tmp_path, seed):
+def test_controllers_that_are_killed_lose_nothing_and_repeat_nothing(fake, tmp_path, seed):
     chance, number = random.Random(seed), 40
     fake.set(run="background")
     for _ in range(5):
-        controller = start_controller(tmp_path, jobs, number, 0.05)
+        controller = start_controller(tmp_path, number, 0.05)
         with contextlib.suppress(subprocess.TimeoutExpired):
             controller.wait(chance.uniform(0.1, 0.9))
         kill = chance.choice([os.kill, os.killpg])  # alone, or with the tool that it is just calling
@@ -238,7 +237,7 @@ def test_controllers_that_are_killed_lose_nothing_and_repeat_nothing(fake, jobs,
             kill(controller.pid, signal.SIGKILL)
         controller.communicate()
         wait_until(lambda: not submitting(fake))
-    controller = start_controller(tmp_path, jobs, number, 0.05)
+    controller = start_controller(tmp_path, number, 0.05)
     assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
     assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(number))
     assert sorted(lines_of(tmp_path / "runs"), key=int) == [str(x) for x in range(number)]  # each ran once
@@ -254,14 +253,14 @@ def submitting(fake):
     return False
 
 
-def test_a_submission_that_outlives_its_controller(fake, jobs, tmp_path):
+def test_a_submission_that_outlives_its_controller(fake, tmp_path):
     fake.set(run="background", submit_takes_s=0.5, slots=2)
-    controller = start_controller(tmp_path, jobs, 20, 0.1)
+    controller = start_controller(tmp_path, 20, 0.1)
     wait_until(lambda: fake.calls("condor_submit"))
     os.kill(controller.pid, signal.SIGKILL)
     controller.communicate()
     fake.set(submit_takes_s=0)
-    controller = start_controller(tmp_path, jobs, 20, 0.1)
+    controller = start_controller(tmp_path, 20, 0.1)
     assert controller.communicate(timeout=DEADLINE_S)[0] == "recovered\ndone\n"
     assert sorted(lines_of(tmp_path / "results")) == sorted(f"{x} {x * x}" for x in range(20))
     wait_until(lambda: not submitting(fake))

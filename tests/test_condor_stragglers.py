@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
+import support_executors as jobs
 from support import DEADLINE_S, wait_until
 from support_condor import let_it_look, results, wait_for_jobs
 
@@ -11,7 +12,7 @@ from executors.errors import TaskTimeout
 from executors.tasks import Description, TimeLimits
 
 
-def test_a_straggler_is_run_again_with_more_cpus(fake, make, jobs, tmp_path):
+def test_a_straggler_is_run_again_with_more_cpus(fake, make, tmp_path):
     executor = make(stragglers=TimeLimits(60))
     futures = [executor.submit(jobs.state) for _ in range(5)]
     all_jobs = wait_for_jobs(fake, 5)
@@ -37,7 +38,7 @@ def test_a_straggler_is_run_again_with_more_cpus(fake, make, jobs, tmp_path):
     assert executor.statistics["stragglers"] == 3 and not Path("pwned").exists()
 
 
-def test_a_straggler_whose_output_is_there_first(fake, make, jobs):
+def test_a_straggler_whose_output_is_there_first(fake, make):
     executor = make(stragglers=TimeLimits(60))
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -49,7 +50,7 @@ def test_a_straggler_whose_output_is_there_first(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
 
 
-def test_a_straggler_is_not_run_twice_at_a_time(fake, make, jobs):
+def test_a_straggler_is_not_run_twice_at_a_time(fake, make):
     executor = make(stragglers=TimeLimits(60))
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -68,7 +69,7 @@ def test_a_straggler_is_not_run_twice_at_a_time(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_an_eviction_resets_the_clock(fake, make, jobs):
+def test_an_eviction_resets_the_clock(fake, make):
     executor = make(stragglers=TimeLimits(60))
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -85,7 +86,7 @@ def test_an_eviction_resets_the_clock(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9 and executor.statistics["stragglers"] == 0
 
 
-def test_waiting_in_the_queue_is_not_slowness(fake, make, jobs):
+def test_waiting_in_the_queue_is_not_slowness(fake, make):
     executor = make(stragglers=TimeLimits(0.3), timeout_s=0.3)
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -96,7 +97,7 @@ def test_waiting_in_the_queue_is_not_slowness(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_a_log_without_the_start_of_a_job(fake, make, jobs):
+def test_a_log_without_the_start_of_a_job(fake, make):
     """The queue tells it too."""
     executor = make(stragglers=TimeLimits(60))
     future = executor.submit(jobs.square, 3)
@@ -108,7 +109,7 @@ def test_a_log_without_the_start_of_a_job(fake, make, jobs):
     assert future.result(DEADLINE_S) == 9
 
 
-def test_the_hard_time_limit(fake, make, jobs):
+def test_the_hard_time_limit(fake, make):
     executor = make(timeout_s=60, retries=3)
     slow, fast = executor.submit(jobs.square, 3), executor.submit(jobs.square, 4)
     first, second = wait_for_jobs(fake, 2)
@@ -119,7 +120,7 @@ def test_the_hard_time_limit(fake, make, jobs):
     assert fast.result(DEADLINE_S) == 16 and len(fake.history()) == 2 and fake.history()[0].gone == "removed"
 
 
-def test_the_limit_that_is_learned(fake, make, jobs):
+def test_the_limit_that_is_learned(fake, make):
     fake.set(run="now")
     executor = make(stragglers=TimeLimits(None, auto=True, floor_s=50), describe=lambda fn, args, kwargs: Description(group=fn.__name__))
     results([executor.submit(jobs.square, x) for x in range(12)])

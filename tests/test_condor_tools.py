@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+import support_executors as jobs
 from support import DEADLINE_S, patch_rooms, wait_until
 from support_condor import let_it_look, results, wait_for_jobs
 
@@ -31,7 +32,7 @@ def test_impossible_options(fake, tmp_path, option):
         CondorExecutor(tmp_path, options=[option])
 
 
-def test_options_reach_the_submit_file(fake, make, jobs):
+def test_options_reach_the_submit_file(fake, make):
     options = [("accounting_group", "physics.loops"), ("requirements", '(OpSysMajorVer > 7) && (Arch == "X86_64")'), ("+Project", '"ibp"')]
     executor = make(options=[*options, ("MY.Other", "3"), ("request_disk", "7 GB")], cpus=2, memory_mb=3000)
     executor.submit(jobs.square, 3)
@@ -54,7 +55,7 @@ def test_impossible_numbers_for_condor(fake, tmp_path, options):
 @pytest.mark.parametrize("missing", ["condor_submit", "condor_q", "condor_rm"])
 def test_without_htcondor(fake_tools, tmp_path, monkeypatch, missing):
     (tmp_path / "bin").mkdir()
-    for tool in fake_tools[0].glob("condor_*"):
+    for tool in fake_tools.glob("condor_*"):
         if tool.name != missing:
             (tmp_path / "bin" / tool.name).symlink_to(tool)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
@@ -67,7 +68,7 @@ def no_changes_since(fake, before):
     return [call for call in fake.calls()[before:] if call[0] != "condor_q"] == []
 
 
-def test_while_the_schedd_is_down_nothing_is_concluded(fake, make, jobs):
+def test_while_the_schedd_is_down_nothing_is_concluded(fake, make):
     said = []
     executor = make(say=lambda *words: said.append(" ".join(map(str, words))))
     futures = [executor.submit(jobs.square, x) for x in range(3)]
@@ -103,7 +104,7 @@ GARBAGE = [
 ]
 
 
-def test_garbage_from_the_queue_is_not_an_empty_queue(fake, make, jobs, monkeypatch):
+def test_garbage_from_the_queue_is_not_an_empty_queue(fake, make, monkeypatch):
     patch_rooms(monkeypatch, "executors", "LONGEST_BACKOFF_S", 0.05)
     executor = make(check_interval_s=0.05)
     future = executor.submit(jobs.square, 3)
@@ -132,7 +133,7 @@ def impatient(monkeypatch):
     )
 
 
-def test_a_queue_that_hangs_is_no_empty_queue(fake, make, jobs, impatient):
+def test_a_queue_that_hangs_is_no_empty_queue(fake, make, impatient):
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -147,7 +148,7 @@ def test_a_queue_that_hangs_is_no_empty_queue(fake, make, jobs, impatient):
 
 
 @pytest.mark.parametrize("how", ["error", "die", "silent", "hang"])
-def test_a_submission_that_worked_though_it_failed(fake, make, jobs, impatient, how):
+def test_a_submission_that_worked_though_it_failed(fake, make, impatient, how):
     fake.set(submit_after=how)
     executor = make()
     futures = [executor.submit(jobs.square, x) for x in range(5)]
@@ -160,14 +161,14 @@ def test_a_submission_that_worked_though_it_failed(fake, make, jobs, impatient, 
     assert len(fake.history()) == 5 and not fake.calls("condor_rm")
 
 
-def test_a_submission_that_worked_though_it_failed_and_is_over_already(fake, make, jobs):
+def test_a_submission_that_worked_though_it_failed_and_is_over_already(fake, make):
     fake.set(submit_after="error", run="now")
     executor = make()
     assert results([executor.submit(jobs.square, x) for x in range(5)]) == [x * x for x in range(5)]
     assert len(fake.history()) == 5
 
 
-def test_a_submission_that_cannot_work(fake, make, jobs):
+def test_a_submission_that_cannot_work(fake, make):
     message = "ERROR: Parse error in expression: Requirements = ((Target.Arch"
     fake.set(submit_error=message)
     executor = make(check_interval_s=0.05)
@@ -181,7 +182,7 @@ def test_a_submission_that_cannot_work(fake, make, jobs):
     assert executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
 
 
-def test_a_submission_waits_for_the_schedd(fake, make, jobs):
+def test_a_submission_waits_for_the_schedd(fake, make):
     fake.set(down=True)
     executor = make()
     futures = [executor.submit(jobs.square, x) for x in range(3)]
@@ -191,7 +192,7 @@ def test_a_submission_waits_for_the_schedd(fake, make, jobs):
     assert results(futures) == [0, 1, 4] and len(fake.history()) == 3
 
 
-def test_a_condor_rm_that_fails_is_repeated(fake, make, jobs):
+def test_a_condor_rm_that_fails_is_repeated(fake, make):
     executor = make(timeout_s=60)
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -206,7 +207,7 @@ def test_a_condor_rm_that_fails_is_repeated(fake, make, jobs):
     wait_for_jobs(fake, 0)
 
 
-def test_an_event_that_is_half_written(fake, make, jobs):
+def test_an_event_that_is_half_written(fake, make):
     executor = make()
     future = executor.submit(jobs.square, 3)
     (job,) = wait_for_jobs(fake, 1)
@@ -220,7 +221,7 @@ def test_an_event_that_is_half_written(fake, make, jobs):
 
 
 @pytest.mark.parametrize("how", ["truncated", "replaced", "deleted", "garbage"])
-def test_a_log_that_is_tampered_with(fake, make, jobs, how):
+def test_a_log_that_is_tampered_with(fake, make, how):
     executor = make()
     futures = [executor.submit(jobs.square, x) for x in range(3)]
     all_jobs = wait_for_jobs(fake, 3)
