@@ -48,7 +48,7 @@ def main(argv=None) -> int:
         "host": os.uname().nodename,
         "python": sys.version.split()[0],
         "seconds": time.monotonic() - started,
-        "peak_memory_kb": peak_memory_kb(),
+        "peak_memory_kb": peak_memory_kb(with_children=True),
         "cpus": cpus,
     }
     return write_outcome(directory / f"{name}.out", pickle.dumps(content, PICKLE_PROTOCOL))

@@ -70,6 +70,7 @@ from typing import Any
 
 import numpy as np
 
+from executors import __version__
 from executors.condor import CondorExecutor
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError
@@ -85,7 +86,7 @@ from phases.annealer import MODES, simulate
 from phases.box import DEFAULT_BOX, Box, latin_hypercube
 from phases.classification import classify
 from phases.console import say
-from phases.errors import ExplorerError, InputError, __version__
+from phases.errors import ExplorerError, InputError
 from phases.history import FIRST_BYTES
 from phases.ideal_states import ideal_state
 from phases.learner import Explorer

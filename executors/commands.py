@@ -104,7 +104,7 @@ class _Parser(argparse.ArgumentParser):
 def make_parser(program: str, name: str, commands: Mapping[str, Command], about: str, version: str) -> argparse.ArgumentParser:
     """Of one command; values are kept as texts, and what is not given is left out."""
     command, default = commands[name], next(iter(commands))
-    others = "\n".join(f"  {other:14}{each.about}" for other, each in commands.items())
+    others = "\n".join(f"  {other:18}{each.about}" for other, each in commands.items())
     parser = _Parser(
         prog=program if name == default else f"{program} {name}",
         usage=None if name != default else f"{program} [COMMAND] [options]",

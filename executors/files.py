@@ -53,7 +53,23 @@ def load_builtins(pickled):
     return BuiltinsUnpickler(io.BytesIO(pickled)).load()
 
 
-def peak_memory_kb():
-    """Peak of this process plus that of its largest child."""
+def peak_memory_kb(with_children=False):
+    """Largest resident memory of this process so far, with_children: plus that of its largest child."""
     unit = 1024 if sys.platform == "darwin" else 1
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // unit
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)[: 1 + with_children]
+    return sum(resource.getrusage(who).ru_maxrss for who in whose) // unit
+
+
+def why_not_writable(path: Path, is_directory: bool = False) -> str:
+    """Why a file or directory could not be written, "" if it could be; creates nothing."""
+    try:
+        if path.exists() and not (path.is_dir() if is_directory else path.is_file()):
+            return f"is not a {'directory' if is_directory else 'regular file'}"
+        place = path if is_directory else path.parent
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+            return f"{place} is not a directory that can be written"
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

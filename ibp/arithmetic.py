@@ -1,14 +1,34 @@
-"""Numbers and arithmetic written as text, read without executing anything."""
+"""Numbers and arithmetic written as text, read token by token without executing anything.
+
+`calculate` is the one parser: it works in whatever ring the values of the names live in. `evaluate` is the same for what a person has
+written, with limits on length and powers.
+"""
 
 from __future__ import annotations
 
-import ast
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from ibp.errors import InputError
+
+LONGEST_EXPRESSION, LARGEST_POWER = 5000, 16  # characters and powers of what a person writes
+LONGEST_NUMBER = 4300  # digits of a number: as many as Python reads
+LARGEST_NUMBER = 10_000_000  # bits that a power in a coefficient of a result may have
+_TOKEN = re.compile(
+    r"\s*(?:(?P<number>[0-9]+)|(?P<name>[^\W\d]\w*)|(?:\*\*|\^)\s*(?P<power>[+-]?[0-9]+|\(\s*[+-]?[0-9]+\s*\))|(?P<sign>[-+*/()]))\s*"
+)
+_PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
+_ENDS = frozenset(("number", "name", "power", ")"))  # tokens that a value may end with
+_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": lambda a, b: a / b,
+}
 
 
 def parse_number(text: str, name: str) -> Fraction:
@@ -18,51 +38,111 @@ def parse_number(text: str, name: str) -> Fraction:
     return Fraction(text)
 
 
-LONGEST_EXPRESSION = 5000
-_OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
-
-
-def _has_power(node: ast.AST) -> bool:
-    return any(isinstance(part, ast.Pow) for part in ast.walk(node))
-
-
 def evaluate(text: str, names: dict[str, Any], where: str) -> Any:
-    """Value of an arithmetic expression (+ - * / ** and parentheses) over whatever ring the names' values and Fractions live in."""
+    """Value of an expression (+ - * / ** and parentheses) that a person wrote; names["1"] is the one of their ring. Raises InputError."""
     if len(text) > LONGEST_EXPRESSION:
         raise InputError(f"{where}: an expression of {len(text)} characters; at most {LONGEST_EXPRESSION} are taken")
-
-    def visit(node: ast.AST) -> Any:
-        match node:
-            case ast.Expression(body=body):
-                return visit(body)
-            case ast.Constant(value=int(value)) if not isinstance(value, bool):
-                return names.get("1", Fraction(1)) * value
-            case ast.Name(id=name):
-                if name not in names:
-                    known = ", ".join(key for key in names if key != "1")
-                    raise InputError(f"{where}: undefined symbol {name!r} in {text!r}; known: {known or 'none'}")
-                return names[name]
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -visit(operand)
-            case ast.UnaryOp(op=ast.UAdd(), operand=operand):
-                return visit(operand)
-            case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int(power))) if 0 <= power <= 16 and not _has_power(left):
-                return visit(left) ** power
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return _OPERATORS[type(op)](visit(left), visit(right))
-        raise InputError(f"{where}: {text!r} has a part that is not arithmetic of numbers and known symbols (powers up to 16, not nested)")
-
+    one = names.get("1")
     try:
-        return visit(ast.parse(text.strip(), mode="eval"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise InputError(f"{where}: {text!r} is not an arithmetic expression") from None
+        return calculate(text, names, Fraction if one is None else lambda k: one * k, where, by_hand=True)
     except ZeroDivisionError:
         raise InputError(f"{where}: division by zero in {text!r}") from None
+
+
+def calculate(text: str, names: dict[str, Any], number: Callable[[int], Any], where: str, by_hand: bool = False) -> Any:
+    """Value of an expression such as '(3*d**2 - 1)/(d - 4)', in the ring of the names' values and of number(k).
+
+    Texts may have any length, and powers any size that LARGEST_NUMBER allows; by_hand: powers are those that `evaluate` takes. Raises
+    InputError; ZeroDivisionError where the ring says so.
+    """
+    values: list[Any] = []
+    waiting: list[str] = []
+
+    def settle(precedence: int) -> None:
+        """Carry out what waits and binds at least so strongly."""
+        while waiting and _PRECEDENCE[waiting[-1]] >= precedence:
+            sign, right = waiting.pop(), values.pop()
+            values.append(-right if sign == "negative" else _SIGNS[sign](values.pop(), right))
+
+    for kind, token in _tokens(text, where, by_hand):
+        if kind == "number":
+            values.append(number(int(token)))
+        elif kind == "name":
+            if token not in names:
+                known = ", ".join(name for name in names if name != "1")
+                raise InputError(f"{where}: undefined symbol {token!r} in {_shown(text, 0, by_hand)!r}; known: {known or 'none'}")
+            values.append(names[token])
+        elif kind == "power":
+            power = int(token)
+            if not by_hand and abs(power) * _size(values[-1]) > LARGEST_NUMBER:
+                raise InputError(f"{where}: power {power} is too large")
+            values[-1] = values[-1] ** power
+        elif kind == ")":
+            settle(1)
+            waiting.pop()
+        else:
+            if kind in "+-*/":
+                settle(_PRECEDENCE[kind])
+            waiting.append(kind)
+    settle(1)
+    return values[0]
+
+
+def _tokens(text: str, where: str, by_hand: bool) -> list[tuple[str, str]]:
+    """Kind and text of each token, in an order that makes sense; a sign before a value is 'negative' or left out. Raises InputError."""
+    tokens: list[tuple[str, str]] = []
+    powers = [False]  # for the text and each open parenthesis: whether there is a power in it
+    closed = False  # the same for the last parenthesis that was closed
+    position, before = 0, "("
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        kind = match and (match["sign"] or match.lastgroup)
+        after_value = before in _ENDS
+        if kind is None or (kind in ("number", "name", "(") if after_value else kind in ("power", "*", "/", ")")):
+            raise _senseless(text, position, where, by_hand)
+        token = match[match.lastgroup]
+        if kind == "number" and len(token) > LONGEST_NUMBER:
+            raise InputError(f"{where}: a number of {len(token)} digits; at most {LONGEST_NUMBER} are taken")
+        if kind == "power":
+            token = token.strip("() ")
+            if before == "power" or len(token) > 20:
+                raise InputError(f"{where}: power {token[:20]} of a power, or too large")
+            if by_hand and not (0 <= int(token) <= LARGEST_POWER and "^" not in match[0] and not (closed and before == ")")):
+                raise _senseless(text, position, where, by_hand)
+            powers[-1] = True
+        elif kind == "(":
+            powers.append(False)
+        elif kind == ")":
+            closed = powers.pop()
+            if not powers:
+                raise _senseless(text, position, where, by_hand)
+            powers[-1] |= closed
+        if after_value or kind != "+":
+            tokens.append(("negative" if kind == "-" and not after_value else kind, token))
+        position, before = match.end(), kind
+    if before not in _ENDS or len(powers) > 1:
+        raise _senseless(text, 0, where, by_hand)
+    return tokens
+
+
+def _shown(text: str, position: int, by_hand: bool) -> str:
+    return text if by_hand else text[position : position + 30]
+
+
+def _senseless(text: str, position: int, where: str, by_hand: bool) -> InputError:
+    powers = f" (powers up to {LARGEST_POWER}, not nested)" if by_hand else ""
+    return InputError(f"{where}: {_shown(text, position, by_hand)!r} is not arithmetic of numbers and known symbols{powers}")
+
+
+def _size(value: Any) -> int:
+    """About how many bits a value has, so that no power grows beyond all bounds; what is no number says it by its attribute `size`."""
+    if isinstance(value, (int, Fraction)):
+        return value.numerator.bit_length() + value.denominator.bit_length()
+    return value.size
+
+
+def names_in(text: str) -> set[str]:
+    return set(re.findall(r"[^\W\d]\w*", text))
 
 
 def split_terms(text: str) -> list[str]:
@@ -76,18 +156,32 @@ def split_terms(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)]) if text.strip()]
 
 
-def is_factor(term: str, name: str) -> bool:
-    """Whether a term is a product with this name as one factor, not in a denominator. False as well for what is no arithmetic."""
-    try:
-        node = ast.parse(term.strip(), mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    while not (isinstance(node, ast.Name) and node.id == name):
-        match node:
-            case ast.BinOp(op=ast.Mult(), left=left, right=right):
-                node = left if any(isinstance(part, ast.Name) and part.id == name for part in ast.walk(left)) else right
-            case ast.BinOp(op=ast.Div(), left=node) | ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=node):
-                pass
-            case _:
-                return False
-    return True
+@dataclass(frozen=True)
+class _Degree:
+    """Of part of a term in a name: 0 without it, 1 in a product with it, infinite in all else."""
+
+    value: float
+
+    def __add__(self, other: _Degree) -> _Degree:
+        return _Degree(0 if self.value == other.value == 0 else math.inf)
+
+    __sub__ = __add__
+
+    def __mul__(self, other: _Degree) -> _Degree:
+        return _Degree(self.value + other.value)
+
+    def __truediv__(self, other: _Degree) -> _Degree:
+        return _Degree(math.inf if other.value else self.value)
+
+    def __neg__(self) -> _Degree:
+        return self
+
+    def __pow__(self, power: int) -> _Degree:
+        return _Degree(math.inf if self.value else 0)
+
+
+def is_factor(term: str, name: str, where: str) -> bool:
+    """Whether a term is a product with this name as one factor, not in a denominator. Raises InputError where it is no arithmetic."""
+    without = _Degree(0)
+    names = dict.fromkeys(names_in(term), without) | {name: _Degree(1)}
+    return calculate(term.strip(), names, lambda _: without, where, by_hand=True).value == 1

@@ -1,4 +1,7 @@
-"""Beam search: several ways to a rule followed at once."""
+"""Beam search: several ways to a rule followed at once.
+
+A `Beam` says how; `beam_search` is the search itself, `search_path` makes a rule of the best way that it finds.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,19 @@ import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from ibp.discovery import RuleFinder
 from ibp.elimination import CANDIDATES
+from ibp.helpers import kept_context
 from ibp.identities import Equations
-from ibp.policy import SCORED_TOGETHER, Policy, describe_moves, load_policy
+from ibp.policy import Policy, describe_moves
 from ibp.positions import Position, SearchGround
 from ibp.rules import Rule
+from ibp.weights import load_policy
 
+SCORED_TOGETHER = 8  # positions: some thousand entries, so that memory stays small
 BEAM_BRANCHES = 6  # actions of a position that are followed
 BEAM_STEPS = 30  # of a search; where it found nothing by then, one of a wider beam is the shorter way:
 BEAM_WIDENINGS = ((1, BEAM_STEPS), (4, 2 * BEAM_STEPS), (16, 2 * BEAM_STEPS))  # so many times the width, and how many steps
@@ -77,7 +81,7 @@ def search_path(
         if helpers is None:
             return beam_children(ground, load_policy(beam.policy), positions)
         parts = (positions[number :: helpers.processes] for number in range(helpers.processes))
-        futures = [helpers.submit(helped_children, context, part) for part in parts if part]
+        futures = [helpers.submit(_helped_children, context, part) for part in parts if part]
         return [child for future in futures for child in future.result()]
 
     finished, steps = beam_search(beam, children)
@@ -101,13 +105,7 @@ def beam_children(ground: SearchGround, policy: Policy, positions: Sequence[Posi
     return children
 
 
-@lru_cache(maxsize=2)
-def unpickled(context: bytes) -> Any:
-    """What a helper process keeps from one call to the next: it comes from the process that started it."""
-    return pickle.loads(context)
-
-
-def helped_children(context: bytes, positions: Sequence[Position]) -> list[Position]:
+def _helped_children(context: bytes, positions: Sequence[Position]) -> list[Position]:
     """`beam_children` in a helper process. context: pickle of (ground, what `load_policy` takes)."""
-    ground, policy = unpickled(context)
+    ground, policy = kept_context(context)
     return beam_children(ground, load_policy(policy), positions)

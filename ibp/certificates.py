@@ -1,4 +1,8 @@
-"""Results with the identities that prove them; an independent verification."""
+"""Certificates: results with the identities that prove them, and a verification that derives everything anew.
+
+`make_certificate`, `pack_certificate` and `unpack_certificate` are the file; `Verifier` knows the identities at a point and which sectors
+are scaleless, by other ways than the reduction; `verify_certificate` adds the identities up.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,20 @@ from typing import Any
 
 import numpy as np
 
-from ibp.arithmetic import evaluate, parse_number
-from ibp.errors import UNREADABLE, CertificateError, InputError, __version__, in_short
+from executors import __version__
+from ibp.arithmetic import evaluate
+from ibp.elimination import difference
+from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import BUILT_IN_FAMILIES, Expression, Family, Index, define_family, family_definition
 from ibp.geometry import symanzik
-from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form
+from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form, show_point
+from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
+from ibp.polynomials import Polynomial
 from ibp.problems import Outcome, Problem
 from ibp.replay import MAX_INDEX
-from ibp.residues import Polynomial, is_usable_prime
 from ibp.sectors import show
 from ibp.tables import sorted_rows
-from ibp.targets import Combination, show_target
+from ibp.targets import Combination, show_target, show_targets
 
 # A certificate is: one line of text that says what it is, one line of JSON (the Certificate without its arrays), the arrays, compressed,
 # and the SHA-256 of all that.
@@ -124,7 +131,7 @@ def unpack_certificate(content: bytes) -> Certificate:
         return _read_certificate(json.loads(line), packed)
     except InputError as error:
         raise CertificateError(str(error)) from None
-    except (*UNREADABLE, RecursionError) as error:
+    except UNREADABLE as error:
         raise CertificateError(f"not a sound certificate ({in_short(error)})") from None
 
 
@@ -179,36 +186,6 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         multiplier,
         combinations,
     )
-
-
-def pack_point(point: Point) -> dict[str, Any]:
-    """As JSON holds it."""
-    return {"prime": point.prime, "d": str(point.d), "kinematics": {name: str(value) for name, value in point.invariants}}
-
-
-def unpack_point(header: dict[str, Any], family: Family, where: str = "") -> Point:
-    """Raises InputError, or one of UNREADABLE."""
-    values = tuple((name, parse_number(header["kinematics"][name], where + name)) for name, _ in family.point)
-    return Point(parse_number(header["d"], f"{where}d"), values, checked_prime(header["prime"]))
-
-
-def checked_prime(value: Any) -> int:
-    if not is_usable_prime(value):
-        raise ValueError(f"{value!r} is no prime number in use")
-    return value
-
-
-def checked_indices(value: Any, family: Family) -> Index:
-    if len(value) != family.n or any(type(a) is not int or abs(a) > MAX_INDEX for a in value):
-        raise ValueError(f"{value} is no integral of the family")
-    return tuple(value)
-
-
-def checked_expression(terms: Any, family: Family, p: int) -> Expression:
-    expression = {checked_indices(term, family): value for term, value in terms}
-    if len(expression) != len(terms) or any(type(value) is not int or not 0 < value < p for value in expression.values()):
-        raise ValueError("a coefficient that is none modulo the prime, or twice")
-    return expression
 
 
 class Verifier:
@@ -365,7 +342,11 @@ def verify_certificate(certificate: Certificate, verifier: Verifier | None = Non
     return count
 
 
-def difference(whole: Expression, expression: Expression, p: int) -> Expression:
-    """whole - expression."""
-    claim = {term: -value % p for term, value in expression.items()}
-    return claim | {term: (claim.get(term, 0) + value) % p for term, value in whole.items()}
+def check_certificate(content: bytes) -> str:
+    """What the certificate in a file's content was found to prove, in words. Raises CertificateError."""
+    own = unpack_certificate(content)
+    terms = verify_certificate(own)
+    used = {term for expression in own.reductions.values() for term in expression}
+    left = f" and {len(own.unreduced)} that nothing reduces" if own.unreduced else ""
+    of, proof = f"{own.family.name} at {show_point(own.point)}", f"{len(own.operator):,} identities with {terms:,} terms"
+    return f"{show_targets(own.reductions)} of {of} through {len(used)} of {len(own.masters)} masters{left}, by {proof}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,89 +9,11 @@ from fractions import Fraction
 from functools import cache
 from typing import Any
 
+from ibp.arithmetic import calculate, names_in
 from ibp.errors import InputError
 from ibp.families import Index
 from ibp.sectors import show
 from ibp.targets import show_target
-
-LARGEST_NUMBER = 10_000_000  # bits that a power in a coefficient may have
-LONGEST_NUMBER = 4300  # digits of a number in a coefficient: as many as Python reads
-_TOKEN = re.compile(
-    r"\s*(?:(?P<number>[0-9]+)|(?P<name>[A-Za-z_]\w*)|(?:\*\*|\^)\s*(?P<power>[+-]?[0-9]+|\(\s*[+-]?[0-9]+\s*\))|(?P<sign>[-+*/()]))\s*"
-)
-_PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
-_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-}
-
-
-def calculate(text: str, names: dict[str, Any], number: Callable[[int], Any], where: str) -> Any:
-    """Value of a coefficient such as '(3*d**2 - 1)/(d - 4)', in the ring of the names' values and of number(k).
-
-    The ring is that of integers and Fractions, or of Quotients. Unlike `evaluate` it takes texts of any length and large powers. Raises
-    InputError; ZeroDivisionError where the ring says so.
-    """
-    values: list[Any] = []
-    waiting: list[str] = []
-
-    def settle(precedence: int) -> None:
-        """Carry out what waits and binds at least so strongly."""
-        while waiting and _PRECEDENCE[waiting[-1]] >= precedence:
-            sign, right = waiting.pop(), values.pop()
-            values.append(-right if sign == "negative" else _SIGNS[sign](values.pop(), right))
-
-    position, before = 0, "("  # kind of the token before: a value may stand only after a sign
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        kind = match and (match["sign"] or match.lastgroup)
-        after_value = before in ("number", "name", "power", ")")
-        if kind is None or (after_value and kind in ("number", "name", "(")) or (not after_value and kind in ("power", "*", "/", ")")):
-            raise InputError(f"{where}: {text[position : position + 30]!r} cannot stand there in a coefficient")
-        position = match.end()
-        if kind == "number" and len(match["number"]) > LONGEST_NUMBER:
-            raise InputError(f"{where}: a number of {len(match['number'])} digits; at most {LONGEST_NUMBER} are taken")
-        if kind == "number":
-            values.append(number(int(match["number"])))
-        elif kind == "name":
-            if match["name"] not in names:
-                raise InputError(f"{where}: unknown symbol {match['name']!r}; known: {', '.join(names) or 'none'}")
-            values.append(names[match["name"]])
-        elif kind == "power":
-            power = int(match["power"].strip("() ")) if len(match["power"]) < 20 else math.inf
-            if before == "power" or abs(power) * _size(values[-1]) > LARGEST_NUMBER:
-                raise InputError(f"{where}: power {match['power'][:20]} of a power, or too large")
-            values[-1] = values[-1] ** power
-        elif kind == ")":
-            settle(1)
-            if not waiting:
-                raise InputError(f"{where}: a parenthesis is closed that was not opened")
-            waiting.pop()
-        elif after_value:
-            settle(_PRECEDENCE[kind])
-            waiting.append(kind)
-        elif kind != "+":
-            waiting.append("negative" if kind == "-" else kind)
-        before = kind
-    if before in ("number", "name", "power", ")"):
-        settle(1)
-        if not waiting:
-            return values[0]
-    raise InputError(f"{where}: {text[:30]!r} is not a whole coefficient")
-
-
-def _size(value: Any) -> int:
-    """About how many bits a value has, so that no power of a coefficient that is read grows beyond all bounds."""
-    if isinstance(value, Quotient):
-        return 1000 * (len(value.above) + len(value.below))
-    number = Fraction(value)
-    return number.numerator.bit_length() + number.denominator.bit_length()
-
-
-def names_in(text: str) -> set[str]:
-    return set(re.findall(r"[A-Za-z_]\w*", text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +22,11 @@ class Quotient:
 
     above: tuple
     below: tuple
+
+    @property
+    def size(self) -> int:
+        """About how many bits it has."""
+        return 1000 * (len(self.above) + len(self.below))
 
     def __add__(self, other: Quotient) -> Quotient:
         if self.below == other.below:

@@ -1,26 +1,46 @@
-"""What a person sees of a run: lines, progress, times."""
+"""What a person sees of a run: lines, progress, times, and the files that it leaves.
+
+The core is given a `Reporter` and knows no terminal: the plain one tells nobody, `Progress` shows a bar and says lines on stderr.
+"""
 
 from __future__ import annotations
 
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from executors.console import say_line
 from executors.files import replace_file
 from ibp.errors import ReductionError
 
-
-def peak_memory_kb() -> int:
-    """Largest resident memory of this process so far."""
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak // 1024 if sys.platform == "darwin" else peak
+LINE_INTERVAL_S = 60.0  # how often a line is printed where there is no terminal for a bar
+LONGEST_SHOWN = 160  # characters of a coefficient in a summary
 
 
-class Progress:
+class Reporter:
+    """What the core tells of its work. This one passes nothing on, for use as a library."""
+
+    def say(self, line: str) -> None:
+        """Something that a person should know."""
+
+    def start(self, what: str, total: int) -> None:
+        """A stage of so many equal steps begins."""
+
+    def advance(self, counts: dict[str, int]) -> None:
+        """One of them is done. counts: statistics of the run so far."""
+
+    def show(self, what: str, done: int, total: int, text: str) -> None:
+        """Where a stage is whose total grows."""
+
+    def tick(self) -> None:
+        """Nothing new, but the run lives."""
+
+    def close(self) -> None:
+        """The stage is over."""
+
+
+class Progress(Reporter):
     """A tqdm bar on a terminal; elsewhere nothing, or with lines=True a line now and then."""
 
     def __init__(self, quiet: bool = False, lines: bool = False):
@@ -28,6 +48,11 @@ class Progress:
         self.lines = not quiet and not self.active and lines
         self.last_line = time.monotonic()
         self.bar: Any = None
+
+    def say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.clear()
+        say(line)
 
     def start(self, what: str, total: int) -> None:
         self.close()
@@ -44,7 +69,6 @@ class Progress:
             self.bar.update(1)
 
     def show(self, what: str, done: int, total: int, text: str) -> None:
-        """Where a run is whose total grows."""
         if self.active and (self.bar is None or not self.bar.desc.startswith(what)):
             self.start(what, max(total, 1))
         if self.bar is not None:
@@ -54,14 +78,7 @@ class Progress:
             self.last_line = time.monotonic()
             self.say(f"{time.strftime('%H:%M:%S')} {done:,} of {total:,} {what}; {text}")
 
-    def say(self, line: str) -> None:
-        """A line beside the bar."""
-        if self.bar is not None:
-            self.bar.clear()
-        say(line)
-
     def tick(self) -> None:
-        """Keep the clock of the bar going while a task takes long."""
         if self.bar is not None:
             self.bar.refresh()
 
@@ -71,7 +88,9 @@ class Progress:
             self.bar = None
 
 
-LINE_INTERVAL_S = 60.0  # how often a line is printed where there is no terminal for a bar
+def say(line: str) -> None:
+    """One line on stderr, whatever is in it."""
+    say_line("ibp_reduce", line)
 
 
 def format_rate(rate: float) -> str:
@@ -82,9 +101,6 @@ def format_seconds(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"
-
-
-LONGEST_SHOWN = 160  # characters of a coefficient in a summary
 
 
 def shortened(text: str) -> str:
@@ -98,10 +114,3 @@ def write_output(path: Path, content: bytes, what: str = "output", remedy: str =
         replace_file(path, content, sync=True)
     except OSError as error:
         raise ReductionError(f"{what} {path}: {error.strerror or error}; {remedy}") from None
-
-
-def say(line: str) -> None:
-    """One line on stderr, whatever is in it."""
-    line = " ".join(line.split())
-    with suppress(OSError):  # nobody may read stderr any more; that must not end a run
-        print(f"ibp_reduce: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ibp.errors import InputError, ReductionError
 from ibp.families import Expression, Family, Index, cut_lines
-from ibp.problems import Outcome, joined_outcome
+from ibp.problems import Outcome, Problem, joined_outcome
 from ibp.sectors import sector_of, show, weight
 from ibp.targets import show_target
 
@@ -60,3 +60,35 @@ def lowest_sectors(nonzero: Sequence[int], tops: Sequence[int]) -> list[int]:
     """The non-zero sectors below these that have no non-zero subsectors; every other one contains one of them."""
     below = [bits for bits in nonzero if any(bits & top == bits for top in tops)]
     return [bits for bits in below if not any(other != bits and other & bits == other for other in below)]
+
+
+def read_cuts(problem: Problem, texts: Sequence[str], nonzero: Callable[[], Sequence[int]]) -> tuple[int, ...]:
+    """Bit masks of the lines of each cut of '1,2' or 'spanning'; the problem's own cut, if it has one; () where nothing is cut.
+
+    nonzero: finds the non-zero sectors. Raises InputError.
+    """
+    if "spanning" in texts and len(texts) > 1:
+        raise InputError("--cut spanning stands for all cuts that are needed: give it alone")
+    spanning = tuple(texts) == ("spanning",)
+    given = () if spanning else tuple(dict.fromkeys(parse_cut(text, problem.family) for text in texts))
+    if problem.cut:
+        if texts and given != (problem.cut,):
+            lines = ", ".join(map(str, cut_lines(problem.cut)))
+            raise InputError(f"--cut {' --cut '.join(texts)}: {problem.family.name} has cut_propagators [{lines}]; leave --cut out")
+        return (problem.cut,)
+    tops = [sector_of(target) for target in problem.integrals]
+    if spanning:
+        return tuple(lowest_sectors(nonzero(), tops))
+    for cut in given:
+        if not any(cut & top == cut for top in tops):
+            missing = next(line for line in cut_lines(cut) if not tops[0] >> line - 1 & 1)
+            raise InputError(
+                f"--cut {','.join(map(str, cut_lines(cut)))}: line {missing} has no positive index in {show(problem.integrals[0])}, "
+                "so nothing would be left"
+            )
+    for target, top in zip(problem.integrals, tops):
+        if given and not any(cut & top == cut for cut in given):
+            raise InputError(
+                f"--cut: {show(target)} has the lines of none of the cuts, so nothing of it would be left; reduce it by itself"
+            )
+    return given

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
+from ibp.console import Progress
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError
 from ibp.exact import ExactProblem
@@ -19,18 +20,16 @@ from ibp.families import Family, Index
 from ibp.geometry import determinant_of
 from ibp.identities import Algebra, Column, Operator, freeze_operator
 from ibp.masters import change_basis
-from ibp.problems import ExactOutcome, Problem
-from ibp.residues import probe_primes
-from ibp.sampler import Sampler
-from ibp.sectors import show, weight
-from ibp.targets import term_lines
+from ibp.primes import probe_primes
+from ibp.problems import Problem
+from ibp.sectors import corner, sector_of, show, weight
+from ibp.store import Store
 
 # Integrals are functions of the invariants through the products p_a.p_b and the masses. The operator sum_ij c_ij p_i . d/dp_j, with c such
 # that it acts as d/dx on all p_a.p_b, turns the derivative of an integral into a combination of integrals (Remiddi, hep-th/9711188;
 # Gehrmann, Remiddi, hep-ph/9912329). In d there is a difference equation: I at d - 2 is the polynomial U of the Feynman parameters with
 # x_b -> a_b * (raise index b), applied to I at d (Tarasov, hep-th/9606018), with the Euclidean measure d^dk/pi^(d/2) for every loop.
 Row = tuple[Any, ...]  # (variable, *indices of a master)
-MOST_ROWS_SHOWN = 60
 
 
 def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -> Operator:
@@ -134,68 +133,70 @@ def equations_for(family: Family, variables: Sequence[str], masters: Sequence[In
     return combinations
 
 
+def parse_variables(text: str, family: Family, numbers: set[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The variables of equations, 'all' or names, and what stays a symbol. numbers: names that are given as such. Raises InputError."""
+    symbols = tuple(name for name in family.symbols if name not in numbers)
+    names: tuple[str, ...] = ()
+    for name in (name.strip() for name in text.split(",")):
+        everything = tuple(other for other in symbols if other != "d") if name == "all" and "all" not in family.symbols else (name,)
+        if not everything:
+            raise InputError(f"--differential-equation all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
+        names += everything
+    for name in names:
+        if name not in family.symbols or names.count(name) > 1:
+            raise InputError(f"--differential-equation {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
+        if name in numbers:
+            raise InputError(f"--differential-equation {name}: {name} is given as a number, too; leave one of them out")
+    return names, symbols
+
+
 @dataclass(frozen=True)
 class DifferentialProblem(ExactProblem):
     """Equations in these variables for the masters of all sectors below those of the problem's targets and of the preferred masters."""
 
     variables: tuple[str, ...] = ()
 
+    @staticmethod
+    def below(exact: ExactProblem, variables: tuple[str, ...]) -> DifferentialProblem:
+        """The masters of an exact problem take the place of its targets."""
+        problem = exact.problem
+        targets = tuple(dict.fromkeys(corner(sector_of(integral), problem.family.n) for integral in problem.integrals))
+        published = bool(problem.family.paper_masters) and not problem.symmetries
+        problem = replace(problem, targets=targets, combinations=(), paper_masters_only=published)
+        return DifferentialProblem(problem, exact.symbols, variables)
+
     @property
     def label(self) -> str:
+        """What is done, for people."""
         of = f"the masters of {self.problem.family.name} below {show(self.problem.targets[0])}"
         return f"differential equations in {', '.join(self.variables)} for {of}"
 
     @property
-    def _parts(self) -> tuple:
-        return (*super()._parts, self.variables)
+    def parts(self) -> tuple:
+        """What decides the result."""
+        return (*super().parts, self.variables)
 
-    def record(self, outcome: ExactOutcome) -> dict[str, Any]:
-        """The matrices in place of reductions, by variable, row and column."""
-        matrices: dict[str, dict[Index, dict]] = {variable: {} for variable in self.variables}
-        for (variable, *master), entries in outcome.reductions.items():
-            matrices[variable][tuple(master)] = entries
-        equation = {"masters": outcome.masters, "matrices": matrices}
-        return super().record(replace(outcome, reductions={})) | {"differential_equation": equation}
-
-    def lines(self, outcome: ExactOutcome) -> list[str]:
-        """The matrices: a line for each entry that is not zero."""
-        width = max(map(len, map(show, outcome.masters)))
-        lines = []
-        for (variable, *master), row in outcome.reductions.items():
-            left = f"{show(master)} at d-2" if variable == "d" else f"d/d{variable} {show(master)}"
-            lines += [f"{left} =", *(term_lines(row, width) or ["  0"])]
-        if len(lines) > MOST_ROWS_SHOWN:
-            lines = [*lines[:MOST_ROWS_SHOWN], f"  ... and {len(lines) - MOST_ROWS_SHOWN:,} more lines in the result"]
-        entries = sum(map(len, outcome.reductions.values()))
-        about = f"{len(outcome.masters)} masters, equations in {', '.join(self.variables)}, {entries:,} entries that are not zero"
-        return [f"{self.heading}: {about}", *lines]
-
-
-class DifferentialSampler(Sampler):
-    """Entries of the matrices at sample points: the integrals are put together before anything is reconstructed."""
-
-    exact: DifferentialProblem
-
-    def _find_columns(self, rng: np.random.Generator) -> tuple[Column, ...]:
-        """Raises ReductionError, InputError."""
+    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress) -> tuple[tuple[Column, ...], Sequence[Index]]:
+        """The left sides of the equations; the masters. Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        self.basis = self._find_basis(replace(self.exact.problem, point=self._point(p, self._random(rng, p))))
-        numbers = {name: value for name, value in self.exact.given.items() if name != "d"}
-        equations = equations_for(self.exact.problem.family, self.exact.variables, self.basis, numbers)
-        return tuple(Column(row, terms) for row, terms in equations.items())
+        basis = _find_basis(replace(self.problem, point=self.point(p, self.random_values(rng, p))), shelves, progress)
+        numbers = {name: value for name, value in self.given.items() if name != "d"}
+        equations = equations_for(self.problem.family, self.variables, basis, numbers)
+        return tuple(Column(row, terms) for row, terms in equations.items()), basis
 
-    def _find_basis(self, problem: Problem) -> tuple[Index, ...]:
-        """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
-        preferred, p = problem.preferred_masters, problem.point.prime
-        plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
-        outcome = Controller(plain, InlineExecutor(), self.shelves, self.progress).run()
-        if outcome.unreduced:
-            raise ReductionError(
-                f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "
-                "point, such as d = 4, leave them symbols; masters are best of low rank"
-            )
-        reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
-        basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
-        if not basis:
-            raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
-        return tuple(sorted(basis, key=weight))
+
+def _find_basis(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Index, ...]:
+    """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
+    preferred, p = problem.preferred_masters, problem.point.prime
+    plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
+    outcome = Controller(plain, InlineExecutor(), shelves, progress).run()
+    if outcome.unreduced:
+        raise ReductionError(
+            f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "
+            "point, such as d = 4, leave them symbols; masters are best of low rank"
+        )
+    reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
+    basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
+    if not basis:
+        raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
+    return tuple(sorted(basis, key=weight))

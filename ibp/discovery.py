@@ -1,30 +1,88 @@
-"""Local elimination around one integral finds the rows that reduce it."""
+"""Local elimination around one integral finds the rows that reduce it.
+
+A `RuleFinder` searches a sector: it puts the identities of a neighbourhood, or those it is given, into a `SearchSpace`, eliminates what
+is heavier than the target, and makes a `Rule` of the best combination that is left.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
 from ibp.elimination import eliminate_heavier, is_reducible, subtract
 from ibp.identities import Equations
 from ibp.replay import CompiledRule
-from ibp.rules import (
-    LAST_NEIGHBOURHOOD,
-    MOSTLY_IN_VAIN,
-    NEIGHBOURHOODS,
-    REGION_REACH,
-    REGION_ROWS,
-    SEARCH_ROWS,
-    Action,
-    CornerRegion,
-    Rule,
-    SearchSpace,
-    holds,
-    seeds_around,
-)
+from ibp.rules import NEIGHBOURHOODS, Action, CornerRegion, Rule, level_of
 from ibp.sectors import Sector, integrals_near_corner
+from ibp.tables import run_numbers
+
+SEARCH_ROWS = 150_000  # a neighbourhood with more identities than this is not tried
+REGION_ROWS = 8_000  # nor a region from the corner with more than this, of which few fall away before the elimination
+REGION_REACH = 120  # nor one that goes further: rules are stored as int8
+MOSTLY_IN_VAIN = (1, 3, 4, 5, 6)  # levels where few of the searches find something
+
+
+class SearchSpace:
+    """All rows of a neighbourhood, for any target of a sector: which columns they have, relative to the target, down to the target itself.
+
+    seeds [S, n] relative to the target; entry e of row `row[e]` (= seed * operators + operator) is term `term[e]` of the identities and
+    stands in column `column[e]`; columns [C, n] heaviest first, the target last.
+    """
+
+    def __init__(self, sector: Sector, equations: Equations, seeds: np.ndarray):
+        self.seeds, self.operators = seeds, equations.count
+        keys = (self.seeds @ sector.weights)[:, None] + (equations.shift @ sector.weights)[None]
+        self.seed, self.term = np.nonzero(keys >= 0)
+        self.row = self.seed * equations.count + equations.operator[self.term]
+        distinct, first, self.column = np.unique(-keys[self.seed, self.term], return_index=True, return_inverse=True)
+        self.columns = self.seeds[self.seed[first]] + equations.shift[self.term[first]]
+        self.complete = len(distinct) > 0 and distinct[-1] == 0
+        self._of_seeds: tuple[Equations | None, np.ndarray] = (None, np.zeros(0, np.int64))
+
+    @property
+    def rows(self) -> int:
+        return len(self.seeds) * self.operators
+
+    @cached_property
+    def begin(self) -> np.ndarray:
+        """Where the entries of each row begin, [rows + 1]."""
+        return np.searchsorted(self.row, np.arange(self.rows + 1))
+
+    def of_seeds(self, equations: Equations) -> np.ndarray:
+        """What the seeds, without the target, add to the value of each entry; kept for the equations that came last."""
+        if self._of_seeds[0] is not equations:
+            products = equations.coefficient[:, 1:] @ self.seeds.T
+            self._of_seeds = equations, products[self.term, self.seed]
+        return self._of_seeds[1]
+
+    def rows_inside(self, sector: Sector, target: np.ndarray) -> np.ndarray:
+        """Numbers of the rows whose seed is in the sector at this target [n]: seldom more than one in ten."""
+        return np.flatnonzero(np.repeat(sector.contains(target + self.seeds), self.operators))
+
+    def system(
+        self, sector: Sector, equations: Equations, target: np.ndarray, rows: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows, columns and values of the entries of these rows [R] at one target [n]: terms inside the sector and not zero.
+
+        A row with a column that no other row has cannot take part in a combination; such rows are removed until none is left.
+        """
+        entries = run_numbers(self.begin[rows], self.begin[rows + 1] - self.begin[rows])
+        entries = entries[sector.contains(target + self.columns)[self.column[entries]]]
+        of_target = equations.coefficient[:, 0] + equations.coefficient[:, 1:] @ target
+        values = (of_target[self.term[entries]] + self.of_seeds(equations)[entries]) % equations.prime
+        row, column = self.row[entries], self.column[entries]
+        keep = values != 0
+        while not keep.all():
+            row, column, values = row[keep], column[keep], values[keep]
+            count = np.bincount(column, minlength=len(self.columns))
+            count[-1] = 2
+            lonely = np.zeros(self.rows, bool)
+            lonely[row[count[column] == 1]] = True
+            keep = ~lonely[row]
+        return row, column, values
 
 
 class RuleFinder:
@@ -41,7 +99,7 @@ class RuleFinder:
         if isinstance(neighbourhood, CornerRegion):
             return self._make_space(self._seeds_from_corner(target, neighbourhood))
         if level not in self._spaces:
-            self._spaces[level] = self._make_space(seeds_around(neighbourhood, self.sector))
+            self._spaces[level] = self._make_space(neighbourhood.seeds(self.sector))
         return self._spaces[level]
 
     def _make_space(self, seeds: np.ndarray) -> SearchSpace | None:
@@ -71,8 +129,7 @@ class RuleFinder:
         place = {tuple(seed): number for number, seed in enumerate(seeds.tolist())}
         space = SearchSpace(self.sector, self.structure, seeds)
         rows = np.array([place[change] * space.operators + operator for operator, change in actions])
-        level = next((n for n, region in enumerate(NEIGHBOURHOODS) if holds(region, self.sector, seeds)), LAST_NEIGHBOURHOOD)
-        return self.find_in(space, target, level, equations, rows) if space.complete else None
+        return self.find_in(space, target, level_of(self.sector, seeds), equations, rows) if space.complete else None
 
     def find_in(
         self, space: SearchSpace, target: np.ndarray, level: int, equations: Equations, rows: np.ndarray | None = None

@@ -27,6 +27,11 @@ def substitute(row: dict[Any, int], lines: dict[Any, dict[Any, int]], p: int) ->
     return result
 
 
+def difference(whole: dict[Any, int], part: dict[Any, int], p: int) -> dict[Any, int]:
+    """whole - part, modulo p, with the zeros."""
+    return {key: -value % p for key, value in part.items()} | {key: (value - part.get(key, 0)) % p for key, value in whole.items()}
+
+
 Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
 
 

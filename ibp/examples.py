@@ -1,37 +1,23 @@
-"""Examples for the policy out of eliminations and scrambles."""
+"""Examples for the policy: trajectories of which it is known what was left to do at each position.
+
+A trajectory is a rule of local elimination, whose identities may be taken in any order, or a scramble: random identities that make an
+integral complicated, to be undone. `follow` walks along it and notes an `Example` at each position.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import itertools
-import json
-from collections.abc import Sequence
-from concurrent.futures import Executor, wait
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
-from executors.files import replace_file
-from ibp.console import Progress
 from ibp.discovery import RuleFinder
 from ibp.elimination import substitute
-from ibp.families import Family
-from ibp.guide import GUIDE_LEVELS, RowFeatures, border_distance, describe_rows, guide_rows, guide_scores, inside_rows
-from ibp.identities import Equations, derive_identities, evaluate_identities, generic_point
-from ibp.policy import POLICY_FORMAT, Features, describe_moves
+from ibp.policy import Features, describe_moves
 from ibp.positions import Position, SearchGround
-from ibp.residues import GENERIC_PRIME
-from ibp.rules import LAST_NEIGHBOURHOOD, NEIGHBOURHOODS, Action, Rule, seeds_around
-from ibp.sectors import Layout, Sector, find_nonzero_sectors
+from ibp.rules import LAST_NEIGHBOURHOOD, Action, Rule
+from ibp.sectors import Sector
 
-TRAINING_FORMAT = 2
-HELD_OUT = 0.1  # share of the targets whose trajectories measure and never train
-SHOWN_ACTIONS = 64  # of a position to train on: the right ones and a random choice of the others
 LONGEST_SCRAMBLE = 6
-SAMPLE_WIDTHS = {"entries": 14, "indices": 7, "actions": 8, "open": 6}
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,173 +122,3 @@ def _shown(sample: Example, limit: int | None, rng: np.random.Generator) -> Exam
         features.open,
     )
     return Example(kept, right[keep])
-
-
-def number_from(*parts: Any) -> int:
-    """A number of 64 bits, the same for the same parts everywhere."""
-    return int.from_bytes(hashlib.sha256(" ".join(map(str, parts)).encode()).digest()[:8], "big")
-
-
-def is_held_out(family: Family, target: np.ndarray) -> bool:
-    """Whether trajectories of this target [n] measure: whatever the seed, so that none is ever trained on. Half of random targets recur."""
-    return number_from(family.identifier, target.tolist()) < HELD_OUT * 2**64
-
-
-def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> dict[str, Any]:
-    """Training samples of one sector, ragged arrays: half from eliminations, half from scrambles; the same for the same seed."""
-    equations = evaluate_identities(derive_identities(family), generic_point(family))
-    finder = RuleFinder(Sector(Layout(family.n, 30, 30), bits), equations)
-    rng = np.random.default_rng(number_from(family.identifier, bits, seed))
-    samples, marks, rules = [], [], []
-    for number in range(trajectories):
-        base = random_target(finder.sector, rng)
-        scrambled = number % 2 == 1
-        if scrambled:
-            trajectory = scramble(finder, base, rng)
-        elif rule := local_rule(finder, base):  # a trajectory from the target down to what is lighter, by the rows that were used
-            trajectory = SearchGround(finder.sector, equations, base), Position(), list(rule.rows)
-            rules.append((base, rule))
-        else:
-            trajectory = None
-        if trajectory is None:
-            continue
-        held = is_held_out(family, trajectory[0].target)
-        new = follow(*trajectory, rng, None if held else SHOWN_ACTIONS)
-        samples += new
-        marks += [(scrambled, held, number)] * len(new)
-    kinds, held_out, numbers = np.array(marks, np.int64).reshape(-1, 3).T
-    about = {"scrambled": kinds.astype(bool), "held_out": held_out.astype(bool), "trajectory": numbers}
-    return pack_samples(samples) | about | pack_rules(family, finder, rules)
-
-
-def pack_rules(family: Family, finder: RuleFinder, found: Sequence[tuple[np.ndarray, Rule]]) -> dict[str, np.ndarray]:
-    """What the guide learns from: targets and the rows of their rules, one of those that are equally far from the border.
-
-    The sector, its operators and their shifts come along, out of which `describe_rows` makes features.
-    """
-    sector, equations = finder.sector, finder.structure
-    distinct = {border_distance(base, sector.positive).tobytes(): (base, rule) for base, rule in found if rule.level < GUIDE_LEVELS}
-    rows, chosen = [], list(distinct.values())
-    for base, rule in chosen:
-        seeds = finder.space(rule.level, base).seeds
-        place = {tuple(seed): number for number, seed in enumerate(seeds.tolist())}
-        rows.append([place[seed] * equations.count + operator for operator, seed in rule.rows])
-    return {
-        "rule_target": np.array([base for base, _ in chosen], np.int8).ravel(),
-        "rule_level": np.array([rule.level for _, rule in chosen], np.int8),
-        "rule_rows": np.array(list(itertools.chain(*rows)), np.int32),
-        "rule_rows_count": np.array([len(part) for part in rows], np.int32),
-        "rule_held_out": np.array([is_held_out(family, base) for base, _ in chosen], bool),
-        "ground": np.array([[sector.bits, sector.n, equations.count, len(equations.shift), len(chosen)]]),
-        "ground_operator": equations.operator.astype(np.int16),
-        "ground_shift": equations.shift.astype(np.int8).ravel(),
-    }
-
-
-def pack_samples(samples: Sequence[Example]) -> dict[str, np.ndarray]:
-    """Samples as arrays: lines of all of them one after the other, and how many lines each has."""
-    packed = {}
-    for name, width in SAMPLE_WIDTHS.items():
-        parts = [getattr(sample.features, name) for sample in samples]
-        packed[name] = np.concatenate([np.zeros((0, width), np.int8), *parts])
-        packed[f"{name}_count"] = np.array([len(part) for part in parts], np.int32)
-    packed["action"] = np.concatenate([np.zeros(0, np.int16), *(sample.features.action.astype(np.int16) for sample in samples)])
-    packed["right"] = np.concatenate([np.zeros(0, bool), *(sample.right for sample in samples)])
-    return packed
-
-
-def make_training_data(
-    families: Sequence[Family], trajectories: int, seed: int, path: Path, executor: Executor, progress: Progress
-) -> dict[str, int]:
-    """Write samples of all sectors of the families to a file; returns what there is in it. trajectories: for each sector."""
-    sectors = []
-    for family in families:
-        generic = evaluate_identities(derive_identities(family), generic_point(family))
-        sectors += [(family, bits) for bits in find_nonzero_sectors(generic, family.lines)]
-    futures = [executor.submit(sector_samples, family, bits, trajectories, seed) for family, bits in sectors]
-    for number, future in enumerate(futures):
-        progress.show("sectors", number, len(futures), "")
-        wait([future])
-    parts = [future.result() for future in futures]
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    arrays["sector"] = np.repeat(np.arange(len(parts)), [len(part["trajectory"]) for part in parts])
-    header = {"format": TRAINING_FORMAT, "policy": POLICY_FORMAT, "families": {f.name: f.identifier for f in families}, "seed": seed}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, buffer.getvalue())
-    return {
-        "trajectories": len(np.unique(np.stack([arrays["sector"], arrays["trajectory"]]), axis=1).T),
-        "positions": len(arrays["trajectory"]),
-        "held_out": int(arrays["held_out"].sum()),
-        "bytes": len(buffer.getvalue()),
-    }
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """Rules of one level of a sector that the guide learns from: targets [M, n], for each the numbers of its rows; held_out bool [M]."""
-
-    sector: Sector
-    equations: Equations
-    level: int
-    targets: np.ndarray
-    rows: list[np.ndarray]
-    held_out: np.ndarray
-
-    def scored(self, weights: dict[str, Any], some: np.ndarray) -> tuple[Any, Any, Any]:
-        """Tensors [M, S * O] for some of the targets: scores of the rows, which of them are right, and which are possible."""
-        import torch
-
-        seeds = seeds_around(NEIGHBOURHOODS[self.level], self.sector)
-        features = describe_rows(self.sector, self.equations, seeds, self.level)
-        features = RowFeatures(*(torch.from_numpy(np.ascontiguousarray(getattr(features, f.name))) for f in fields(RowFeatures)))
-        possible = inside_rows(self.sector, seeds, self.targets[some], self.equations.count)
-        right = np.zeros_like(possible)
-        for line, number in enumerate(some):
-            right[line, self.rows[number]] = True
-        distance = torch.from_numpy(border_distance(self.targets[some], self.sector.positive))
-        scores = guide_scores(weights, features, guide_rows(weights, features), distance)
-        return scores, torch.from_numpy(right), torch.from_numpy(possible)
-
-
-def unpack_rules(arrays: dict[str, np.ndarray]) -> list[Lesson]:
-    """Raises ValueError or IndexError where the arrays of `pack_rules`, joined, do not fit each other."""
-    lessons, rows = [], np.split(arrays["rule_rows"], np.cumsum(arrays["rule_rows_count"])[:-1])
-    terms = numbers = indices = shifts = 0
-    for bits, n, count, size, rules in arrays["ground"].tolist():
-        operator = arrays["ground_operator"][terms : terms + size].astype(np.int64)
-        shift = arrays["ground_shift"][shifts : shifts + size * n].reshape(size, n).astype(np.int64)
-        equations = Equations(GENERIC_PRIME, count, operator, shift, np.zeros((size, n + 1), np.int64))
-        targets = arrays["rule_target"][indices : indices + rules * n].reshape(rules, n).astype(np.int64)
-        sector = Sector(Layout(n, 30, 30), bits)
-        if rules and not sector.contains(targets).all():
-            raise ValueError("targets of another sector")
-        level, held_out = (arrays[name][numbers : numbers + rules] for name in ("rule_level", "rule_held_out"))
-        for k in np.unique(level).tolist():
-            chosen = np.flatnonzero(level == k)
-            some = [rows[numbers + number] for number in chosen]
-            if not 0 <= max(map(max, some)) < len(seeds_around(NEIGHBOURHOODS[k], sector)) * count or min(map(min, some)) < 0:
-                raise ValueError("rows of another neighbourhood")
-            lessons.append(Lesson(sector, equations, k, targets[chosen], some, held_out[chosen]))
-        terms, numbers, indices, shifts = terms + size, numbers + rules, indices + rules * n, shifts + size * n
-    return lessons
-
-
-def samples_are_whole(arrays: dict[str, np.ndarray]) -> bool:
-    """Whether arrays are what `sector_samples` makes: sizes that fit, owners that exist, a right action in each position."""
-    count = {name: arrays[f"{name}_count"] for name in SAMPLE_WIDTHS}
-    positions = len(count["actions"])
-    if any(each.dtype != np.int32 or each.shape != (positions,) or (each < (name != "entries")).any() for name, each in count.items()):
-        return False
-    lines = {name: int(each.sum()) for name, each in count.items()}
-    expected: dict[str, tuple[type, tuple[int, ...]]] = {name: (np.int8, (lines[name], width)) for name, width in SAMPLE_WIDTHS.items()}
-    expected |= {"action": (np.int16, (lines["entries"],)), "right": (bool, (lines["actions"],))}
-    expected |= {"scrambled": (bool, (positions,)), "held_out": (bool, (positions,))}
-    if not positions or any(arrays[name].dtype != kind or arrays[name].shape != shape for name, (kind, shape) in expected.items()):
-        return False
-    if (count["indices"] % count["actions"]).any():
-        return False
-    action = arrays["action"]
-    owned = ((action >= 0) & (action < np.repeat(count["actions"], count["entries"]))).all()
-    return bool(owned and np.logical_or.reduceat(arrays["right"], np.cumsum(count["actions"]) - count["actions"]).all())

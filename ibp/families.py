@@ -1,4 +1,7 @@
-"""Integral families: definition, the built-in ones, files."""
+"""Integral families: what defines one, and the files it is read from.
+
+`Family` is the definition; `load_family` finds a built-in one (a file of data/families) or reads a file of the user, in the same format.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ import json
 import os
 import re
 import reprlib
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from ibp.arithmetic import parse_number
 from ibp.errors import InputError
+from ibp.shipped import shipped, shipped_names
 
 Index = tuple[int, ...]
 Expression = dict[Index, int]
+LARGEST_INDEX = 100  # size of an index of an integral that a person may ask for
 
 
 @dataclass(frozen=True)
@@ -66,77 +71,22 @@ class Family:
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _family(name: str, loops: str, externals: str, propagators: str, isps: int, kinematics: dict, point: str, masters: str = "") -> Family:
-    """A built-in family from compact text: 'k1+p1 : m' is a propagator with squared mass m."""
-    split = [text.partition(":") for text in propagators.split(",")]
-    return Family(
-        name,
-        tuple(loops.split()),
-        tuple(externals.split()),
-        tuple((momentum.strip(), mass.strip() or "0") for momentum, _, mass in split),
-        isps,
-        tuple(kinematics.items()),
-        tuple(tuple(item.split("=")) for item in point.split()),
-        paper_masters=tuple(tuple(map(int, item.split(","))) for item in masters.split()),
-    )
+class _BuiltIn(Mapping[str, Family]):
+    """The families of data/families by name; a file is read when its family is asked for."""
+
+    def __getitem__(self, name: str) -> Family:
+        if not isinstance(name, str) or f"{name}.json" not in shipped_names("families"):
+            raise KeyError(name)
+        return _built_in_family(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(".json") for name in shipped_names("families") if name.endswith(".json"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
-def _massless_box(m: str = "") -> dict[str, str]:
-    """Four legs, the first three massless, p4^2 = m: s = (p1+p2)^2, t = (p2+p3)^2."""
-    squares = {f"p{i}*p{i}": "0" for i in (1, 2, 3)}
-    return squares | {"p1*p2": "s/2", "p2*p3": "t/2", "p1*p3": f"({m or '0'}-s-t)/2"}
-
-
-_PENTAGON = {f"p{i}*p{i}": "0" for i in (1, 2, 3, 4)} | {
-    "p1*p2": "s12/2",
-    "p2*p3": "s23/2",
-    "p3*p4": "s34/2",
-    "p1*p3": "(s45-s12-s23)/2",
-    "p2*p4": "(s51-s23-s34)/2",
-    "p1*p4": "(s23-s51-s45)/2",
-}
-_DOUBLEBOX = "k1, k1+p1, k1+p1+p2, k1+k2, k2, k2-p1-p2, k2-p1-p2-p3, k1+p1+p2+p3, k2-p1"
-BUILT_IN_FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        _family(
-            "trianglebox",
-            "k1 k2",
-            "p1 p3",
-            "k1, k2, k1+k2, k1+p1, k2+p3, k2-p1, k1+p3",
-            1,
-            {"p1*p1": "m1", "p3*p3": "m3", "p1*p3": "(m2-m1-m3)/2"},
-            "m1=1 m2=31 m3=47",
-            "0,1,1,1,0,0,0 1,0,1,0,1,0,0 0,0,1,1,1,0,0 1,0,1,0,0,1,0 1,1,0,1,1,0,0 1,0,1,1,1,0,0 1,-1,1,1,1,0,0 0,1,1,1,1,0,0 "
-            "-1,1,1,1,1,0,0 1,1,0,1,0,1,0 1,0,1,0,1,1,0 1,-1,1,0,1,1,0 1,0,0,1,1,1,0 1,1,1,1,1,0,0 1,1,0,1,1,1,0 1,0,1,1,1,1,0",
-        ),
-        _family("doublebox", "k1 k2", "p1 p2 p3", _DOUBLEBOX, 2, _massless_box(), "s=3 t=7"),
-        _family("doublebox-1m", "k1 k2", "p1 p2 p3", _DOUBLEBOX, 2, _massless_box("m"), "s=3 t=7 m=11"),
-        _family(
-            "nonplanar-doublebox",
-            "k1 k2",
-            "p1 p2 p3",
-            "k1, k1+p1, k1+p1+p2, k2, k2+p3, k1-k2+p1+p2, k1-k2-p3, k2+p1, k1+p3",
-            2,
-            _massless_box(),
-            "s=3 t=7",
-        ),
-        _family("sunrise", "k1 k2", "p", "k1:m, k2:m, k1+k2+p:m, k1+p, k2+p", 2, {"p*p": "s"}, "s=7 m=3"),
-        _family(
-            "pentabox",
-            "k1 k2",
-            "p1 p2 p3 p4",
-            "k1, k1+p1, k1+p1+p2, k1+p1+p2+p3, k2, k2+p1+p2+p3+p4, k2+p1+p2+p3, k1-k2, k1+p1+p2+p3+p4, k2+p1, k2+p1+p2",
-            3,
-            _PENTAGON,
-            "s12=3 s23=7 s34=11 s45=13 s51=17",
-        ),
-        _family("ladder3", "k1 k2 k3", "p", "k1, k2, k3, k1+p, k2+p, k3+p, k1-k2, k2-k3, k1-k3", 1, {"p*p": "s"}, "s=5"),
-        _family("banana3", "k1 k2 k3", "p", "k1:m, k2:m, k3:m, k1+k2+k3+p:m, k1+k2, k1+k3, k2+k3, k1+p, k2+p", 5, {"p*p": "s"}, "s=7 m=3"),
-        _family("box", "k1", "p1 p2 p3", "k1, k1+p1, k1+p1+p2, k1+p1+p2+p3", 0, _massless_box(), "s=3 t=7"),
-        _family("bubble", "k1", "p", "k1:m, k1+p:m", 0, {"p*p": "s"}, "s=7 m=3"),
-    )
-}
+BUILT_IN_FAMILIES: Mapping[str, Family] = _BuiltIn()
 _FAMILY_KEYS = {
     "name": str,
     "loop_momenta": list,
@@ -153,13 +103,24 @@ def load_family(text: str) -> Family:
 
     The file holds one object: name, loop_momenta ["k1"], external_momenta ["p1", "p2"], propagators ["k1", ["k1+p1", "m"], …] (momentum,
     [momentum, squared mass], or linear: {"bilinear": [["k1", "p1"], "w"]}, which is ["k1*p1", "w"]; ISPs last), isps (how many), kinematics
-    {"p1*p1": "0", "p1*p2": "s/2"}, invariants {"s": 3} with their default values, and optionally d. Raises InputError.
+    {"p1*p1": "0", "p1*p2": "s/2"}, invariants {"s": 3} with their default values; optionally d, and masters [[1, 1], …], a published basis
+    that a reduction is to stop at. Raises InputError.
     """
     if text in BUILT_IN_FAMILIES:
         return BUILT_IN_FAMILIES[text]
-    path = Path(text)
-    if not os.path.isfile(path):
-        raise InputError(f"unknown family {text!r}: neither a file nor one of {', '.join(BUILT_IN_FAMILIES)}")
+    if not os.path.isfile(text):
+        known = ", ".join(BUILT_IN_FAMILIES) or f"the built-in ones, as {shipped('families')} is missing"
+        raise InputError(f"unknown family {text!r}: neither a file nor one of {known}")
+    return _read_family(Path(text))
+
+
+@cache
+def _built_in_family(name: str) -> Family:
+    return _read_family(shipped(f"families/{name}.json"))
+
+
+def _read_family(path: Path) -> Family:
+    """Raises InputError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
@@ -208,9 +169,9 @@ def define_family(data: Any, where: str) -> Family:
     for key, kind in _FAMILY_KEYS.items():
         if not isinstance(data.get(key), kind) or isinstance(data.get(key), bool):
             raise InputError(f"{where}: key {key!r} is missing or not a {kind.__name__}")
-    unknown = set(data) - set(_FAMILY_KEYS) - {"d"}
+    unknown = set(data) - set(_FAMILY_KEYS) - {"d", "masters"}
     if unknown:
-        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d")
+        raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d, masters")
     propagators = [read_propagator(entry, f"{where}: propagator {n}") for n, entry in enumerate(data["propagators"], 1)]
     family = Family(
         data["name"],
@@ -223,11 +184,23 @@ def define_family(data: Any, where: str) -> Family:
         d=str(data.get("d", 41)),
     )
     check_family(family, where)
-    return family
+    return replace(family, paper_masters=_read_masters(data.get("masters", []), family, f"{where}: masters"))
+
+
+def _read_masters(entries: Any, family: Family, where: str) -> tuple[Index, ...]:
+    """Raises InputError."""
+    if not isinstance(entries, list):
+        raise InputError(f"{where}: expected a list of integrals, each a list of {family.n} integers")
+    for entry in entries:
+        if not isinstance(entry, list) or len(entry) != family.n or any(type(a) is not int or abs(a) > LARGEST_INDEX for a in entry):
+            raise InputError(f"{where}: {reprlib.repr(entry)} is not a list of {family.n} integers up to {LARGEST_INDEX} in size")
+        if max(entry[family.lines :], default=0) > 0 or entries.count(entry) > 1:
+            raise InputError(f"{where}: {entry} has a positive index of an irreducible scalar product, or is there twice")
+    return tuple(map(tuple, entries))
 
 
 def family_definition(family: Family) -> dict[str, Any]:
-    """What define_family reads."""
+    """What define_family reads, without masters: they are no part of what the integrals are."""
     return {
         "name": family.name,
         "loop_momenta": list(family.loop_momenta),

@@ -9,8 +9,9 @@ from fractions import Fraction
 
 import numpy as np
 
-from ibp.lifting import Places
-from ibp.polynomials import Factors, Monomials, evaluate_monomials
+from ibp.errors import Unlucky
+from ibp.polynomials import Factors, Monomials, Places
+from ibp.residues import invert
 
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
 
@@ -27,9 +28,16 @@ class ExactFunction:
     def evaluate(self, places: Places) -> tuple[np.ndarray, np.ndarray]:
         """Residues [N] of numerator and denominator."""
         p = places.p
-        above = places.product(self.above) * evaluate_monomials(self.numerator, places.points, p) % p * (self.factor.numerator % p) % p
+        above = places.product(self.above) * places.evaluate(self.numerator.items()) % p * (self.factor.numerator % p) % p
         below = places.product(self.below) * (self.factor.denominator % p) % p
         return above, below
+
+    def stripped(self, values: np.ndarray, places: Places) -> np.ndarray:
+        """Values [N] without the factors above and below. Raises Unlucky where one of those above is zero."""
+        above, below = places.product(self.above), places.product(self.below)
+        if not above.all():
+            raise Unlucky("a point is a zero of a known factor")
+        return values * below % places.p * invert(above, places.p) % places.p
 
     def text(self, variables: Sequence[str], scale: tuple[str, int] | None = None) -> str:
         """An expression that sympy parses. scale: (name, degree) of an invariant that was set to 1; the others are divided by it."""

@@ -1,27 +1,21 @@
-"""A small network that says which rows local elimination tries first; needs no torch."""
+"""A small network that says which rows local elimination tries first; numpy alone, no torch.
+
+A `SectorGuide` searches a sector with it: rows are described once for each level (`describe_rows`), scores for a target are sums of
+parts that are looked up (`guide_rows`, `guide_scores`). A guide changes how long a search takes, never a result.
+"""
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
-import zlib
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from ibp.discovery import RuleFinder
-from ibp.errors import UNREADABLE, PolicyRefused
-from ibp.families import Family
+from ibp.discovery import RuleFinder, SearchSpace
 from ibp.identities import Equations
-from ibp.rules import Rule, SearchSpace
+from ibp.rules import Rule, border_distance
 from ibp.sectors import Sector
 
-GUIDE_FORMAT = 1  # of the guide's weights, and of what its inputs mean
-GUIDE_KIND = "ibp_reduce guide"
-GUIDE_MEMBER = "archive/guide.npz"  # in the zip archive that a weights file is: numpy reads it, so that no reduction waits 1.5 s for torch
 GUIDE_LEVELS = 3  # it learns from rules of the first ones,
 GUIDED_LEVEL = 2  # and is used where rules are long and searches seldom in vain: of level 0 all rows are soon tried, of level 1 few help
 GUIDED_SHARE = 0.5  # of the rows is tried first
@@ -138,11 +132,6 @@ def guide_scores(weights: Any, features: RowFeatures, parts: tuple[Any, Any], di
     return product(rows, wanted.swapaxes(0, 1)).swapaxes(0, 1) + near.reshape(len(distance), -1)
 
 
-def border_distance(targets: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Of each index of targets [M, n], as far as the guide sees."""
-    return np.minimum(np.abs(targets) - positive, NEAR - 1).astype(np.int64)
-
-
 def inside_rows(sector: Sector, seeds: np.ndarray, targets: np.ndarray, operators: int) -> np.ndarray:
     """Bool [M, S * O]: which rows have their seed in the sector, for each of the targets [M, n]."""
     return np.repeat(sector.contains(targets[:, None] + seeds[None]), operators, axis=1)
@@ -156,8 +145,8 @@ class SectorGuide:
         self.levels: dict[int, tuple[RowFeatures, tuple[Any, Any]]] = {}
 
     def find(self, target: np.ndarray, level: int) -> Rule | None:
-        """A rule out of the best rows of a level for the integral with these indices [n], or None."""
-        finder, space = self.finder, self.finder.space(level, target)
+        """A rule out of the best rows of a level for the integral with these indices [n]; None where there is none, or no guide is used."""
+        finder, space = self.finder, self.finder.space(level, target) if level == GUIDED_LEVEL else None
         return space and finder.find_in(space, target, level, finder.structure, self.best(space, level, target))
 
     def best(self, space: SearchSpace, level: int, target: np.ndarray) -> np.ndarray:
@@ -167,59 +156,8 @@ class SectorGuide:
             features = describe_rows(sector, self.finder.structure, space.seeds, level)
             self.levels[level] = features, guide_rows(self.weights, features)
         features, parts = self.levels[level]
-        scores = guide_scores(self.weights, features, parts, border_distance(target, sector.positive)[None])[0]
+        scores = guide_scores(self.weights, features, parts, border_distance(target, sector.positive, NEAR - 1)[None])[0]
         inside = space.rows_inside(sector, target)
         count = max(int(len(inside) * GUIDED_SHARE), 1)
         best = np.argpartition(-scores[inside], count - 1)[:count] if len(inside) else inside
         return np.sort(inside[best])
-
-
-def pack_guide(weights: dict[str, np.ndarray], families: dict[str, str]) -> bytes:
-    """The guide's part of a weights file."""
-    header = {"kind": GUIDE_KIND, "format": GUIDE_FORMAT, "families": families}
-    buffer = io.BytesIO()
-    np.savez(buffer, header=np.array(json.dumps(header)), **weights)
-    return buffer.getvalue()
-
-
-def unpack_guide(content: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Weights and families. Raises PolicyRefused; nothing in a foreign file is executed."""
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            weights = {name: file[name] for name in file.files}
-        header = json.loads(str(weights.pop("header")))
-        kind, version, families = header["kind"], header["format"], dict(header["families"])
-        shapes = {name: array.shape for name, array in weights.items()}
-        finite = all(array.dtype == np.float32 and bool(np.isfinite(array).all()) for array in weights.values())
-    except (*UNREADABLE, OSError, zipfile.BadZipFile) as error:
-        raise PolicyRefused(f"has a damaged guide ({type(error).__name__}); train it anew") from None
-    if (kind, version) != (GUIDE_KIND, GUIDE_FORMAT):
-        raise PolicyRefused(f"has a guide of format {version!r}, this version reads {GUIDE_FORMAT}; train it anew")
-    if shapes != GUIDE_SHAPES or not finite:
-        raise PolicyRefused("has a damaged guide (other shapes, or no finite numbers); train it anew")
-    return weights, families
-
-
-@lru_cache(maxsize=4)
-def load_guide(content: bytes) -> dict[str, np.ndarray]:
-    """The weights of a guide, as a task brings them. Raises PolicyRefused."""
-    return unpack_guide(content)[0]
-
-
-def read_guide(name: str, family: Family) -> bytes:
-    """What `load_guide` takes, out of a weights file; torch is not needed. Raises PolicyRefused with the path."""
-    try:
-        with zipfile.ZipFile(name) as archive:
-            content = archive.read(GUIDE_MEMBER)
-        families = unpack_guide(content)[1]
-    except KeyError:
-        raise PolicyRefused(f"policy {name}: has no guide; train it anew with --train-policy") from None
-    except OSError as error:
-        raise PolicyRefused(f"policy {name}: {error.strerror or error}; train one with --train-policy") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise PolicyRefused(f"policy {name}: not readable as weights ({type(error).__name__})") from None
-    except PolicyRefused as error:
-        raise PolicyRefused(f"policy {name}: {error}") from None
-    if families.get(family.name, family.identifier) != family.identifier:
-        raise PolicyRefused(f"policy {name}: was trained on another family that is called {family.name}; train it anew")
-    return content

@@ -14,7 +14,8 @@ import numpy as np
 from ibp.arithmetic import evaluate
 from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
-from ibp.residues import GENERIC_PRIME, Polynomial, polynomial_residue
+from ibp.polynomials import Polynomial, polynomial_residue
+from ibp.primes import GENERIC_PRIME
 
 Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
@@ -239,6 +240,11 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
         for i, numerator, denominator in parts:
             row[i] = quotient(numerator, denominator)
     return Equations(point.prime, len(operators), np.array(labels), np.array(shifts, np.int64), rows)
+
+
+def generic_equations(family: Family) -> Equations:
+    """The identities of a family at its generic point."""
+    return evaluate_identities(derive_identities(family), generic_point(family))
 
 
 def mass_dimension(terms: Operator) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -14,8 +15,9 @@ from ibp.errors import Unlucky
 from ibp.families import Family
 from ibp.geometry import determinant_of
 from ibp.identities import external_products, function_field
-from ibp.polynomials import MOST_SLICE_POINTS, Factors, affine, divide, frozen, horner, restricted, times_divisible
-from ibp.residues import Polynomial, invert
+from ibp.polynomials import Factors, Polynomial, affine, frozen, restricted
+from ibp.residues import invert
+from ibp.univariate import divide, horner, times_divisible
 
 LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
 MOST_LINEAR_LETTERS = 5000
@@ -51,21 +53,14 @@ class Letters:
         self.degrees = {poly: np.max([exponents for exponents, _ in poly], axis=0) for poly in polys}
         self.linear = [poly for poly in polys if all(sum(exponents) < 2 for exponents, _ in poly)]
         self.others = [poly for poly in polys if any(sum(exponents) > 1 for exponents, _ in poly)]
-        self.roots = [self._roots(i) for i in range(len(bases))]
         self._slices: dict[tuple[Polynomial, int, int], np.ndarray] = {}
+        self.roots = [self._roots(i) for i in range(len(bases))]
 
     def _roots(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of the linear letters of which i is the first variable, and their roots on the first slice."""
         mine = [k for k, poly in enumerate(self.linear) if np.flatnonzero(self.degrees[poly])[0] == i]
-        total, lead = np.zeros((2, len(mine)), np.int64)
-        for j, x in enumerate((*self.bases[i][0], 1)):
-            unit = tuple(int(j == k) for k in range(len(self.bases)))
-            column = np.array([dict(self.linear[k]).get(unit, 0) % self.p for k in mine], np.int64)
-            if j == i:
-                lead = column
-            else:
-                total = (total + column * x) % self.p
-        return np.array(mine, np.int64), -total % self.p * invert(lead, self.p) % self.p
+        slices = np.array([self._on_slice(self.linear[k], i, 0) for k in mine], np.int64).reshape(-1, 2)
+        return np.array(mine, np.int64), -slices[:, 0] % self.p * invert(slices[:, 1], self.p) % self.p
 
     def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
         """Whether this is what the slices say."""
@@ -86,7 +81,7 @@ class Letters:
         for poly in candidates:
             active = np.flatnonzero(self.degrees[poly]).tolist()
             factors = {(i, k): self._on_slice(poly, i, k) for i in active for k in range(len(self.bases[i]))}
-            times = MOST_SLICE_POINTS
+            times = math.inf
             for (i, k), factor in factors.items():
                 times = times and min(times, times_divisible(rests[i][k], factor, self.p))
             if times:

@@ -1,15 +1,16 @@
-"""Rational numbers from residues."""
+"""Rational numbers from residues modulo one prime after another, until they predict the next prime or are confirmed otherwise."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 
-import numpy as np
+from ibp.errors import ReductionError, Unlucky
+from ibp.samples import ATTEMPTS
 
-from ibp.polynomials import Factors, evaluate_monomials
-from ibp.residues import Polynomial
+MOST_PRIMES = 20_000
+Vectors = dict[int, list[int]]  # of functions: residues
 
 
 def rational_number(residue: int, modulus: int) -> Fraction | None:
@@ -69,19 +70,39 @@ class Lift:
         return found
 
 
-class Places:
-    """Points [N, variables] modulo a prime, and values of polynomials there, which many functions share."""
+def lift_vectors(
+    primes: Iterator[int],
+    chosen: list[int],
+    images: Callable[[list[int], list[int]], dict[int, Vectors]],
+    expected: int,
+    known: dict[int, Vectors] | None = None,
+    confirmed: Callable[[dict[int, list[Fraction]]], list[int]] | None = None,
+) -> tuple[dict[int, list[Fraction]], int]:
+    """Vectors of rational numbers from images(primes, functions) = {prime: vectors}, about so many primes are expected; primes used.
 
-    def __init__(self, points: Sequence[Sequence[int]], p: int):
-        self.points, self.p = np.array(points, np.int64).reshape(len(points), -1), p
-        self._known: dict[Polynomial, np.ndarray] = {}
-
-    def product(self, factors: Factors) -> np.ndarray:
-        """Values [N] of a product."""
-        result = np.ones(len(self.points), np.int64)
-        for poly, multiplicity in factors.items():
-            if poly not in self._known:
-                self._known[poly] = evaluate_monomials(dict(poly), self.points, self.p)
-            for _ in range(multiplicity):
-                result = result * self._known[poly] % self.p
-        return result
+    known: images that are there already; confirmed: which candidates need no further prime (else: those that predict one).
+    Raises Unlucky where too many primes are, ReductionError where there is no end.
+    """
+    lifts = {f: Lift() for f in chosen}
+    found, used, unlucky = known or {}, len(known or {}), 0
+    while True:
+        for p, vectors in found.items():
+            for f, residues in vectors.items():
+                if not lifts[f].done:
+                    lifts[f].add(residues, p)
+        candidates = {f: lift.candidate for f, lift in lifts.items() if not lift.done and lift.candidate is not None}
+        for f in confirmed(candidates) if confirmed and candidates else ():
+            lifts[f].done = True
+        wanted = [f for f in chosen if not lifts[f].done]
+        if not wanted:
+            return {f: lift.candidate for f, lift in lifts.items()}, used
+        if used > MOST_PRIMES:
+            raise ReductionError(f"coefficients do not settle within {MOST_PRIMES} primes")
+        batch = [next(primes) for _ in range(max(min(expected - used, 64), 1 + used // 10))]
+        try:
+            found = images(batch, wanted)
+            used += len(batch)
+        except Unlucky:
+            found, unlucky = {}, unlucky + 1
+            if unlucky > ATTEMPTS * (1 + used // 10):
+                raise

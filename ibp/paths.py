@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ibp.certificates import checked_expression, checked_indices, difference, pack_point, unpack_point
 from ibp.console import write_output
-from ibp.elimination import Solved, solve_for, substitute
-from ibp.errors import InputError, ReductionError
+from ibp.elimination import Solved, difference, solve_for, substitute
+from ibp.errors import UNREADABLE, InputError, ReductionError
 from ibp.families import Expression, Family, Index
 from ibp.identities import Equations, derive_identities, evaluate_identities, generic_point
+from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
 from ibp.positions import StepPath
 from ibp.problems import Problem
 from ibp.sectors import find_nonzero_sectors, sector_of, show, weight
@@ -50,7 +50,7 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
         paths = [_read_path(line, family, point.prime) for line in lines]
     except OSError as error:
         raise InputError(f"--replay {file}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise InputError(f"--replay {file}: damaged ({type(error).__name__}: {error})") from None
     operators = derive_identities(family)
     equations = evaluate_identities(operators, point)

@@ -1,4 +1,7 @@
-"""The other way to a rule: identities taken one by one, each eliminating the heaviest integral left."""
+"""The other way to a rule: identities taken one by one, each eliminating the heaviest integral left.
+
+A `SearchGround` has the identities around a target; in a `Position` it says which `Moves` there are, and what comes `after` one.
+"""
 
 from __future__ import annotations
 
@@ -54,6 +57,13 @@ class Moves:
     dr: np.ndarray
     ds: np.ndarray
 
+    def only(self, chosen: np.ndarray) -> Moves:
+        """Those of the actions that are chosen, bool [C]."""
+        kept = chosen[self.action]
+        action = (np.cumsum(chosen) - 1)[self.action[kept]]
+        entries = (getattr(self, name)[kept] for name in ("key", "own", "dr", "ds"))
+        return Moves(self.operator[chosen], self.seed[chosen], action, *entries)
+
 
 class SearchGround:
     """The identities around one target of a sector at one point: which actions there are, and what they do to a position."""
@@ -90,7 +100,7 @@ class SearchGround:
         part = factor[np.searchsorted(known, moves.key[found])] * value[found] % self.equations.prime
         total = np.zeros(len(moves.operator), np.int64)
         np.add.at(total, moves.action[found], part)
-        return chosen_moves(moves, total % self.equations.prime != 0)
+        return moves.only(total % self.equations.prime != 0)
 
     def _values(self, term: np.ndarray, seed: np.ndarray) -> np.ndarray:
         coefficient = self.equations.coefficient[term]
@@ -132,11 +142,3 @@ class SearchGround:
         solved = dict(position.solved)
         solve_for(heaviest, row, solved, p)
         return Position((*position.actions, action), substitute(position.open, solved, p), solved, position.score + score)
-
-
-def chosen_moves(moves: Moves, chosen: np.ndarray) -> Moves:
-    """Those of the actions that are chosen, bool [C]."""
-    kept = chosen[moves.action]
-    action = (np.cumsum(chosen) - 1)[moves.action[kept]]
-    entries = (getattr(moves, name)[kept] for name in ("key", "own", "dr", "ds"))
-    return Moves(moves.operator[chosen], moves.seed[chosen], action, *entries)

@@ -1,4 +1,4 @@
-"""A recorded reduction replayed at many primes and points."""
+"""A recorded reduction replayed at many primes and points, some at a time, in the same array operations for all: `probe`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from ibp.identities import Operator
-from ibp.residues import Polynomial, Residues, make_residues, null_vectors
+from ibp.null_vectors import null_vectors
+from ibp.polynomials import Places, Polynomial
+from ibp.residues import Residues, make_residues
 from ibp.trace import Replays, Round, SectorTrace, Trace
 
 POINTS_AT_ONCE = 128  # measured best: the innermost axis is long enough for numpy, the arrays of a rule stay in the processor's cache
@@ -21,30 +23,12 @@ PROBE_MEMORY = 1 << 28  # bytes of what a sector and all coefficients take at on
 
 def identity_coefficients(operators: Sequence[Operator], values: np.ndarray, ring: Residues) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients [terms, n+1, P] of all identities at points values [symbols, P], terms as in evaluate_identities, and good [P]."""
-    powers: dict[tuple[int, int], np.ndarray] = {}
-
-    def power(i: int, exponent: int) -> np.ndarray:
-        if (i, exponent) not in powers:
-            lower = power(i, exponent - 1) if exponent > 1 else None
-            powers[i, exponent] = values[i] if lower is None else lower * values[i] % ring.primes
-        return powers[i, exponent]
-
-    @cache
-    def polynomial(terms: Polynomial) -> np.ndarray:
-        total = np.zeros(values.shape[1], np.int64)
-        for exponents, factor in terms:
-            product = factor % ring.primes
-            for i, exponent in enumerate(exponents):
-                if exponent:
-                    product = product * power(i, exponent) % ring.primes
-            total += product
-        return total % ring.primes
-
+    places = Places(values.T, ring.primes)
     good = np.ones(values.shape[1], bool)
 
     @cache
     def inverse(terms: Polynomial) -> np.ndarray:
-        below = polynomial(terms)
+        below = places.value(terms)
         good[below == 0] = False
         return np.array([pow(value or 1, -1, prime) for value, prime in zip(below.tolist(), ring.primes.tolist())])
 
@@ -53,7 +37,7 @@ def identity_coefficients(operators: Sequence[Operator], values: np.ndarray, rin
     terms = (coefficients for operator in operators for _, coefficients in operator)
     for number, coefficients in enumerate(terms):
         for i, numerator, denominator in coefficients:
-            result[number, i] = polynomial(numerator) * inverse(denominator) % ring.primes
+            result[number, i] = places.value(numerator) * inverse(denominator) % ring.primes
     return result, good
 
 

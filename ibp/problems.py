@@ -1,17 +1,17 @@
-"""What is to be reduced where, and what came out."""
+"""What is to be reduced where, and what came out: `Problem` and `Outcome`, of an exact run `ExactOutcome`."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
+from executors import __version__
 from ibp.beam import Beam
-from ibp.errors import InputError, __version__
-from ibp.families import Expression, Family, Index, cut_lines
-from ibp.identities import Column, Point, plain_number
+from ibp.errors import InputError
+from ibp.families import Expression, Family, Index
+from ibp.identities import Column, Point
 from ibp.masters import MasterRelation
 from ibp.positions import StepPath
 from ibp.sector_tasks import Multipliers
@@ -48,13 +48,21 @@ class Problem:
     def __post_init__(self) -> None:
         """Raises InputError."""
         if self.symmetries and self.paper_masters_only:
-            raise InputError(
-                "--paper-masters-only and --symmetries contradict each other: the published masters are those without symmetries"
-            )
+            raise InputError("published masters and symmetries contradict each other: the published masters are those without symmetries")
 
     def on_cut(self, cut: int) -> Problem:
         """The same on a cut, where preferred masters without its lines are zero."""
         return replace(self, cut=cut, preferred_masters=tuple(m for m in self.preferred_masters if cut & sector_of(m) == cut))
+
+    @property
+    def corners_stay(self) -> bool:
+        """Whether corners of sectors without published masters are masters, too; then results would depend on the path, and must not."""
+        return bool(self.family.paper_masters) and not self.paper_masters_only and not self.symmetries
+
+    @property
+    def used_beam(self) -> Beam | None:
+        """Where corners stay a result must not depend on which paths were found before."""
+        return replace(self.beam, reuse=False) if self.beam is not None and self.corners_stay else self.beam
 
     @property
     def keys(self) -> tuple[Index | str, ...]:
@@ -106,57 +114,6 @@ class Outcome:
     proof: Multipliers | None = None
     identities: str = ""
     relations: tuple[MasterRelation, ...] = ()
-
-
-@dataclass
-class ExactOutcome:
-    """reductions: every target through masters, combinations by name, with Fractions or with strings that sympy parses."""
-
-    reductions: dict[Any, dict[Any, Fraction | str]]
-    masters: list[Index]
-    statistics: dict[str, Any]
-    seconds: float
-    peak_memory_kb: int
-    unreduced: list[Index] = field(default_factory=list)  # what is not reduced is an error
-
-
-def base_record(
-    family: str, prime: int | None, values: dict[str, Fraction], symbols: Sequence[str], outcome: Outcome | ExactOutcome
-) -> dict:
-    """What every result has: builtin types only (and Fractions). values: of d and the invariants; symbols stay as their names."""
-    shown = {name: name if name in symbols else plain_number(value) for name, value in values.items()}
-    return {
-        "format": 1,
-        "success": not outcome.unreduced,
-        "family": family,
-        "prime": prime,
-        "d": shown.pop("d", None),
-        "kinematics": shown,
-        "reductions": outcome.reductions,
-        "masters": outcome.masters,
-        "unreduced": outcome.unreduced,
-        "steps": outcome.statistics.get("integrals"),
-        "time": outcome.seconds,
-        "peak_memory_kb": outcome.peak_memory_kb,
-        "statistics": outcome.statistics,
-        "version": __version__,
-    }
-
-
-def result_record(problem: Problem, outcome: Outcome | ExactOutcome, symbols: Sequence[str] | None = None) -> dict[str, Any]:
-    """What the pickle holds, zeros left out. Coefficients are in 0 … prime - 1; of an exact run, in these symbols, Fractions or texts."""
-    values = {"d": problem.point.d, **dict(problem.point.invariants)}
-    record = base_record(problem.family.name, problem.point.prime if symbols is None else None, values, symbols or (), outcome)
-    if problem.symmetries:
-        record["symmetries"] = True
-    if problem.cut:
-        record["cuts"] = [cut_lines(problem.cut)]
-    if problem.combinations:
-        record["combinations"] = {combination.name: list(combination.terms) for combination in problem.combinations}
-    if len(outcome.reductions) == 1:
-        ((target, expression),) = outcome.reductions.items()
-        record |= {"original_integral": target, "final_expr": expression}
-    return record
 
 
 def joined_outcome(outcomes: Sequence[Outcome], reductions: dict, masters: Iterable[Index], unreduced: Iterable[Index]) -> Outcome:

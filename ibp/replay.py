@@ -1,11 +1,12 @@
-"""A rule replayed on many integrals of a sector at once."""
+"""A rule replayed on many integrals of a sector at once: `CompiledRule`, made at one point, in array operations."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from ibp.identities import Equations
-from ibp.residues import invert, null_vector
+from ibp.null_vectors import null_vector
+from ibp.residues import invert
 from ibp.rules import Rule
 from ibp.sectors import Sector
 from ibp.tables import run_numbers, run_starts

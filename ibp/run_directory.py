@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executors.job_runs import read_run
+from ibp.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -38,3 +39,18 @@ class RunDirectory:
             path.unlink(missing_ok=True)
         with suppress(OSError):  # it holds other files, or was never made
             self.shared.rmdir()
+
+
+def check_uses(uses: dict[str, Path], work_dir: Path) -> None:
+    """Raises InputError where one file would be two things, or one of a run's own. uses: files by the options that name them."""
+    run = RunDirectory(work_dir)
+    files = (run.journal, run.exact, run.shared, run.jobs, run.status, run.stop_request)
+    own = [os.path.realpath(path) for path in (*files, work_dir / "controller.json", work_dir / "controller.lock")]
+    places = [(what, os.path.realpath(path)) for what, path in uses.items()]
+    for what, place in places:
+        if any(place == path or place.startswith(path + os.sep) for path in own):
+            raise InputError(f"{what} {uses[what]}: a run keeps its own files there; choose another")
+    for number, (what, place) in enumerate(places):
+        for other, other_place in places[:number]:
+            if place == other_place and "--masters" not in (what, other):
+                raise InputError(f"{other} and {what} are the same file {uses[what]}; give two")

@@ -1,4 +1,7 @@
-"""Batches of integrals for any executor, and what a closure under one-step reduction has met."""
+"""One-step tasks: batches of integrals for any executor, and what a closure under one-step reduction has met.
+
+`reduce_steps` is the task; `Setting` is what all tasks of a run have in common; a `Frontier` knows what was met and what waits.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from executors.files import peak_memory_kb
 from executors.tasks import Shared
-from ibp.console import peak_memory_kb
 from ibp.families import Family, Index
 from ibp.knowledge import SectorKnowledge, pack_sector, unpack_sector
-from ibp.sector_reduction import BLOCK, SectorReduction, carry, helper_processes
+from ibp.one_step import OneStep, helper_processes
+from ibp.sector_reduction import BLOCK
 from ibp.sector_tasks import COUNTS, SectorTask, Terms
 from ibp.sectors import Layout, Sector, sector_order
 from ibp.symmetries import NumericMap
-from ibp.tables import is_member, merge, pack_keys, sum_by_key, unpack_keys
+from ibp.tables import is_member, merge, pack_keys, unpack_keys
 
 LARGEST_BATCH = 100_000  # integrals in the result of a one-step task: some 30 MB
 
@@ -96,7 +100,7 @@ class _StepWork:
 
     def __init__(self, setting: Setting, known: dict[int, tuple], allowed: tuple[int, ...], helpers: Executor | None):
         self.setting, self.known, self.allowed, self.helpers = setting, known, allowed, helpers
-        self.sectors: dict[int, SectorReduction] = {}
+        self.sectors: dict[int, OneStep] = {}
         self.done: dict[int, np.ndarray] = {}
         self.terms: dict[int, list[Terms]] = {}
 
@@ -111,7 +115,7 @@ class _StepWork:
             for below in np.unique(terms.sector).tolist():
                 if below in self.allowed:
                     frontier.meet(below, terms.key[terms.sector == below])
-        counts = {name: sum(work.counts[name] for work in self.sectors.values()) for name in COUNTS}
+        counts = {name: sum(sector.work.counts[name] for sector in self.sectors.values()) for name in COUNTS}
         return {
             "sectors": {bits: self._result(bits) for bits in self.done},
             "counts": counts | {"integrals": self._integrals},
@@ -124,44 +128,29 @@ class _StepWork:
         return sum(map(len, self.done.values()))
 
     def _reduce(self, bits: int, wave: np.ndarray) -> Terms:
-        work = self._sector(bits)
-        terms = work.reduce_wave(wave)
-        wave = wave[~is_member(wave, work.stops)]  # what has turned out to be irreducible is not done
+        step = self._sector(bits)
+        terms = step.reduce(wave)
+        wave = wave[~is_member(wave, step.work.stops)]  # what has turned out to be irreducible is not done
         self.done[bits] = merge(self.done.get(bits, wave[:0]), wave)
         self.terms.setdefault(bits, []).append(terms)
         return terms
 
-    def _sector(self, bits: int) -> SectorReduction:
+    def _sector(self, bits: int) -> OneStep:
         if bits not in self.sectors:
             own, (known, steps) = self.setting, self.known.get(bits, (None, {}))
             knowledge = SectorKnowledge() if known is None else unpack_sector(known, own.family)
             task = replace(own.task, bits=bits, known=knowledge, stops=own.stops[bits], steps=steps, mapping=own.maps.get(bits))
-            self.sectors[bits] = SectorReduction(task, self.helpers)
+            self.sectors[bits] = OneStep(task, self.helpers)
         return self.sectors[bits]
 
     def _result(self, bits: int) -> dict[str, Any]:
-        work, terms = self.sectors[bits], Terms.join(self.terms[bits])
+        work, terms = self.sectors[bits].work, Terms.join(self.terms[bits])
+        learned = work.rules.learned
         return {
             "done": pack_keys(self.done[bits]),
             "terms": terms.pack(),
             "unreduced": sorted(work.unreduced.values()),
-            "learned": pack_sector(work.learned, self.setting.family.n) if work.learned else None,
-            "steps": work.result.new_steps,
-            "paths": work.result.paths,
+            "learned": pack_sector(learned, self.setting.family.n) if learned else None,
+            "steps": work.new_steps,
+            "paths": work.paths,
         }
-
-
-def carry_sector(
-    bits: int, terms: Terms, keys: np.ndarray, coefficients: np.ndarray, stops: np.ndarray, p: int
-) -> tuple[dict[int, np.ndarray], dict[int, tuple[np.ndarray, np.ndarray]]]:
-    """Carry coefficients [N, K] of integrals [N] of one sector through complete one-step results of it.
-
-    Returns lines [K] by key of its stops, and what arrives in lower sectors as {sector: (keys, coefficients)}.
-    """
-    nodes = np.unique(np.concatenate([keys, terms.source, terms.key[terms.sector == bits]]))
-    block = np.zeros((len(nodes), coefficients.shape[1]), np.int64)
-    keys, coefficients = sum_by_key(keys, coefficients, p)
-    block[np.searchsorted(nodes, keys)] = coefficients
-    below = carry(bits, nodes, block, terms, p)
-    reached = np.flatnonzero(is_member(nodes, stops) & block.any(1))
-    return {nodes[position]: block[position] for position in reached}, below

@@ -18,6 +18,7 @@ from ibp.errors import UNREADABLE, ReductionError
 from ibp.families import Expression, Family, Index
 from ibp.identities import Point
 from ibp.knowledge import Knowledge, pack_sector, unpack_sector
+from ibp.shipped import shipped
 
 STORE_FORMAT = {"program": "ibp_reduce", "format": 1}
 LOCK_TIMEOUT_S = 60.0
@@ -237,3 +238,10 @@ def _check_steps(value: Any, family: Family) -> dict[Index, Expression]:
     if any(len(term) != family.n for target, step in value.items() for term in (target, *step)):
         raise ValueError("steps of another family")
     return value
+
+
+def open_stores(path: Path, cold: bool, say: Callable[[str], None]) -> tuple[list[Store], list[Store]]:
+    """To look things up, and of a run, which learns into the last one; cold: a run that finds everything anew."""
+    common = Store(shipped("rules.shelf"), read_only=True, say=say)
+    own = [Store(path, write_only=True, say=say)] if cold else [common, Store(path, say=say)]
+    return [common, Store(path, read_only=True, say=say)], own

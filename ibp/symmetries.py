@@ -12,7 +12,7 @@ import numpy as np
 from ibp.families import Expression, Index
 from ibp.geometry import Classes, Geometry, SectorMap, determinant_of, forms_differ, matrix_inverse
 from ibp.identities import Point, freeze_ratio, quotients_at
-from ibp.residues import Polynomial
+from ibp.polynomials import Polynomial
 from ibp.sectors import sector_order
 
 

@@ -1,30 +1,17 @@
-"""Linear systems of a file, solved by the same elimination."""
+"""Homogeneous linear systems of a file: read, put into an order, solved modulo a prime by sparse elimination."""
 
 from __future__ import annotations
 
-import itertools
 import re
-import time
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
-import numpy as np
-
-from executors.tasks import Shared
-from ibp.arithmetic import evaluate
-from ibp.console import peak_memory_kb
+from ibp.arithmetic import evaluate, parse_number
 from ibp.elimination import subtract
-from ibp.errors import InputError, ReductionError
+from ibp.errors import InputError
 from ibp.identities import freeze_ratio, function_field
-from ibp.letters import linear_letters
-from ibp.problems import run_name
-from ibp.reconstruction import ATTEMPTS, Sample
-from ibp.residues import Polynomial, polynomial_residue, probe_primes
-from ibp.sampler import Sampler
+from ibp.polynomials import Polynomial, polynomial_residue
 from ibp.sectors import weight
 from ibp.targets import read_lines
 
@@ -43,6 +30,26 @@ class LinearSystem:
     unknowns: tuple[str, ...]
     equations: tuple[dict[str, SystemCoefficient], ...]
     symbols: tuple[str, ...] = ()
+
+
+def parse_system_values(kinematics: str | None, d: str | None, symbols: str | None) -> tuple[dict[str, Fraction], tuple[str, ...]]:
+    """What coefficients may contain, from texts such as 's=3,t=1/2', '7/3' and 'x,y': numbers, and symbols. Raises InputError."""
+    values = [item.partition("=") for item in kinematics.split(",")] if kinematics is not None else []
+    numbers = {name.strip(): parse_number(value, name.strip()) for name, _, value in values}
+    if len(numbers) < len(values) or not all(name.isidentifier() and name != "d" for name in numbers):
+        raise InputError(f"--kinematics {kinematics!r}: expected NAME=VALUE once for each NAME")
+    numbers |= {} if d is None else {"d": parse_number(d, "d")}
+    names = tuple(name.strip() for name in symbols.split(",")) if symbols is not None else ()
+    for name in names:
+        if not name.isidentifier() or name in numbers or names.count(name) > 1:
+            raise InputError(f"--symbols {symbols!r}: expected names, each once, that are not given as numbers")
+    return numbers, names
+
+
+def read_labels(path: str, what: str) -> tuple[str, ...]:
+    """Unknowns of a system, one a line, each once. Raises InputError."""
+    labels = (re.sub(r"[\s+]", "", line.partition("#")[0]) for line in read_lines(path, what))
+    return tuple(dict.fromkeys(label for label in labels if label))
 
 
 def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...] = ()) -> LinearSystem:
@@ -171,77 +178,3 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int, values: Seque
             value = " + ".join(f"{value}*{term}" for term, value in solved[label].items()) or "0"
             raise InputError(f"preferred master {label} depends linearly on the ones before it: it is {value} modulo {p}; leave one out")
     return ordered
-
-
-@dataclass(frozen=True)
-class SystemProblem:
-    """A system to be solved exactly, for these unknowns."""
-
-    system: LinearSystem
-    wanted: tuple[str, ...]
-
-    @property
-    def symbols(self) -> tuple[str, ...]:
-        return self.system.symbols
-
-    @property
-    def name(self) -> str:
-        return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
-
-
-class SystemSampler(Sampler):
-    """The same for the solution of a linear system."""
-
-    exact: SystemProblem
-
-    def prepare(self, rng: np.random.Generator) -> None:
-        """See which equations are independent, and what the unknowns are found through. Raises ReductionError, InputError."""
-        system, wanted = self.exact.system, self.exact.wanted
-        for _ in range(ATTEMPTS):
-            found = []
-            for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
-                values, began = rng.integers(1000, p - 1000, len(system.symbols)).tolist(), time.perf_counter()
-                pivots, used = eliminate_system(system, p, values)
-                leads = frozenset(pivots)
-                solved = back_substitute(system, pivots, p, wanted)
-                self.first_guess = time.perf_counter() - began
-                found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
-            if found[0] == found[1]:
-                break
-        else:
-            raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
-        leads, self.names = found[0]
-        self.raw_names, self.rows, self.variables, self.live = self.names, wanted, system.symbols, len(used)
-        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
-        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
-        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
-        self.trace = Shared.write((kept, wanted, self.names, leads), self.directory.shared)
-
-    def letters(self) -> tuple[Polynomial, ...]:
-        size = len(self.variables) + 1
-        return linear_letters([[int(i == k) for k in range(size)] for i, name in enumerate((*self.variables, "1")) if name != "d"])
-
-    def _submit(self, chunk: list[Sample]) -> Future:
-        return self.executor.submit(solve_points, self.trace, chunk)
-
-    def _row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        self.counts["unlucky"] += raw is None
-        return raw
-
-
-def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
-    """As `probe_points`, for a linear system: a point is not good where other unknowns are independent or other coefficients not zero."""
-    started = time.monotonic()
-    system, wanted, names, leads = trace.get()
-    place = {name: position for position, name in enumerate(names)}
-    table, good = np.zeros((len(samples), len(names)), np.int64), np.zeros(len(samples), np.int8)
-    for line, (p, values) in enumerate(samples):
-        with suppress(InputError):  # a denominator vanishes
-            pivots, _ = eliminate_system(system, p, values)
-            solved = back_substitute(system, pivots, p, wanted) if pivots.keys() == leads else {}
-            entries = {(label, term): value for label in wanted for term, value in solved.get(label, {}).items()}
-            if pivots.keys() == leads and entries.keys() <= place.keys():
-                good[line] = 1
-                for name, value in entries.items():
-                    table[line, place[name]] = value
-    return {"values": table.tobytes(), "good": good.tobytes(), "seconds": time.monotonic() - started, "peak_memory_kb": peak_memory_kb()}

@@ -10,13 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ibp.arithmetic import evaluate, is_factor, split_terms
-from ibp.console import shortened
 from ibp.errors import InputError
-from ibp.families import Expression, Family, Index
+from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Point, function_field
 from ibp.sectors import show
-
-LARGEST_TARGET_INDEX = 100
 
 
 @dataclass(frozen=True)
@@ -89,16 +86,6 @@ class Request:
         return integrals_in((*self.targets, *self.combinations, *self.preferred))
 
 
-def expression_lines(target: Index | str, expression: dict) -> list[str]:
-    if not expression:
-        return [f"{show_target(target)} = 0"]
-    return [f"{show_target(target)} = sum of {len(expression)} terms", *term_lines(expression, max(map(len, map(show, expression))))]
-
-
-def term_lines(expression: dict, width: int) -> list[str]:
-    return [f"  {show(term):{width}}  {shortened(str(value))}" for term, value in expression.items()]
-
-
 def parse_integral(text: str, family: Family, where: str) -> Index:
     """Indices from '1,1,0,-2' or 'name[1,1,0,-2]'. Raises InputError."""
     match = re.fullmatch(r"\s*(?:([A-Za-z_][\w-]*)\s*)?(\[)?([^\[\]]*)(\])?\s*", text)
@@ -118,8 +105,8 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
             raise InputError(
                 f"{where}: index {i + 1} of {show(indices)} is {indices[i]}; it is an irreducible scalar product and must not be positive"
             )
-    if max(map(abs, indices)) > LARGEST_TARGET_INDEX:
-        raise InputError(f"{where}: {show(indices)} has an index of more than {LARGEST_TARGET_INDEX} in size")
+    if max(map(abs, indices)) > LARGEST_INDEX:
+        raise InputError(f"{where}: {show(indices)} has an index of more than {LARGEST_INDEX} in size")
     return indices
 
 
@@ -191,7 +178,11 @@ def parse_combination(text: str, families: Sequence[Family], where: str) -> tupl
         if len(places) != 1 or "[" in term:
             raise InputError(f"{where}: {term.strip()[:100]!r} in {name} is not a coefficient times one integral".replace(_PLACE, "I"))
         integral, place = integrals[int(places[0])], f"{_PLACE}{places[0]}_"
-        if not is_factor(term, place):
+        try:
+            linear = is_factor(term, place, where)
+        except InputError as error:
+            raise InputError(str(error).replace(place, integral)) from None
+        if not linear:
             raise InputError(f"{where}: {name} is not linear in {integral}; write each term as coefficient*integral")
         family = family_of(integral, families, where)
         terms.append((family, parse_integral(integral, family, where), term.strip().replace(place, "1")))

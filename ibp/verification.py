@@ -1,4 +1,7 @@
-"""Results checked by reducing them anew with certificates."""
+"""Results read back, and verified by reducing them anew with certificates, at random points.
+
+`read_result` trusts no byte of a file; `verify_result` trusts neither the solver nor the choice of masters that made the result.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -15,36 +18,28 @@ from typing import Any
 import numpy as np
 
 from executors.files import BuiltinsUnpickler
-from ibp.arithmetic import parse_number
-from ibp.certificates import Verifier, checked_prime, difference
-from ibp.coefficients import calculate, expressions_of, is_number, names_in, symbols_of
+from ibp.arithmetic import calculate, names_in, parse_number
+from ibp.certificates import Verifier
+from ibp.coefficients import expressions_of, is_number, symbols_of
 from ibp.differential import equations_for
-from ibp.elimination import substitute, subtract
+from ibp.elimination import difference, substitute, subtract
 from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
-from ibp.families import Expression, Family, Index
+from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Operator, Point, generic_point, show_point
 from ibp.masters import MasterRelation, solve_labelled
+from ibp.packing import checked_prime
+from ibp.primes import MAX_PRIME, is_prime
 from ibp.problems import Outcome, Problem
-from ibp.residues import MAX_PRIME, is_prime
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import sector_of, show
-from ibp.targets import LARGEST_TARGET_INDEX, show_target
+from ibp.targets import show_target, show_targets
 
 RESULT_CHECKS = 3  # primes and points at which an exact result is verified
 POINT_ATTEMPTS = 20  # to find a point where nothing vanishes by accident
 
 
-@dataclass(frozen=True)
-class Verified:
-    """What a verification used: numbers of identities and of relations by symmetries, and the points."""
-
-    identities: int
-    relations: int
-    points: tuple[Point, ...]
-
-
-def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> Verified:
-    """Find a result right at random points, one modulo a prime where it was made. Raises CertificateError.
+def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Problem], Outcome]) -> str:
+    """What was found right, in words: a result at random points, one modulo a prime where it was made. Raises CertificateError.
 
     At each point everything that occurs is reduced anew, the proofs are combined to one of target - sum of coefficient * master, and that
     is checked as a certificate is, so neither the solver nor the choice of masters is trusted. A result with symmetries may differ by
@@ -67,7 +62,24 @@ def verify_result(record: dict[str, Any], family: Family, reduce: Callable[[Prob
             own = {name: {i: value for i, value in claim.items() if sector_of(i) & cut == cut} for name, claim in claims.items()}
             identities += _check_claims(own, family, point, relations, cut, reduce)
         points.append(point)
-    return Verified(identities, len(relations or ()), tuple(points))
+    by = f"{identities:,} identities" + f" and {len(relations or ()):,} relations by symmetries" * ("symmetries" in record)
+    return f"{_what_was_checked(record, points)}, by {by}"
+
+
+def _what_was_checked(record: dict[str, Any], points: Sequence[Point]) -> str:
+    primes = ", ".join(str(point.prime) for point in points)
+    where = f"at {len(points)} random primes ({primes})" if record["prime"] is None else f"at {show_point(points[0])}"
+    symbols = ", ".join(sorted(symbols_of(record)))
+    values = f" and values of {symbols}" if symbols else ""
+    own = record.get("differential_equation")
+    what = (
+        show_targets(record["reductions"])
+        if own is None
+        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
+    )
+    cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
+    where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
+    return f"{what} of {record['family']} {where}{values}"
 
 
 def _check_claims(
@@ -132,7 +144,7 @@ def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[
 
 def _check_range(integrals: Iterable[Index], family: Family) -> None:
     for integral in integrals:
-        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_TARGET_INDEX or max(integral[family.lines :], default=0) > 0:
+        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_INDEX or max(integral[family.lines :], default=0) > 0:
             raise CertificateError(f"{show(integral)} is no integral of {family.name}")
 
 
@@ -216,7 +228,7 @@ def read_result(path: str | Path) -> dict[str, Any]:
             _check_record(record)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}") from None
-    except (*UNREADABLE, RecursionError, InputError) as error:
+    except (*UNREADABLE, InputError) as error:
         raise InputError(f"{path}: not a result of this program ({in_short(error)})") from None
     if labelled:
         raise InputError(f"{path}: is of several families, or of a linear system; this takes results of one family")

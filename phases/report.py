@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from phases.errors import __version__
+from executors import __version__
 from phases.pictures import phase_colour
 from phases.runs import Run, first_line, summary_text
 

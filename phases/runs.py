@@ -13,7 +13,8 @@ import numpy as np
 
 from phases.active_learning import NO_PHASE
 from phases.box import Box
-from phases.errors import InputError, __version__
+from phases.errors import InputError
+from executors import __version__
 from phases.history import HISTORY_VERSION, apply_event, decode
 from phases.learner import Explorer
 

@@ -13,21 +13,26 @@ import tempfile
 from pathlib import Path
 
 import fake_condor
+import numpy as np
 import pytest
-from support import HERE, P31, PUBLISHED, exit_code, patch_rooms, point_of, reduced, ship_from
+from support import HERE, P31, PUBLISHED, TRIANGLEBOX, exit_code, patch_rooms, point_of, reduced, ship_from
 from support_condor import SHORT_WAITS
 from support_explorer import TINY, explore
-from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, EXAMPLES, SHIPPED, TRAIN
+from support_learning import guide_ground, run_training, training_in
+from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, SHIPPED
 
 from executors.condor import CondorExecutor
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
-from ibp.console import Progress
+from ibp.console import Progress, Reporter
 from ibp.controller import Controller
+from ibp.examples import local_rule, random_target
 from ibp.families import BUILT_IN_FAMILIES
+from ibp.learning import first_guide, train_guide
 from ibp.policy import make_network
 from ibp.problems import Outcome, Problem
 from ibp.store import Store
+from ibp.training_data import make_training_data, pack_rules, unpack_rules
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -184,20 +189,43 @@ def network(one_torch_thread):
     return make_network(16).eval()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def examples(one_torch_thread, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("examples")
-    assert exit_code([*EXAMPLES, "--work-dir", str(directory / "w"), "--training-data", str(directory / "t.npz")]) == 0
-    return directory / "t.npz"
+    path = tmp_path_factory.mktemp("examples") / "t.npz"
+    make_training_data([BUILT_IN_FAMILIES[name] for name in ("bubble", "box")], 24, 0, path, InlineExecutor(), Reporter())
+    return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(examples, tmp_path_factory):
-    """A directory with the weights and the curve of three epochs."""
+    """A directory with the weights, the curve and the checkpoint of two epochs."""
     directory = tmp_path_factory.mktemp("trained")
-    words = ["--training-data", str(examples), "--policy", str(directory / "policy.pt"), "--work-dir", str(directory / "w")]
-    assert exit_code([*TRAIN, *words]) == 0
+    run_training(training_in(directory, examples))
     return directory
+
+
+@pytest.fixture(scope="session")
+def lessons():
+    """What a guide learns from, of three sectors of trianglebox, as a training file has it."""
+    parts = []
+    for bits in (0b011110, 0b111101, 0b110110):
+        finder, rng = guide_ground("trianglebox", bits), np.random.default_rng(bits)
+        bases = [random_target(finder.sector, rng) for _ in range(60)]
+        parts.append(pack_rules(TRIANGLEBOX, finder, [(base, rule) for base in bases if (rule := local_rule(finder, base))]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@pytest.fixture(scope="session")
+def trained_guide(lessons, one_torch_thread):
+    """Weights after some passes through these lessons, and what they were before."""
+    import torch
+
+    first, rng = first_guide(0), np.random.default_rng(0)
+    weights = first_guide(0)
+    optimizer = torch.optim.AdamW(weights.values(), 5e-3)
+    for _ in range(30):
+        assert train_guide(weights, optimizer, unpack_rules(lessons), rng)
+    return {name: values.detach().numpy() for name, values in weights.items()}, first
 
 
 @pytest.fixture(scope="module")

@@ -21,14 +21,16 @@ import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
 from executors.tasks import Description, load_outcome, perform
-from ibp.console import Progress
+from ibp.batches import BatchPlan
+from ibp.console import Reporter
+from ibp.controller import Controller
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import Point
 from ibp.journal import Journal
 from ibp.problems import Problem
 from ibp.run_directory import RunDirectory
 from ibp.shipped import shipped
-from ibp.step_controller import BatchPlan, StepController
+from ibp.step_scheme import StepScheme
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
@@ -263,12 +265,12 @@ def run_steps(work, name, targets, batch=None, job_seconds=1.0, executor=None, s
     """Outcome of a run of one-step tasks in a work directory, where its journal stays."""
     family = BUILT_IN_FAMILIES[name]
     problem = Problem(family, point_of(family, options.pop("prime", P31)), tuple(targets), **options)
-    directory, progress = RunDirectory(Path(work)), Progress(quiet=True)
+    directory, reporter = RunDirectory(Path(work)), Reporter()
     directory.path.mkdir(exist_ok=True)
-    progress.say = (said if said is not None else []).append
-    with contextlib.closing(Journal(directory.journal, problem.name, progress.say)) as journal:
-        plan = BatchPlan(batch, job_seconds)
-        return StepController(problem, executor or InlineExecutor(), shelves, progress, directory, journal, plan).run()
+    reporter.say = (said if said is not None else []).append
+    with contextlib.closing(Journal(directory.journal, problem.name, reporter.say)) as journal:
+        scheme = StepScheme(directory, journal, BatchPlan(batch, job_seconds))
+        return Controller(problem, executor or InlineExecutor(), shelves, reporter, scheme=scheme).run()
 
 
 def said_by(outcome):
@@ -348,11 +350,25 @@ def start(command, place):
     return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+# at the head of a script: replace(name, value) in all rooms that have the name, as patch_rooms does
+PATCHING = """
+import importlib, pkgutil, sys
+import ibp, ibp_reduce
+ROOMS = [ibp_reduce, *(importlib.import_module(f"ibp.{room.name}") for room in pkgutil.iter_modules(ibp.__path__))]
+
+def replace(name, value):
+    having = [room for room in ROOMS if name in vars(room)]
+    assert having, name
+    for room in having:
+        setattr(room, name, value)
+"""
 # the program, which stops after so many additions to its journal until it gets a line
-HELD = """
-import sys, ibp_reduce
+HELD = f"""{PATCHING}
+from ibp.journal import Journal
+
 program, count, *words = sys.argv[1:]
-original, left, STATUS_INTERVAL_S = Journal.append, int(count), 0.01
+original, left = Journal.append, int(count)
+replace("STATUS_INTERVAL_S", 0.01)
 
 def append(self, value):
     global left

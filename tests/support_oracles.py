@@ -23,11 +23,11 @@ from ibp.identities import Point, derive_identities, evaluate_identities
 from ibp.policy import describe_moves
 from ibp.positions import Position, SearchGround
 from ibp.problems import Problem
-from ibp.reconstruction import Reconstruction
+from ibp.reconstruction import reconstruct
+from ibp.recording import record_trace
 from ibp.sectors import Layout, Sector
 from ibp.shipped import shipped
 from ibp.symmetries import find_symmetries
-from ibp.trace import record_trace
 
 OTHER_PRIMES = (2147483629, 2147483587)  # the two primes below 2**31 - 1
 SHIPPED = shipped("rules.shelf")
@@ -445,9 +445,9 @@ class Oracle:
         return np.array(rows, np.int64), np.array(good)
 
 
-def functions_of(oracle, names, count, seed=1, said=None):
+def functions_of(oracle, names, count, seed=1, said=None, letters=()):
     rng = np.random.default_rng(seed)
-    return Reconstruction(oracle, names, count, rng, (said if said is not None else []).append).run()
+    return reconstruct(oracle, names, count, rng, (said if said is not None else []).append, letters=letters).functions
 
 
 def are_equal(text, other, names, tries=12):
@@ -599,8 +599,6 @@ def positions_on_the_way(name, target, seed=0, steps=4):
 
 
 ROUNDED = 1.5e-4  # scores are rounded to four decimals, so that what differs by the order of a sum alone is the same
-EXAMPLES = ["--make-training-data", "--family", "bubble,box", "--trajectories", "24", "--quiet"]
-TRAIN = ["--train-policy", "--device", "cpu", "--epochs", "3", "--quiet"]
 BOX_BY_BEAM = [
     "--family", "box", "--integral", "2,1,1,2", "--engine", "beam", "--policy", "fixed", "--beam-width", "1", "--no-rules", "--quiet",
 ]  # fmt: skip

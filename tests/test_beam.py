@@ -39,7 +39,6 @@ from ibp.discovery import RuleFinder
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, evaluate_identities, generic_point
 from ibp.knowledge import Knowledge, SectorKnowledge
-from ibp.policy import load_policy
 from ibp.positions import Position
 from ibp.sector_reduction import reduce_sector
 from ibp.sector_tasks import SectorTask
@@ -290,7 +289,7 @@ def test_too_few_steps_leave_integrals_that_are_listed(more, place, capsys):
     }
     parts = ((value, through.get(term, {term: 1})) for term, value in result["final_expr"].items())
     assert combine(*parts, p=1009) == reduced(*TRIANGLE_BY_BEAM[:2])["final_expr"]
-    assert said(capsys, ["--replay", "p"], 0).endswith(")\n")
+    assert said(capsys, ["verify", "p"], 0).endswith(")\n")
 
 
 def test_beam_search_that_cannot_end_gives_up():
@@ -329,18 +328,6 @@ def test_beam_keeps_the_best_of_each_content_and_stops_at_the_first_end(order):
     assert asked == [[(0, 0.0)], first, second] and steps == 3  # 5 and 7 are not visited twice
     assert [(child.actions, child.score) for child in finished] == [((3, 2, 2), -5.0), ((3, 2, 1), -6.0)]
     assert beam_search(dataclasses.replace(beam, max_steps=2), children) == ([], 2)
-
-
-def test_benchmark_of_searches_runs(capsys, monkeypatch):
-    """In words that a person reads: one line for each policy, all integrals found by the fixed order in a small family."""
-    policies, original = [], load_policy
-    patch_rooms(monkeypatch, "ibp", "load_policy", lambda source: policies.append(source) or original(source))
-    words = ["--benchmark-search", "3", "--family", "bubble", "--policy", "fixed", "--beam-width", "2", "--seed", "7", "--quiet"]
-    printed = said(capsys, words, 0)
-    assert set(policies) == {"fixed", "random 7"}
-    lines = printed.splitlines()
-    assert "3 integrals of bubble, width 2" in lines[0] and [line.split()[0] for line in lines[2:]] == ["trained", "random", "fixed"]
-    assert all("100.0%" in line for line in lines[2:])
 
 
 BEAM_STEPS = [*BOX_BY_BEAM, "--batch", "2", "--output", "r.pkl", "--paths", "p", "--work-dir", "it's work"]

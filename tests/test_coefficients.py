@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support import check_refused, exit_code
 from support_oracles import EXACT, MODULAR, SUNRISE_CORNER, SYMBOLIC, coefficient_texts, massless_banana_text, record_of
 
-from ibp.coefficients import calculate, expand_coefficient, parse_expansion, series_text
+from ibp.arithmetic import calculate
+from ibp.coefficients import expand_coefficient, parse_expansion, series_text
 from ibp.errors import InputError
 from ibp.exports import read_export
 from ibp.verification import read_result

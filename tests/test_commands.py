@@ -101,10 +101,10 @@ def test_help(capsys):
     for words, shown, hidden in (
         (
             ("--help",),
-            ("About it.", "options of this command:", "Everyday:", "a name of 100 %", "low|high", "show          Show a file."),
+            ("About it.", "options of this command:", "Everyday:", "a name of 100 %", "low|high", "show              Show a file."),
             ("--depth",),
         ),
-        (("show", "--help"), ("usage: program.py show", "FILE", "--depth", "what to show"), ("--level", "show          Show")),
+        (("show", "--help"), ("usage: program.py show", "FILE", "--depth", "what to show"), ("--level", "show              Show")),
     ):
         with pytest.raises(SystemExit) as info:
             parsed(*words)

@@ -1,4 +1,4 @@
-"""differential."""
+"""Differential equations of masters."""
 
 import functools
 import itertools
@@ -30,7 +30,7 @@ from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import Column
 from ibp.probe import probe
 from ibp.problems import Problem
-from ibp.trace import record_trace
+from ibp.recording import record_trace
 from ibp.verification import read_result
 
 

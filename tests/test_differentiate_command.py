@@ -1,4 +1,4 @@
-"""differentiate command."""
+"""What a run of differential equations writes and refuses."""
 
 import itertools
 import json
@@ -13,8 +13,7 @@ from support_oracles import FunctionField, are_equal, json_free_copy, record_of
 
 from ibp.exports import read_export, write_exports
 from ibp.families import BUILT_IN_FAMILIES, family_definition
-from ibp.reconstruction import Reconstruction
-from ibp.sampler import unpack_points
+from ibp.samples import unpack_points
 from ibp.sectors import show, weight
 from ibp.verification import read_result
 
@@ -106,7 +105,7 @@ def test_bad_differential_equations_are_refused(own, place, capsys):
 def test_interrupted_differential_equations_go_on(ready, monkeypatch, capsys):
     words = ["--family", "box", "--differential-equation", "s,t", "--store", "s", "--quiet", "--output", "r.pkl"]
     with monkeypatch.context() as patch:
-        patch.setattr(Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        patch_rooms(patch, "ibp", "check_functions", lambda *_: fail(KeyboardInterrupt))
         assert exit_code(words) == 130
     line = said(capsys, [*words[:3], "t", *words[4:]], 2)
     assert line.count("\n") == 1 and "differential equations in s, t for the masters of box" in line and "--fresh" in line

@@ -1,4 +1,4 @@
-"""exact."""
+"""Exact coefficients of reductions."""
 
 import itertools
 import pickle
@@ -23,8 +23,7 @@ from support_oracles import (
 
 from ibp.families import BUILT_IN_FAMILIES, cut_lines
 from ibp.probe import probe
-from ibp.reconstruction import Reconstruction
-from ibp.sampler import unpack_points
+from ibp.samples import unpack_points
 from ibp.targets import read_targets
 
 
@@ -227,7 +226,7 @@ def test_unlucky_points_of_combinations_and_symmetries(more, ready, monkeypatch)
 def test_interrupted_combinations_go_on(ready, monkeypatch, capsys):
     Path("wanted").write_text(MIXED)
     with monkeypatch.context() as patch:
-        patch.setattr(Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        patch_rooms(patch, "ibp", "check_functions", lambda *_: fail(KeyboardInterrupt))
         assert exit_code(SYMMETRIC_SUNRISE) == 130
     journal = Path("ibp_work/exact.journal").read_bytes()
     for changed in (MIXED.replace("3*I", "4*I"), MIXED.replace("uneven", "other")):

@@ -14,12 +14,12 @@ from support import BUBBLE, check_refused, exit_code, patch_rooms, said, write_i
 from support_oracles import EXACT, MODULAR, SUNRISE_CORNER, SUNRISES, SYMBOLIC, are_equal, coefficient_texts, record_of
 
 from executors.files import replace_file
-from ibp.coefficients import calculate
+from ibp.arithmetic import calculate
 from ibp.errors import InputError
-from ibp.exports import EXPORT_FILES, check_export_names, export_path, export_text, numerator_and_denominator, read_export, write_exports
+from ibp.exports import FORMATS, check_export_names, export_path, export_text, numerator_and_denominator, read_export, write_exports
 from ibp.verification import read_result
 
-EXPORTS = sorted(EXPORT_FILES)
+EXPORTS = sorted(FORMATS.keys() - {"latex"})  # those that are read back
 MANY = record_of({
     (1, 1, 1, 1, 1, 1, -3): {(1, 0, 1, 1, 1, 1, 0): "-(3*d**2 - 1)/(2*(d - 4)**2*(m2 + d))", (1, -1, 1, 1, 1, 0, 0): "d/4 + 1/2",
                              SUNRISE_CORNER: "1/d - 1/(d - 4)", (1, 1, 1, 1, 1, 1, -3): "d**-2*m2", (0, 0, 1, 1, 1, 0, 0): "((d))"},
@@ -115,8 +115,61 @@ def test_what_exports_look_like(tmp_path):
     assert 'G["nonplanar-doublebox",{1,1,1,1,1,1,1,-1,0}] -> \n + 5*G[' in export_text(quoted, "mathematica")
     assert '"nonplanar-doublebox"[0,1,0,1,0,1,1,0,0]*(5)' in export_text(quoted, "kira")
     assert "id [nonplanar-doublebox](1,1,1,1,1,1,1,-1,0) =" in export_text(quoted, "form")
-    for name in EXPORTS:
+    for name in FORMATS:
         assert '"prime": 1009' in export_text(quoted, name).splitlines()[0]
+
+
+LATEX = {
+    "7": "7 I",
+    "1": "I",
+    "-1": "-I",
+    "-3/4": r"-\frac{3}{4} I",
+    "-(3*d**2 - 1)/(2*(d - 4)**2*(m2 + d))": r"-\frac{3 d^{2} - 1}{2 \left(d - 4\right)^{2} \left(m_{2} + d\right)} I",
+    "1/d - 1/(d - 4)": r"\left(\frac{1}{d} - \frac{1}{d - 4}\right) I",
+    "(-d + 2)*(-3)*d**-2*2": r"-\left(-d + 2\right) \cdot 3 d^{-2} \cdot 2 I",
+    "d - (m2 - (-d))": r"\left(d - \left(m_{2} + d\right)\right) I",
+    "((-d)**2)**3": r"\left((-d)^{2}\right)^{3} I",
+    "-1/4*eps**-2 + 1/2*eps**-1": r"\left(-\frac{1}{4} \epsilon^{-2} + \frac{1}{2} \epsilon^{-1}\right) I",
+    "(d/4)**2*s_x*mass": r"\left(\frac{d}{4}\right)^{2} \mathrm{s\_x} \mathrm{mass} I",
+}
+
+
+@pytest.mark.parametrize("text", LATEX)
+def test_coefficients_in_latex(text):
+    assert FORMATS["latex"].term("I_{}", text) == LATEX[text] + "_{}"
+
+
+def test_latex_is_a_line_for_each_target(tmp_path):
+    """And is written only."""
+    record = record_of({"a-b": {(1, 1): "-2/3", (0, 1): "d"}, (2, 1): {(1, 1): Fraction(-1)}, (0, 0): {}}, "nonplanar-doublebox")
+    (path,) = write_exports(record, tmp_path / "r.pkl", ["latex"])
+    name = r"I_{\mathrm{nonplanar\mbox{-}doublebox}}"
+    assert path.read_text().splitlines()[1:] == [
+        rf"\mathrm{{a\mbox{{-}}b}} = -\frac{{2}}{{3}} {name}(1,1) + d {name}(0,1)", f"{name}(2,1) = -{name}(1,1)", f"{name}(0,0) = 0",
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="written only"):
+        read_export(path)
+    matrices = {"s": {(1, 1): {(1, 1): "1/s"}}, "d": {(1, 1): {(1, 1): "s"}}}
+    record = record_of({}, "bubble") | {"differential_equation": {"masters": [(1, 1)], "matrices": matrices}}
+    first, second = export_text(record, "latex").splitlines()[1:]
+    assert first == r"\partial_{s} I_{\mathrm{bubble}}(1,1) = \frac{1}{s} I_{\mathrm{bubble}}(1,1)"
+    assert second == r"I^{(d-2)}_{\mathrm{bubble}}(1,1) = s I_{\mathrm{bubble}}(1,1)"
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(coefficient_texts())
+def test_latex_of_a_coefficient_means_the_same(text):
+    """Written back with the signs of Python it has the same value."""
+    tex = FORMATS["latex"].term("I_{}", text).removesuffix("I_{}").strip()
+    for _ in range(text.count("/")):
+        tex = re.sub(r"\\frac(\{(?:[^{}]|\{[^{}]*\})*\})(\{(?:[^{}]|\{[^{}]*\})*\})", lambda m: f"(({m[1][1:-1]})/({m[2][1:-1]}))", tex)
+    back = tex.replace(r"\left", "").replace(r"\right", "").replace(r"\cdot", "").replace("{", "(").replace("}", ")").replace("^", "**")
+    back = re.sub(r"(?<=[\w)]) +(?=[\w(])", "*", back)
+    try:
+        value = value_at(text, m=Fraction(11))
+    except ZeroDivisionError:
+        return
+    assert "frac" in back or value_at({"": "1", "-": "-1"}.get(back, back), m=Fraction(11)) == value
 
 
 def test_sympy_reads_its_export(tmp_path):

@@ -9,11 +9,11 @@ import pytest
 from support import P31, combine, point_of
 from support_oracles import SAMPLES, SYMMETRIC, TOP, FeynmanParameters, any_kinematics, compositions, line_mask, needs_stored_rules
 
-from ibp.controller import known_nonzero_sectors
 from ibp.errors import InputError
 from ibp.families import BUILT_IN_FAMILIES, cut_lines
 from ibp.geometry import Geometry
 from ibp.joint_families import reduce_families
+from ibp.preparation import known_nonzero_sectors
 from ibp.problems import Problem
 from ibp.records import joined_record
 from ibp.sectors import sector_of

@@ -19,7 +19,7 @@ from support_oracles import SAMPLES
 from ibp.errors import InputError, ReductionError
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.journal import Journal
-from ibp.step_controller import StepController
+from ibp.step_scheme import Closure
 
 BOX = ("box", SAMPLES["box"])
 
@@ -194,15 +194,15 @@ def test_run_on_a_full_disk_ends_in_one_line_and_goes_on_later(appends, go_on, s
 
 def test_record_that_changes_while_the_run_goes_on_is_an_error(written, shelves, tmp_path, monkeypatch):
     """Between the reduction and the last step, which reads the journal again."""
-    original = StepController._reduce
+    original = Closure.carry
 
     def carry_down(self, targets):
-        with open(self.journal.path, "r+b") as file:
+        with open(self.results.journal.path, "r+b") as file:
             file.seek(written[1][3] + 25)
             file.write(b"???")
         return original(self, targets)
 
-    monkeypatch.setattr(StepController, "_reduce", carry_down)
+    monkeypatch.setattr(Closure, "carry", carry_down)
     with pytest.raises(ReductionError, match="the record at byte [0-9]+ has changed; run again"):
         run_steps(tmp_path, *BOX, 2, shelves=shelves)
     monkeypatch.undo()

@@ -31,7 +31,7 @@ from support_oracles import exact_result, seeds_of, small_family
 from ibp.errors import InputError
 from ibp.families import BUILT_IN_FAMILIES, load_family
 from ibp.identities import derive_identities, evaluate_identities
-from ibp.kira import kira_point, read_kinematics, read_kira_families, read_sector
+from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
 
 needs_yaml = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
 # the published family with p3 outgoing, as a Kira user writes it
@@ -530,7 +530,7 @@ def test_bad_ranges_and_masters_of_jobs(old, new, fragments, place, capsys):
 def test_kira_input_without_pyyaml(place, capsys, monkeypatch):
     write_project(place / "two", KIRA_TWO)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "pip install"])
+    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "ibp-reduce[kira]"])
 
 
 # file and edit: what the line must contain

@@ -32,8 +32,8 @@ from support_executors import (
 
 from executors.errors import TaskDied, TaskTimeout
 from executors.inline import InlineExecutor
-from executors.local import THREAD_VARIABLES, LocalExecutor
-from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, task_cpus
+from executors.local import LocalExecutor
+from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, Description, TimeLimits, task_cpus
 
 
 def test_keyboard_interrupt_passes_through_the_inline_executor():

@@ -5,10 +5,11 @@ import dataclasses
 import numpy as np
 from support_oracles import ROUNDED, SEARCHED, actions_of, ground_of, positions_on_the_way
 
-from ibp.beam import beam_children
+from ibp.beam import SCORED_TOGETHER, beam_children
 from ibp.identities import generic_point
-from ibp.policy import SCORED_TOGETHER, Features, Policy, describe_moves, load_policy
+from ibp.policy import Features, Policy, describe_moves
 from ibp.positions import Position
+from ibp.weights import load_policy
 
 
 def features_differ(one, other):

@@ -1,87 +1,12 @@
-"""polynomials."""
+"""Polynomials in several variables."""
 
-import itertools
-import math
-from fractions import Fraction
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from support import residue
 from support_oracles import BIG_PRIMES, few_examples
 
-from ibp.lifting import Lift
-from ibp.polynomials import (
-    REDUNDANT_POINTS,
-    evaluate_monomials,
-    horner,
-    interpolate,
-    linear_factors,
-    lower_set,
-    multiply,
-    rational_interpolation,
-    solve_geometric,
-)
-from ibp.residues import LARGEST_PROBE_PRIME, SMALLEST_PROBE_PRIME, invert, is_prime, probe_primes
-
-
-def test_primes():
-    assert [n for n in range(2000) if is_prime(n)] == [n for n in range(2, 2000) if all(n % q for q in range(2, n))]
-    for strong_pseudoprime in (2047, 3215031751, 25326001, 4759123141 - 2):
-        factors = [q for q in range(2, 70_000) if strong_pseudoprime % q == 0]
-        assert is_prime(strong_pseudoprime) == (not factors)
-    some = list(itertools.islice(probe_primes(np.random.default_rng(2)), 50))
-    assert len(set(some)) == 50 and all(SMALLEST_PROBE_PRIME < p < LARGEST_PROBE_PRIME for p in some)
-    assert all(p % q for p in some for q in range(2, 46_341))
-
-
-rationals = st.fractions(max_denominator=10**12).filter(lambda x: abs(x) < 10**15)
-
-
-@few_examples
-@given(st.lists(rationals, min_size=1, max_size=6), st.integers(0, 3))
-def test_numbers_are_lifted_from_residues(numbers, seed):
-    lift, primes = Lift(), probe_primes(np.random.default_rng(seed))
-    used = 0
-    while not lift.done and used < 40:
-        p, used = next(primes), used + 1
-        lift.add([residue(x, p) for x in numbers], p)
-    assert lift.done and lift.candidate == numbers
-
-
-def test_a_lift_is_not_done_before_a_prime_confirms_it():
-    lift = Lift()
-    value = Fraction(10**30 + 57, 10**20 + 39)
-    for p in itertools.islice(probe_primes(np.random.default_rng(1)), 3):
-        lift.add([residue(value, p)], p)
-        assert not lift.done and lift.candidate != [value]
-
-
-@few_examples
-@given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 10**6))
-def test_rational_interpolation(above, below, seed):
-    p, rng = BIG_PRIMES[1], np.random.default_rng(seed)
-    numerator, denominator = rng.integers(1, p, above + 1), np.append(rng.integers(1, p, below), 1)
-    nodes = rng.choice(10**6, above + below + 1 + REDUNDANT_POINTS, replace=False) + 5
-    below_values = horner(denominator, nodes, p)
-    values = horner(numerator, nodes, p) * invert(below_values, p) % p
-    n, d = rational_interpolation(nodes, values, p)
-    assert np.array_equal(n, numerator) and np.array_equal(d, denominator)
-    assert rational_interpolation(nodes[:-1], values[:-1], p) is None  # one point fewer is no proof
-    values[3] += 1
-    assert rational_interpolation(nodes, values % p, p) is None
-
-
-@few_examples
-@given(st.lists(st.tuples(st.integers(1, 12), st.integers(-600, 600), st.integers(1, 3)), max_size=4), st.sampled_from(BIG_PRIMES))
-def test_linear_factors(factors, p):
-    poly, expected = np.array([p - 77, 0, 0, 1]), {}
-    for a, b, power in factors:
-        a, b = a // math.gcd(a, b), b // math.gcd(a, b)
-        expected[a, b] = expected.get((a, b), 0) + power
-        for _ in range(power):
-            poly = multiply(poly, np.array([-b % p, a]), p)
-    assert linear_factors(poly, p) == expected
+from ibp.polynomials import Places, interpolate, lower_set
 
 
 @few_examples
@@ -94,15 +19,6 @@ def test_interpolation_on_a_lower_set(count, seed):
     polys = [{e: int(rng.integers(0, p)) for e in exponents} for _ in range(2)]
     nodes = [rng.choice(10**6, 5, replace=False)[: max(e[i] for e in exponents) + 1] for i in range(count)]
     points = np.array([[nodes[i][e[i]] for i in range(count)] for e in exponents])
-    values = np.stack([evaluate_monomials(poly, points, p) for poly in polys], axis=1)
+    values = np.stack([Places(points, p).evaluate(poly.items()) for poly in polys], axis=1)
     found = interpolate(nodes, exponents, values, p)
     assert [dict(zip(exponents, column)) for column in found.T.tolist()] == polys
-
-
-@few_examples
-@given(st.integers(1, 12), st.integers(0, 10**6))
-def test_geometric_sequences(size, seed):
-    p, rng = BIG_PRIMES[2], np.random.default_rng(seed)
-    bases, numbers = rng.choice(10**6, size, replace=False) + 2, rng.integers(0, p, size)
-    values = np.array([sum(c * pow(b, k, p) for c, b in zip(numbers.tolist(), bases.tolist())) % p for k in range(size)])
-    assert np.array_equal(solve_geometric(bases, values, p), numbers)

@@ -19,10 +19,10 @@ from support_oracles import (
     raw_operators,
 )
 
-from ibp.examples import sector_samples
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.policy import describe_moves
 from ibp.positions import Position
+from ibp.training_data import sector_samples
 
 
 @pytest.mark.parametrize(("name", "target"), SEARCHED)

@@ -1,18 +1,15 @@
-"""probe."""
+"""Traces at many points."""
 
 import itertools
 from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from support import patch_rooms
-from support_oracles import BIG_PRIMES, few_examples, named, trace_at
+from support_oracles import BIG_PRIMES, named, trace_at
 
 from ibp.identities import Point
 from ibp.probe import probe
-from ibp.residues import Residues, elimination_plan, make_residues, null_vector, null_vectors
 
 TRACED = {
     "published": ("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], {"paper_masters_only": True}),
@@ -81,40 +78,3 @@ def test_a_trace_from_an_unlucky_point_never_lies(p, shelves, reduce_at):
         for prime, column, row in zip(np.array(BIG_PRIMES)[good].tolist(), values.T[good].tolist(), rows[good]):
             point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), prime)
             assert named(trace.names, row) == reduce_at("trianglebox", [target], point=point, paper_masters_only=True).reductions
-
-
-@few_examples
-@given(st.integers(1, 9), st.sampled_from([*BIG_PRIMES, 5, 101]), st.randoms(use_true_random=False))
-def test_arithmetic_of_many_points(size, p, draw):
-    ring = Residues(np.array([p, 13, p]))
-    a, b = (np.array([[draw.randrange(1, q) for q in (p, 13, p)] for _ in range(size)]) for _ in range(2))
-    product = ring.product(a * draw.choice([-1, 1]), b)
-    assert np.array_equal(ring.canonical(product), ring.canonical(ring.product(product, np.ones_like(a))))
-    assert (np.abs(product) <= [p, 13, p]).all()
-    assert np.array_equal(ring.canonical(ring.product(ring.invert(a), a)), np.ones_like(a))
-    assert ring.is_zero(ring.product(a, np.zeros_like(a)) + np.array([p, -13, 0])).all() and not ring.is_zero(a).any()
-
-
-@few_examples
-@given(st.integers(1, 6), st.randoms(use_true_random=False))
-def test_null_vectors(size, draw):
-    primes = [BIG_PRIMES[0], 101, BIG_PRIMES[1]]
-    matrix = np.array([[[[draw.randrange(p) for p in primes] for _ in range(size + 1)] for _ in range(size)] for _ in range(4)])
-    full = np.ones((size, size + 1), bool)
-    x = null_vectors(matrix.copy(), elimination_plan(full), Residues(np.array(primes)))
-    for k, p in enumerate(primes):
-        single = null_vector(matrix[..., k].copy(), p)
-        assert np.array_equal(x[..., k] % p, single)
-
-
-@few_examples
-@given(st.integers(1, 12), st.floats(0.05, 0.6), st.sampled_from(["cpu", "torch:cpu"]), st.integers(0, 10**6))
-def test_null_vectors_of_sparse_matrices(size, density, device, seed):
-    """Whatever the pattern spares, the product with the matrix vanishes; what fills in is known beforehand."""
-    rng, p = np.random.default_rng(seed), BIG_PRIMES[0]
-    pattern = (rng.random((size, size + 1)) < density) | np.eye(size, size + 1, dtype=bool)
-    matrix = np.where(pattern[None, :, :, None], rng.integers(1, p, (3, size, size + 1, 2)), 0)
-    ring = make_residues(np.array([p, p]), device)
-    x = ring.bring(null_vectors(ring.place(matrix.copy()), elimination_plan(pattern), ring))
-    products = matrix.astype(object) * (x[:, None] % p)
-    assert not (products.sum(2) % p).any() and (x[:, -1] % p).any()

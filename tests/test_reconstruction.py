@@ -1,4 +1,4 @@
-"""reconstruction."""
+"""Rational functions from values."""
 
 import itertools
 import random
@@ -12,7 +12,7 @@ from support_oracles import BIG_PRIMES, SEVERAL, Oracle, are_equal, functions_of
 from ibp.errors import ReductionError
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, mass_dimension
-from ibp.residues import probe_primes
+from ibp.primes import probe_primes
 from ibp.targets import Combination, parse_combination
 
 
@@ -116,3 +116,13 @@ def test_scaling():
         name, terms = parse_combination(f"x: {text}", [family], "here")
         combination = Combination(name, tuple((integral, factor) for _, integral, factor in terms), "here")
         assert mass_dimension(combination.exact(family, {}).terms) == expected
+
+
+def test_points_of_further_primes():
+    """The first prime counts, and two points see whether the numbers are right: no prime is spent on that."""
+    names, big = ("d", "x"), 10**30 + 57  # a ratio of two such numbers takes 7 primes of 31 bits
+    texts = [f"({big}*d**9*x**9 + d - x)/({big + 2}*(d - 1))"]
+    oracle, told = Oracle(texts, names), []
+    (function,) = functions_of(oracle, names, 1, said=told)
+    assert are_equal(function.text(names), texts[0], names)
+    assert len(oracle.primes) < 20 and oracle.points < 300

@@ -1,4 +1,4 @@
-"""records."""
+"""Results as pickles."""
 
 import io
 import os

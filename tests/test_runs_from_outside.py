@@ -46,7 +46,7 @@ from ibp.controller import Controller
 from ibp.errors import ReductionError
 from ibp.journal import Journal
 from ibp.records import write_pickle
-from ibp.step_controller import StepController
+from ibp.step_scheme import Closure
 from ibp.store import Store
 
 STEPS = [*PUBLISHED, "--batch", "3", "--quiet", "--output", "r.pkl", "--store", "s", "--work-dir", "it's work"]
@@ -401,7 +401,7 @@ def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, c
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(StepController, "_reduce", stop)
+    monkeypatch.setattr(Closure, "carry", stop)
     monkeypatch.setattr(Store, "merge", lambda *_: (_ for _ in ()).throw(ReductionError("the store is gone")))
     assert exit_code([*BATCHES_OF_FIVE, "--cold", "--work-dir", "w", "--output", "r.pkl"]) == 130
     said = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""sampler."""
+"""Runs over many points: journals, interruptions, wrong usage."""
 
 import contextlib
 import os
@@ -18,7 +18,6 @@ from support_oracles import IN_D, check_against_direct_runs, exact_result
 
 import ibp_reduce
 from ibp.journal import Journal
-from ibp.reconstruction import Reconstruction
 
 
 def test_killed_exact_run_goes_on(bare, ready):
@@ -49,7 +48,7 @@ def interrupted_and_not(learned, tmp_path_factory):
         ship_from(patch, place / "nothing shipped")
         shutil.copy(learned, "s")
         undisturbed = exact_result(*IN_D, "--store", "s", "--work-dir", "another")
-        patch.setattr(Reconstruction, "_check", lambda self: fail(KeyboardInterrupt))
+        patch_rooms(patch, "ibp", "check_functions", lambda *_: fail(KeyboardInterrupt))
         assert exit_code([*IN_D, "--store", "s", "--quiet"]) == 130
     assert (place / "ibp_work/exact.journal").stat().st_size > 1000
     return place / "ibp_work", undisturbed

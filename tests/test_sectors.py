@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from support import P31, bits_of, patch_rooms
 from support_oracles import oracle_weight
 
-from ibp.residues import invert, null_vector
-from ibp.sector_reduction import propagate
+from ibp.carrying import propagate
+from ibp.null_vectors import null_vector
+from ibp.residues import invert
 from ibp.sectors import Layout, Sector, layout_for, sector_of, weight
 from ibp.tables import sum_by_key
 

@@ -8,7 +8,6 @@ import pytest
 from support import TRIANGLEBOX, Observed, combine, done_in, pairs, patch_rooms, point_of, records_of, run_steps, said_by, with_cpus
 from support_oracles import LAW_TARGETS, PREFERRED, SAMPLES
 
-import ibp_reduce
 from executors.local import LocalExecutor
 from executors.tasks import TimeLimits
 from ibp.errors import ReductionError
@@ -16,6 +15,7 @@ from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities, evaluate_identities, generic_point
 from ibp.knowledge import Knowledge, SectorKnowledge
 from ibp.rules import NEIGHBOURHOODS
+from ibp.runs import describe_task
 from ibp.sector_reduction import reduce_sector
 from ibp.sector_tasks import SectorTask
 from ibp.sectors import Sector, corner, find_nonzero_sectors, layout_for, sector_of, sector_order
@@ -319,7 +319,7 @@ def test_more_processors_give_the_same_sector():
 def test_stragglers_change_nothing_and_are_counted(reduce_at, shelves, tmp_path, monkeypatch):
     patch_rooms(monkeypatch, "executors", "POLL_S", 1e-3)
     targets = [(2, 1, 1, -1, -1)]
-    with LocalExecutor(2, stragglers=TimeLimits(1e-3), straggler_cpus=2, describe=ibp_reduce.describe_task) as executor:
+    with LocalExecutor(2, stragglers=TimeLimits(1e-3), straggler_cpus=2, describe=describe_task) as executor:
         masters = Knowledge()  # known, so that only one-step tasks are run; no rules
         for shelf in shelves:
             masters.update(shelf.load(BUILT_IN_FAMILIES["sunrise"]))

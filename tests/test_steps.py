@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from support import P31
 
 from executors.files import load_builtins
+from ibp.batches import FIRST_JOBS, BatchPlan
+from ibp.carrying import carry_sector
 from ibp.sector_tasks import Terms
 from ibp.sectors import Sector, layout_for
-from ibp.step_controller import FIRST_JOBS, BatchPlan
-from ibp.steps import LARGEST_BATCH, Frontier, carry_sector
+from ibp.steps import LARGEST_BATCH, Frontier
 from ibp.tables import merge, pack_keys, unpack_keys
 
 LAYOUT = layout_for([(3, 3, 3)], 3)

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from support import (
     BUBBLE,
     DEADLINE_S,
+    PATCHING,
     PUBLISHED,
     SMALL,
     TRIANGLEBOX,
@@ -444,21 +445,23 @@ def test_locked_store_does_not_cost_the_result(place, capsys, monkeypatch):
 
 
 # the program, which says 'done' after each search for masters, or each time that it has learned something
-ANNOUNCING = """
-import sys, ibp_reduce
-_, when, FLUSH_INTERVAL_S, *words = sys.argv
+ANNOUNCING = f"""{PATCHING}
+from ibp.console import Progress
+from ibp.master_search import find_masters
+
+_, when, interval_s, *words = sys.argv
 
 def announced(function):
     def call(*arguments):
         result = function(*arguments)
         print('done', flush=True)
         return result
-    call.__module__, call.__qualname__ = 'ibp_reduce', function.__qualname__  # pickles by name, as the original does
+    call.__module__, call.__qualname__ = function.__module__, function.__qualname__  # pickles by name, as the original does
     return call
 
-FLUSH_INTERVAL_S = float(FLUSH_INTERVAL_S)
+replace("FLUSH_INTERVAL_S", float(interval_s))
 if when == 'searched':
-    find_masters = announced(find_masters)
+    replace("find_masters", announced(find_masters))
 else:
     Progress.advance = announced(Progress.advance)
 sys.argv = ['ibp_reduce.py', *words]
@@ -466,8 +469,13 @@ sys.exit(ibp_reduce.main())
 """
 # stores a rule of sector 1, 2, 3, … of trianglebox, each in a transaction, and says so
 WRITING = """
-import sys, ibp_reduce
+import sys
 from fractions import Fraction
+from ibp.families import BUILT_IN_FAMILIES
+from ibp.identities import Point
+from ibp.knowledge import Knowledge, SectorKnowledge
+from ibp.rules import Rule
+from ibp.store import Store
 first, last = int(sys.argv[1]), int(sys.argv[2])
 family = BUILT_IN_FAMILIES['trianglebox']
 point = Point(Fraction(41), tuple((name, Fraction(value)) for name, value in family.point), 1009)
@@ -502,9 +510,8 @@ def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(phase, bare, plac
 
 def test_command_of_an_interrupted_run_can_be_pasted_and_uses_the_rules_found(bare, place):
     code = (
-        "import runpy, sys, ibp_reduce\n"
-        "def stop(*_): raise KeyboardInterrupt\n"
-        "ibp_reduce.write_pickle = stop\n"
+        PATCHING + "def stop(*_): raise KeyboardInterrupt\n"
+        "replace('write_pickle', stop)\n"
         "sys.argv = [sys.argv[1], '--cold', '--paper-masters-only', '--integral', '" + SMALL + "']\n"
         "sys.exit(ibp_reduce.main())"
     )
@@ -551,12 +558,13 @@ def test_death_within_a_transaction_changes_nothing(bare, place):
     assert python(bare, place, WRITING, "0", "3").returncode == 0
     before = known("s").sectors
     dying = (
-        "import os, signal, ibp_reduce\n"
+        "import os, signal\n"
+        "from ibp.store import RuleShelf\n"
         "original = RuleShelf.__setitem__\n"
         "def write(self, key, value):\n"
         "    original(self, key, value)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "ibp_reduce.RuleShelf.__setitem__ = write\n"
+        "RuleShelf.__setitem__ = write\n"
     )
     assert python(bare, place, dying + WRITING, "2", "9").returncode == -signal.SIGKILL
     assert known("s").sectors == before

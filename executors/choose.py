@@ -1,0 +1,79 @@
+"""Where tasks run, as plain settings, and the executor that they stand for.
+
+A program makes a `Local` or a `Condor` of what its user asks for; `make_executor` is the one place that turns it into an executor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from executors.base import TaskExecutor
+from executors.condor import CondorExecutor
+from executors.inline import InlineExecutor
+from executors.local import LocalExecutor
+from executors.tasks import Description, TimeLimits
+
+
+@dataclass(frozen=True)
+class Stragglers:
+    """After how many seconds a task is run again, with more processors; learn: also as soon as it is much slower than others."""
+
+    timeout_s: float | None = None
+    learn: bool = False
+    cpus: int = 8
+
+    @property
+    def limits(self) -> TimeLimits:
+        """Raises ValueError."""
+        return TimeLimits(self.timeout_s, auto=self.learn)
+
+
+@dataclass(frozen=True)
+class Local:
+    """Processes of this machine; None: no process but this one. The rest as in LocalExecutor."""
+
+    processes: int | None = None
+    timeout_s: float | None = None
+    retries: int = 1
+    log_dir: Path | None = None
+    stragglers: Stragglers = Stragglers()
+
+
+@dataclass(frozen=True)
+class Condor:
+    """Jobs of HTCondor; everything as in CondorExecutor."""
+
+    check_interval_s: float = 5.0
+    timeout_s: float | None = None
+    memory_mb: int = 1024
+    options: tuple[tuple[str, str], ...] = ()
+    transfer_files: bool = False
+    max_jobs: int = 5000
+    stragglers: Stragglers = Stragglers()
+
+
+def make_executor(
+    where: Local | Condor,
+    directory: Path,
+    say: Callable[[str], None],
+    describe: Callable[[Callable, tuple, dict], Description] | None = None,
+) -> TaskExecutor:
+    """directory: of the files of jobs. Raises ValueError for settings that mean nothing, ExecutorError, OSError."""
+    late = {"stragglers": where.stragglers.limits, "straggler_cpus": where.stragglers.cpus, "describe": describe}
+    if isinstance(where, Condor):
+        return CondorExecutor(
+            directory,
+            check_interval_s=where.check_interval_s,
+            timeout_s=where.timeout_s,
+            memory_mb=where.memory_mb,
+            options=where.options,
+            transfer_files=where.transfer_files,
+            max_jobs=where.max_jobs,
+            say=say,
+            **late,
+        )
+    if where.processes is None:
+        return InlineExecutor()
+    return LocalExecutor(where.processes, where.timeout_s, where.retries, where.log_dir, **late)

@@ -1,0 +1,35 @@
+"""Null vectors of small matrices."""
+
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from support_oracles import BIG_PRIMES, few_examples
+
+from ibp.null_vectors import elimination_plan, null_vector, null_vectors
+from ibp.residues import Residues, make_residues
+
+
+@few_examples
+@given(st.integers(1, 6), st.randoms(use_true_random=False))
+def test_null_vectors(size, draw):
+    primes = [BIG_PRIMES[0], 101, BIG_PRIMES[1]]
+    matrix = np.array([[[[draw.randrange(p) for p in primes] for _ in range(size + 1)] for _ in range(size)] for _ in range(4)])
+    full = np.ones((size, size + 1), bool)
+    x = null_vectors(matrix.copy(), elimination_plan(full), Residues(np.array(primes)))
+    for k, p in enumerate(primes):
+        single = null_vector(matrix[..., k].copy(), p)
+        assert np.array_equal(x[..., k] % p, single)
+
+
+@few_examples
+@given(st.integers(1, 12), st.floats(0.05, 0.6), st.sampled_from(["cpu", "torch:cpu"]), st.integers(0, 10**6))
+def test_null_vectors_of_sparse_matrices(size, density, device, seed):
+    """Whatever the pattern spares, the product with the matrix vanishes; what fills in is known beforehand."""
+    rng, p = np.random.default_rng(seed), BIG_PRIMES[0]
+    pattern = (rng.random((size, size + 1)) < density) | np.eye(size, size + 1, dtype=bool)
+    matrix = np.where(pattern[None, :, :, None], rng.integers(1, p, (3, size, size + 1, 2)), 0)
+    ring = make_residues(np.array([p, p]), device)
+    x = ring.bring(null_vectors(ring.place(matrix.copy()), elimination_plan(pattern), ring))
+    products = matrix.astype(object) * (x[:, None] % p)
+    assert not (products.sum(2) % p).any() and (x[:, -1] % p).any()
