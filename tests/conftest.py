@@ -189,12 +189,12 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A copy of the two source files alone, in a directory whose name a careless command line would break."""
+    """A copy of the program and the families, without rules and weights, in a directory whose name a careless command line would break."""
     directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
     directory.mkdir()
     for name in ("ibp_reduce.py", "condor_worker.py"):
         shutil.copy(HERE / name, directory)
-    for name in ("executors", "ibp"):
+    for name in ("executors", "ibp", "data/families"):
         shutil.copytree(HERE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     return directory
 
