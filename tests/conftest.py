@@ -262,7 +262,7 @@ def equations(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
     place = tmp_path_factory.mktemp("an awkward näme; $x 'y")
