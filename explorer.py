@@ -33,6 +33,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from executors import __version__
 from executors.commands import Command, option, parse, spelled
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
 from executors.files import ensure_standard_streams, replace_file
@@ -42,7 +43,7 @@ from phases.active_learning import ActiveLearningExplorer
 from phases.annealer import simulate
 from phases.classification import SMALLEST_RESOLVED, classify
 from phases.console import say
-from phases.errors import ExplorerError, InputError, PlotsMissing, __version__
+from phases.errors import ExplorerError, InputError, PlotsMissing
 from phases.history import Run, delete_run, read_history
 from phases.maps import check_map
 from phases.model import Couplings, Lattice, energy, luttinger_tisza
@@ -319,7 +320,7 @@ def make_executor(options: Explore, directory: Path) -> Executor:
 
         return LocalExecutor(processes_of(options.n_jobs), timeout_s=options.timeout, retries=0, log_dir=directory / "logs")
     from executors.condor import CondorExecutor
-    from executors.condor_tools import split_options
+    from executors.submit_file import split_options
 
     try:
         return CondorExecutor(
@@ -338,7 +339,8 @@ def make_executor(options: Explore, directory: Path) -> Executor:
 
 def check_condor(options: Explore) -> None:
     """Raises CondorMissing, InputError."""
-    from executors.condor_tools import check_condor_tools, check_submit_options, split_options
+    from executors.schedd import check_condor_tools
+    from executors.submit_file import check_submit_options, split_options
 
     check_condor_tools()
     try:
@@ -373,7 +375,7 @@ def forget_run(directory: Path) -> None:
 def drop_jobs(directory: Path) -> None:
     """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
     if (directory / "jobs").is_dir():
-        from executors.condor_tools import remove_run
+        from executors.job_runs import remove_run
 
         say(f"{remove_run(directory / 'jobs')} jobs removed from HTCondor's queue")
         shutil.rmtree(directory / "jobs")

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from phases.errors import InputError, __version__
+from executors import __version__
+from phases.errors import InputError
 from phases.history import Run
 from phases.pictures import phase_colour
 from phases.summaries import first_line, summary_text

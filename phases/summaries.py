@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from phases.errors import InputError, __version__
+from executors import __version__
+from phases.errors import InputError
 from phases.history import Run
 
 

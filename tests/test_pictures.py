@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from phases.history import read_history
 from support_explorer import check_page
 
 import explorer as ex
 from phases.errors import InputError
+from phases.history import read_history
 from phases.names import PhaseType
 from phases.pictures import PHASE_STYLES, draw_all
 
