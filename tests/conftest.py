@@ -254,7 +254,7 @@ def equations(tmp_path_factory):
     @functools.cache
     def run(family, variables=None, *more):
         variables = variables or DIFFERENTIAL[family]
-        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        words = ["differentiate", variables, "--family", family, *more, "--quiet", "--work-dir", str(directory / "work")]
         output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
         assert exit_code([*words, "--output", str(output)]) == 0
         return pickle.loads(output.read_bytes()) | {"path": output}

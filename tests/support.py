@@ -17,6 +17,9 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
 import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
@@ -107,6 +110,10 @@ def combine(*terms, p=P31):
         for integral, value in expression.items():
             total[integral] = (total.get(integral, 0) + factor * value) % p
     return {integral: value for integral, value in total.items() if value}
+
+
+PRIMES = st.sampled_from([3, 101, 1009, P31])
+laws = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def bits_of(indices):
@@ -338,11 +345,25 @@ def start(command, place):
     return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+# at the head of a script: replace(name, value) in all rooms that have the name, as patch_rooms does
+PATCHING = """
+import importlib, pkgutil, sys
+import ibp, ibp_reduce
+ROOMS = [ibp_reduce, *(importlib.import_module(f"ibp.{room.name}") for room in pkgutil.iter_modules(ibp.__path__))]
+
+def replace(name, value):
+    having = [room for room in ROOMS if name in vars(room)]
+    assert having, name
+    for room in having:
+        setattr(room, name, value)
+"""
 # the program, which stops after so many additions to its journal until it gets a line
-HELD = """
-import sys, ibp_reduce
+HELD = f"""{PATCHING}
+from ibp.journal import Journal
+
 program, count, *words = sys.argv[1:]
-original, left, STATUS_INTERVAL_S = Journal.append, int(count), 0.01
+original, left = Journal.append, int(count)
+replace("STATUS_INTERVAL_S", 0.01)
 
 def append(self, value):
     global left

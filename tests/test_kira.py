@@ -530,7 +530,7 @@ def test_bad_ranges_and_masters_of_jobs(old, new, fragments, place, capsys):
 def test_kira_input_without_pyyaml(place, capsys, monkeypatch):
     write_project(place / "two", KIRA_TWO)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "pip install"])
+    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "ibp-reduce[kira]"])
 
 
 # file and edit: what the line must contain
