@@ -420,7 +420,8 @@ def test_list_symmetries_of_several_families(place, capsys):
     triangle = shifted_bubble(name="triangle", external_momenta=["p", "q"], propagators=[["k1", "m"], ["k1+p", "m"], ["k1+q", "m"]])
     Path("triangle.json").write_text(json.dumps(triangle | {"kinematics": {"p*p": "s", "p*q": "0", "q*q": "0"}}))
     assert "  3 and bubble 3 have the same U and F, but no shift was found" in listed(capsys, "bubble,triangle.json")
-    assert set(reduced("--family", "bubble,triangle.json", "--integral", "triangle[2,1,0]", "--symmetries")["masters"]) == {"triangle[1,0,0]", "triangle[1,1,0]"}
+    found = reduced("--family", "bubble,triangle.json", "--integral", "triangle[2,1,0]", "--symmetries")
+    assert set(found["masters"]) == {"triangle[1,0,0]", "triangle[1,1,0]"}
 
 
 @pytest.mark.parametrize(
