@@ -137,8 +137,11 @@ def home_of(options: type, name: str) -> type:
 
 def add_option(group: Any, f: Any) -> None:
     more = f.metadata
+    text = more["help"]
+    if f.default not in (None, False, (), "") and "default" not in text:
+        text += f" (default: {f.default:g})" if isinstance(f.default, float) else f" (default: {f.default})"
     shown = {
-        "help": more["help"].replace("%", "%%"),
+        "help": text.replace("%", "%%"),
         "metavar": more.get("metavar") or (choices_text(more["choices"]) if "choices" in more else None),
     }
     if more.get("positional"):

@@ -65,16 +65,6 @@ def pool():
         yield executor
 
 
-@pytest.fixture(params=["inline", "local"])
-def executor(request):
-    if request.param == "local":
-        yield request.getfixturevalue("pool")
-    else:
-        with InlineExecutor() as inline:
-            inline.warm_up()
-            yield inline
-
-
 @pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
     """The directory of the tools of a pool that is none."""
@@ -262,7 +252,7 @@ def equations(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
     place = tmp_path_factory.mktemp("an awkward näme; $x 'y")
