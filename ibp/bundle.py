@@ -14,7 +14,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from executors.program import add_member
+from executors.program import WORD, add_member
 from ibp.console import write_output
 from ibp.errors import InputError
 from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_names
@@ -28,16 +28,12 @@ import os
 import sys
 
 sys.path[0] = os.path.abspath(sys.path[0])  # tasks may change the directory
-OTHERS = {"condor-worker": "condor_worker", "explore": "explorer"}
+OTHERS = {"WORD": "condor_worker", "explore": "explorer"}
 
 
 def main():
     other = OTHERS.get("".join(sys.argv[1:2]))
-    try:
-        program = importlib.import_module(other or "ibp_reduce")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{sys.argv[0]}: the package {error.name} is missing: pip install numpy sympy filelock tqdm")
-    return program.main(sys.argv[2 if other else 1 :])
+    return importlib.import_module(other or "ibp_reduce").main(sys.argv[2 if other else 1 :])
 
 
 if __name__ == "__main__":
@@ -65,7 +61,7 @@ def _bundle() -> bytes:
 
 def _members() -> Iterator[tuple[str, bytes]]:
     top = ROOM.parent
-    yield "__main__.py", MAIN.encode()
+    yield "__main__.py", MAIN.replace("WORD", WORD).encode()
     for path in (*map(top.joinpath, PROGRAMS), *(path for package in PACKAGES for path in sorted((top / package).glob("*.py")))):
         if path.exists():  # the licence does not stand beside installed programs
             yield path.relative_to(top).as_posix(), path.read_bytes()

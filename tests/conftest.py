@@ -154,12 +154,12 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A copy of the two programs and their rooms alone, in a directory whose name a careless command line would break."""
+    """A copy of the two programs, their rooms and families alone, in a directory whose name a careless command line would break."""
     directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
     directory.mkdir()
     for name in ("ibp_reduce.py", "condor_worker.py"):
         shutil.copy(HERE / name, directory)
-    for name in ("executors", "ibp"):
+    for name in ("executors", "ibp", "data/families"):
         shutil.copytree(HERE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     return directory
 
@@ -244,7 +244,7 @@ def equations(tmp_path_factory):
     @functools.cache
     def run(family, variables=None, *more):
         variables = variables or DIFFERENTIAL[family]
-        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        words = ["differentiate", variables, "--family", family, *more, "--quiet", "--work-dir", str(directory / "work")]
         output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
         assert exit_code([*words, "--output", str(output)]) == 0
         return pickle.loads(output.read_bytes()) | {"path": output}
@@ -252,7 +252,7 @@ def equations(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
     place = tmp_path_factory.mktemp("an awkward näme; $x 'y")
