@@ -18,6 +18,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from executors.program import WORD
 from ibp.console import write_output
 from ibp.errors import InputError
 from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_names
@@ -25,7 +26,6 @@ from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_nam
 PROGRAMS = ("condor_worker.py", "explorer.py", "ibp_reduce.py", "LICENSE")
 PACKAGES = ("executors", "ibp", "phases")
 FIRST_LINE = b"#!/usr/bin/env python3\n"
-OLDEST = (1980, 1, 1, 0, 0, 0)  # time that a zip archive can tell
 # References within bytecode depend on what else the process holds; version 2 has none, but cannot hold all constants of Python 3.14.
 MARSHAL = 2 if marshal.version < 5 else marshal.version
 MAIN = '''\
@@ -34,16 +34,12 @@ import os
 import sys
 
 sys.path[0] = os.path.abspath(sys.path[0])  # tasks may change the directory
-OTHERS = {"condor-worker": "condor_worker", "explore": "explorer"}
+OTHERS = {"WORD": "condor_worker", "explore": "explorer"}
 
 
 def main():
     other = OTHERS.get("".join(sys.argv[1:2]))
-    try:
-        program = importlib.import_module(other or "ibp_reduce")
-    except ModuleNotFoundError as error:
-        sys.exit(f"{sys.argv[0]}: the package {error.name} is missing: pip install numpy sympy filelock tqdm")
-    return program.main(sys.argv[2 if other else 1 :])
+    return importlib.import_module(other or "ibp_reduce").main(sys.argv[2 if other else 1 :])
 
 
 if __name__ == "__main__":
@@ -65,7 +61,7 @@ def _bundle() -> bytes:
     buffer.seek(len(FIRST_LINE))
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in _members():
-            member = zipfile.ZipInfo(name, OLDEST)
+            member = zipfile.ZipInfo(name)  # without the time of the file
             member.external_attr = 0o644 << 16
             archive.writestr(member, content, zipfile.ZIP_DEFLATED)
     return buffer.getvalue()
@@ -73,7 +69,7 @@ def _bundle() -> bytes:
 
 def _members() -> Iterator[tuple[str, bytes]]:
     top = ROOM.parent
-    yield "__main__.py", MAIN.encode()
+    yield "__main__.py", MAIN.replace("WORD", WORD).encode()
     for path in (*map(top.joinpath, PROGRAMS), *(path for package in PACKAGES for path in sorted((top / package).glob("*.py")))):
         if path.exists():  # the licence does not stand beside installed programs
             name, content = path.relative_to(top).as_posix(), path.read_bytes()

@@ -1,4 +1,7 @@
-"""Sparse elimination modulo a prime, rows as dictionaries."""
+"""Sparse elimination modulo a prime; a row is a dictionary {column: value} without zeros.
+
+`solve_for` and `substitute` keep a system solved; `eliminate_heavier` finds the shortest combinations that are left with a target column.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
+
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+Having = dict[Any, set[int]]  # the rows that have a column
 
 
 def subtract(row: dict, other: dict, factor: int, p: int) -> None:
@@ -31,9 +37,6 @@ def substitute(row: dict[Any, int], lines: dict[Any, dict[Any, int]], p: int) ->
 def difference(whole: dict[Any, int], part: dict[Any, int], p: int) -> dict[Any, int]:
     """whole - part, modulo p, with the zeros."""
     return {key: -value % p for key, value in part.items()} | {key: (value - part.get(key, 0)) % p for key, value in whole.items()}
-
-
-Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
 
 
 def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
@@ -79,9 +82,6 @@ def substitute_back(solved: Solved, p: int) -> None:
         row = solved[lead]
         for key in [key for key in row if key in solved]:
             subtract(row, solved[key], -row.pop(key), p)
-
-
-Having = dict[Any, set[int]]  # the rows that have a column
 
 
 def _rows_and_columns(matrix: dict[int, dict[Any, int]]) -> tuple[dict[int, dict[Any, int]], Having]:

@@ -65,16 +65,6 @@ def pool():
         yield executor
 
 
-@pytest.fixture(params=["inline", "local"])
-def executor(request):
-    if request.param == "local":
-        yield request.getfixturevalue("pool")
-    else:
-        with InlineExecutor() as inline:
-            inline.warm_up()
-            yield inline
-
-
 @pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
     """The directory of the tools of a pool that is none."""
@@ -164,12 +154,12 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A copy of the two programs and their rooms alone, in a directory whose name a careless command line would break."""
+    """A copy of the two programs, their rooms and families alone, in a directory whose name a careless command line would break."""
     directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
     directory.mkdir()
     for name in ("ibp_reduce.py", "condor_worker.py"):
         shutil.copy(HERE / name, directory)
-    for name in ("executors", "ibp"):
+    for name in ("executors", "ibp", "data/families"):
         shutil.copytree(HERE / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     return directory
 
@@ -262,7 +252,7 @@ def equations(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
     place = tmp_path_factory.mktemp("an awkward näme; $x 'y")

@@ -17,6 +17,9 @@ import zlib
 from fractions import Fraction
 from pathlib import Path
 
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+
 import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
@@ -24,7 +27,7 @@ from executors.tasks import Description, load_outcome, perform
 from ibp.batches import BatchPlan
 from ibp.console import Reporter
 from ibp.controller import Controller
-from ibp.families import BUILT_IN_FAMILIES
+from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.identities import Point
 from ibp.journal import Journal
 from ibp.problems import Problem
@@ -38,7 +41,7 @@ from ibp.tables import unpack_keys
 P31 = 2**31 - 1
 TRIANGLEBOX = BUILT_IN_FAMILIES["trianglebox"]
 HERE = Path(__file__).resolve().parent.parent
-DEADLINE_S = 15  # for events that come in a second or two on an idle machine
+DEADLINE_S = 90  # for events that come in a second or two on an idle machine
 
 
 def wait_until(condition):
@@ -109,6 +112,10 @@ def combine(*terms, p=P31):
     return {integral: value for integral, value in total.items() if value}
 
 
+PRIMES = st.sampled_from([3, 101, 1009, P31])
+laws = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
 def bits_of(indices):
     return sum(1 << i for i, a in enumerate(indices) if a > 0)
 
@@ -161,19 +168,7 @@ def snapshot(directory):
     return {path.relative_to(directory): path.read_bytes() if path.is_file() else None for path in directory.rglob("*")}
 
 
-def family_as_json(family):
-    return {
-        "name": family.name,
-        "loop_momenta": list(family.loop_momenta),
-        "external_momenta": list(family.external_momenta),
-        "propagators": [list(pair) for pair in family.propagators],
-        "isps": family.isps,
-        "kinematics": dict(family.kinematics),
-        "invariants": {name: int(value) for name, value in family.point},
-    }
-
-
-BUBBLE_JSON = family_as_json(BUILT_IN_FAMILIES["bubble"])
+BUBBLE_JSON = {key: value for key, value in family_definition(BUILT_IN_FAMILIES["bubble"]).items() if key != "d"}
 
 
 def default_point(family, prime=1009):
@@ -222,12 +217,8 @@ def check_refused(words, directory, capsys, fragments):
     printed, said = capsys.readouterr()
     assert (code, printed) == (2, ""), said
     lines = said.splitlines()
-    if lines[0].startswith("usage: "):  # from argparse: usage, then one line
-        assert [line for line in lines if not line.startswith(("usage: ", " "))] == lines[-1:]
-        assert lines[-1].startswith("ibp_reduce.py: error: ")
-    else:
-        assert len(lines) == 1 and lines[0].startswith("ibp_reduce: "), said[:2000]
-        assert len(said) < 1000, f"{len(said)} characters"
+    assert len(lines) == 1 and lines[0].startswith("ibp_reduce: "), said[:2000]
+    assert len(said) < 1000, f"{len(said)} characters"
     assert [part for part in fragments if part not in lines[-1]] == [], lines[-1]
     assert snapshot(directory) == before
 

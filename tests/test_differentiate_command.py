@@ -127,7 +127,7 @@ DIFFERENTIAL_USAGE_ERRORS = {
     "t --epsilon 4-2*eps --d 5": ("--epsilon", "no"),
     "t --epsilon 4-2*t": ("--epsilon", "new symbol"),
     "t --cut 1 --cut 2": ("several cuts", "one --cut"),
-    "t --export kira": ("--export kira", "mathematica, form, json or sympy"),
+    "t --export kira": ("--export kira", "goes to mathematica, form, json"),
     "t --integral 1,1": ("--integral", "2 indices"),
     "t --masters nothing": ("nothing", "not readable"),
     "t --kinematics u=3": ("--kinematics", "u=3"),

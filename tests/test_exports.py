@@ -284,13 +284,13 @@ def test_bad_conversion_is_refused(place, capsys):
     Path("odd.json").write_bytes(pickle.dumps(MANY))
     (place / "d.m").mkdir()
     for words, fragments in [
-        (["--convert", "r.pkl"], ["--convert", "--export"]),
-        (["--convert", "none.pkl", "--export", "json"], ["none.pkl", "No such file"]),
-        (["--convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
-        (["--convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
-        (["--convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
-        (["--verify", "none"], ["--verify none", "No such file"]),
-        (["--verify", "."], ["--verify .", "directory"]),
+        (["convert", "r.pkl"], ["convert", "--export"]),
+        (["convert", "none.pkl", "--export", "json"], ["none.pkl", "No such file"]),
+        (["convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
+        (["convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
+        (["convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
+        (["verify", "none"], ["none", "No such file"]),
+        (["verify", "."], [".: ", "directory"]),
     ]:
         check_refused(words, place, capsys, fragments)
 

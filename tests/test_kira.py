@@ -20,7 +20,6 @@ from support import (
     check_refused,
     combine,
     exit_code,
-    family_as_json,
     numbers_of,
     point_of,
     reduced,
@@ -29,7 +28,7 @@ from support import (
 from support_oracles import exact_result, seeds_of, small_family
 
 from ibp.errors import InputError
-from ibp.families import BUILT_IN_FAMILIES, load_family
+from ibp.families import BUILT_IN_FAMILIES, family_definition, load_family
 from ibp.identities import derive_identities, evaluate_identities
 from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
 
@@ -272,7 +271,7 @@ def test_sectors_that_are_none(text):
 def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
     """{'bilinear': [['2*k1', 'v'], 'w']} is ['2*k1*v', 'w'], from JSON and from Kira's YAML."""
     plain = small_family("heavy", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
-    definition = family_as_json(plain)
+    definition = family_definition(plain)
     definition["propagators"] = [["k1", "m"], {"bilinear": [["2*k1", "v"], "w"]}]
     (tmp_path / "f.json").write_text(json.dumps(definition))
     assert identities_at(load_family(str(tmp_path / "f.json"))) == identities_at(plain)
@@ -390,13 +389,13 @@ def test_results_of_kira_are_verified(place, capsys):
     for words in ([], ["--exact"], ["--symbols", "d,s,t"]):
         assert exit_code([*run, "--integral=boxx[2,1,0,1]", "--output=r.pkl", "--quiet", *words]) == 0
         capsys.readouterr()
-        assert exit_code([*run, "--verify=r.pkl"]) == 0
+        assert exit_code(["verify", "r.pkl", *run]) == 0
         assert capsys.readouterr().out.startswith("verified: I[2,1,0,1] of boxx at ")
-    check_refused(["--verify=r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
+    check_refused(["verify", "r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
     assert exit_code(["--family=bubble", "--integral=2,1", "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["bubble is none of box, boxx"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["bubble is none of box, boxx"])
     assert exit_code([*run, "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["r.pkl: is of several families", "one family"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["r.pkl: is of several families", "one family"])
 
 
 @needs_yaml
@@ -407,7 +406,7 @@ def test_differential_equations_of_kira(place, capsys):
     own = exact_result("--family", "box", "--differential-equation=t")["differential_equation"]
     assert exact_result(*words)["differential_equation"] == own
     assert exact_result(*words, "--integral", "1,1,1,1")["differential_equation"] == own
-    assert exit_code(["--verify=r.pkl", "--kira-config", project]) == 0
+    assert exit_code(["verify", "r.pkl", "--kira-config", project]) == 0
     check_refused(["--kira-config", project, "--differential-equation=t"], place, capsys, ["one family at a time", "box, boxx"])
     cut = exact_result("--kira-config", write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX), *words[2:])
     kept = [(1, 0, 1, 0), (1, 1, 1, 1)]

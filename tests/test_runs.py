@@ -1,4 +1,4 @@
-"""runs from outside."""
+"""Runs of one-step tasks as a person starts, watches, stops, kills and resumes them; on a pool, if there is one."""
 
 import contextlib
 import json
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -27,7 +26,6 @@ from support import (
     ended,
     exit_code,
     patch_rooms,
-    problem_of,
     reduced,
     run_and_hear,
     said,
@@ -40,9 +38,6 @@ import executors.tasks
 from executors.directories import claim_directory
 from executors.errors import DirectoryRefused
 from executors.files import load_builtins
-from executors.inline import InlineExecutor
-from ibp.console import Progress
-from ibp.controller import Controller
 from ibp.errors import ReductionError
 from ibp.journal import Journal
 from ibp.records import write_pickle
@@ -375,26 +370,6 @@ def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
     monkeypatch.setattr(Journal, "append", lambda self, value: journaled.append(len(done)) or append(self, value))
     assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "w", "--output", "r.pkl"]) == 0
     assert journaled[1:] == list(range(1, len(done) + 1)) and len(done) > 50
-
-
-def test_progress_of_long_searches_is_told():
-    said, progress = [], Progress()
-    progress.bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), update=said.append)
-    progress.advance({"integrals": 1234, "references": 2000, "rules": 5, "searches": 6789})
-    assert said == ["1,234 integrals, 766 hits, 5 new rules, 6,789 searches", 1]
-
-
-def test_last_store_that_is_read_only_is_said_and_costs_no_result(tmp_path):
-    store = Store(tmp_path / "s")
-    problem = problem_of("bubble", [(3, 2)])
-    first = Controller(problem, InlineExecutor(), [store], Progress(quiet=True)).run()
-    before, said = store.path.read_bytes(), []
-    stores = [Store(store.path, read_only=True, say=said.append)]
-    again = Controller(problem, InlineExecutor(), stores, Progress(quiet=True)).run()
-    assert (again.store_trouble, said) == ("", [])  # nothing was learned
-    more = Controller(problem_of("bubble", [(1, -3)]), InlineExecutor(), stores, Progress(quiet=True)).run()
-    assert not more.unreduced and again.reductions == first.reductions and store.path.read_bytes() == before
-    assert said == [] and all(text in more.store_trouble for text in (str(store.path), "read only", "write to"))
 
 
 def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, capsys, monkeypatch):
