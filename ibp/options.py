@@ -94,7 +94,7 @@ class Formats:
 
     export: tuple[str, ...] = option(
         (),
-        "also write the result for these programs, beside --output: mathematica, form, kira, json, sympy, latex; repeatable",
+        "also write the result beside --output as mathematica, form, latex or another format (README has the list); repeatable",
         metavar="NAME,...",
     )
     epsilon: str | None = option(None, "expand coefficients that are functions of d: what d is, such as 4-2*eps", metavar="EXPRESSION")
