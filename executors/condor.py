@@ -23,6 +23,7 @@ from executors.follower import Follower
 from executors.job_files import JobFiles
 from executors.job_runs import read_run, remove_run
 from executors.local import EXIT_GRACE_S
+from executors.program import worker_command
 from executors.remedies import JobLimits, Remedies
 from executors.schedd import Schedd, check_condor_tools
 from executors.submit_file import SubmitFile, check_submit_options, check_submittable
@@ -79,7 +80,8 @@ class CondorExecutor(TaskExecutor):
             )
         check_condor_tools()
         options, python = check_submit_options(options), check_submittable(python)
-        check_submittable(Path(directory).absolute())
+        for path in (Path(directory).absolute(), *worker_command()[: not transfer_files]):
+            check_submittable(path)
         self.directory, self.processes = private_directory(directory), max_jobs
         self._needs = {"cpus": cpus, "memory_mb": memory_mb}
         used_before = (self.directory / "run.json").exists()
