@@ -638,7 +638,7 @@ def test_words_of_yaml_that_mean_something_else(place):
 @pytest.mark.parametrize(
     ("what", "old", "new", "fragments"),
     [
-        ("families", "top_level_sectors: [15]\n            propagators:\n", "propagators:\n" + 3000 * "              - [k1, 0]\n", ["3004"]),
+        ("families", "top_level_sectors: [15]\n            propagators:\n", "propagators:\n" + f"{'':14}- [k1, 0]\n" * 3000, ["3004"]),
         ("kinematics", "- [s, 2]\n", "- [s, 2]\n" + "".join(f"            - [x{i}, 2]\n" for i in range(5000)), ["5002"]),
         ("kinematics", "outgoing_momenta: []", f"outgoing_momenta: [{', '.join(f'q{i}' for i in range(2000))}]", ["2004 external"]),
         ("kinematics", "[p4, -p1-p2-p3]", "[p4, " + "-" * 4000 + "p1-p2-p3]", ["momentum_conservation"]),
