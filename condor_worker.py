@@ -1,23 +1,8 @@
 #!/usr/bin/env python3
-"""How tasks run, knowing no physics.
+"""What a job runs: `condor_worker.py DIRECTORY TASK CPUS` performs DIRECTORY/TASK.call and leaves its outcome as TASK.out there.
 
-    with LocalExecutor(8, timeout_s=600) as executor:
-        futures = [executor.submit(work, item) for item in items]
-        for future in concurrent.futures.as_completed(futures):
-            print(future.result())
-
-Every executor is a `concurrent.futures.Executor` with the same behaviour. Calls and outcomes travel as pickles, even
-inline, so what works inline works everywhere: `fn` is a module-level function, arguments and results pickle. An
-exception of `fn` is raised again by `future.result()`; its `__cause__` shows the traceback from where it happened.
-
-    with CondorExecutor("work/condor", stragglers=TimeLimits(1800), straggler_cpus=8) as executor: ...
-
-runs the same tasks as jobs of HTCondor, and finds them again after its own death. From there only builtin types come
-back: nothing that a job writes is ever executed here.
-POSIX (Linux, macOS); standard library, and filelock for claim_directory.
-
-Sections: constants, errors, tasks, job protocol, executors in common, inline executor, local executor, directories,
-call and outcome files, HTCondor's tools, condor executor, job side
+It starts nothing by itself and knows nothing of HTCondor or of the task but the call file, so that a person can run it too, to see what
+a job does. The folder executors/ has to stand beside it; a zip file of the program runs it as `program.pyz condor-worker …`.
 """
 
 from __future__ import annotations
@@ -30,21 +15,16 @@ import sys
 import time
 from pathlib import Path
 
-from executors.calls import OUTCOME_FORMAT, foreign_type, read_call
-from executors.condor import MAIN_COPY
+from executors.calls import MAIN_COPY, OUTCOME_FORMAT, foreign_type, read_call
 from executors.errors import ExecutorError
 from executors.files import load_builtins, peak_memory_kb, replace_file
-from executors.local import THREAD_VARIABLES
-from executors.tasks import PICKLE_PROTOCOL, digest_of, dump_error, perform
+from executors.tasks import PICKLE_PROTOCOL, THREAD_VARIABLES, digest_of, dump_error, perform
 
 DISK_PAUSES_S = (1, 5, 20)  # a job whose outcome cannot be written waits so long between its attempts
 
 
 def main(argv=None) -> int:
-    """What a job runs: condor_worker.py DIRECTORY TASK CPUS performs DIRECTORY/TASK.call and leaves TASK.out there.
-
-    Exit codes: 0 done, also where the function raised; 2 the call cannot be read; 3 the outcome cannot be written.
-    """
+    """Exit codes: 0 done, also where the function raised; 2 the call cannot be read; 3 the outcome cannot be written."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         directory, name, cpus = Path(arguments[0]).absolute(), arguments[1], int(arguments[2])
@@ -76,10 +56,11 @@ def main(argv=None) -> int:
 
 def run_call(call, cpus):
     """The outcome of a call file's call, in a process that looks to it like a child of the submitter."""
-    sys.path[:] = dict.fromkeys([*map(os.path.abspath, call["sys_path"]), *sys.path])
+    own = sys.path[:1] if call["transferred"] else []  # the program that came with the call goes before one that stands here, too
+    sys.path[:] = dict.fromkeys([*map(os.path.abspath, own + call["sys_path"]), *sys.path])
     try:
         if call["main"] is not None:
-            load_main(call["main"] if os.path.exists(call["main"]) else MAIN_COPY)
+            load_main(os.path.abspath(MAIN_COPY) if call["transferred"] else call["main"])
     except BaseException as error:
         return dump_error(error)
     return perform(call["call"], cpus=cpus)
@@ -122,7 +103,4 @@ def write_outcome(path, content):
 
 
 if __name__ == "__main__":
-    # The module, not this script: a task that asks condor_worker.task_cpus() must find what was set.
-    from condor_worker import main as job_main
-
-    sys.exit(job_main())
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What all executors have in common."""
+"""What all executors have in common: counting what they do, and giving each task's future its outcome."""
 
 from __future__ import annotations
 

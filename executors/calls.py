@@ -1,4 +1,8 @@
-"""Call and outcome files."""
+"""Call and outcome files: what a job reads, and what it leaves.
+
+Both are a pickled dict of builtin types, in which the pickle of the call or outcome proper is bytes. A call is trusted: it lies in a
+directory of ours. An outcome comes from elsewhere and is read by load_builtins only: `read_outcome` executes nothing that a job wrote.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from executors.files import load_builtins
 from executors.tasks import PICKLE_PROTOCOL, digest_of, remote_error
 
 CALL_FORMAT = OUTCOME_FORMAT = 1
+MAIN_COPY = "submitter_main.py"  # the main program, where HTCondor transfers files
 
 
 def foreign_type(value):
@@ -31,15 +36,21 @@ def foreign_type(value):
     return ""
 
 
+def main_program(call):
+    """The file of the main program, if a call names something that is defined there, else None."""
+    main = getattr(sys.modules["__main__"], "__file__", None)
+    return os.path.abspath(main) if main and b"__main__" in call and os.path.isfile(main) else None
+
+
 def call_file(name, call, transferred):
     """(content, digest of the call) of a call file: the call, and what the job must know to load it."""
-    main = getattr(sys.modules["__main__"], "__file__", None) if b"__main__" in call else None
     digest = digest_of(call)
     header = {
         "format": CALL_FORMAT,
         "task": name,
-        "sys_path": ["."] * transferred + [os.path.abspath(entry) for entry in sys.path],
-        "main": main and os.path.abspath(main),
+        "transferred": transferred,
+        "sys_path": [os.path.abspath(entry) for entry in sys.path],
+        "main": main_program(call),
         "digest": digest,
         "call": call,
     }

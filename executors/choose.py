@@ -13,6 +13,7 @@ from executors.base import TaskExecutor
 from executors.condor import CondorExecutor
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
+from executors.schedd import check_condor_tools
 from executors.tasks import Description, TimeLimits
 
 
@@ -52,6 +53,12 @@ class Condor:
     transfer_files: bool = False
     max_jobs: int = 5000
     stragglers: Stragglers = Stragglers()
+
+
+def check_available(where: Local | Condor) -> None:
+    """Raises CondorMissing where HTCondor's tools are asked for and not here."""
+    if isinstance(where, Condor):
+        check_condor_tools()
 
 
 def make_executor(

@@ -1,4 +1,4 @@
-"""What can go wrong with a task: one root, each with its log."""
+"""What can go wrong with a task or a command line; the texts are for a person and stand on one line."""
 
 from __future__ import annotations
 

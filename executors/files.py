@@ -1,4 +1,4 @@
-"""Files written atomically, and pickles of builtin types."""
+"""Files that are seen whole or not at all, pickles of builtin types, and what else of the system any program needs."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def replace_file(path, content, sync=False):
         raise
 
 
-# A call is a pickle of trusted bytes: it lies in a directory of ours. An outcome comes from elsewhere and is read with
-# BuiltinsUnpickler only. Both are a dict of builtin types, in which the pickle of the call or outcome proper is bytes.
 class BuiltinsUnpickler(pickle.Unpickler):
+    """For what comes from elsewhere: builtin types only."""
+
     def find_class(self, module, name):
-        if (module, name) == ("builtins", "complex"):  # which alone among them is pickled by name
+        """Raises ForeignType for all but one of them, which is pickled by name."""
+        if (module, name) == ("builtins", "complex"):
             return complex
         raise ForeignType(f"names {module}.{name}; only builtin types are accepted")
 

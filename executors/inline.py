@@ -1,4 +1,4 @@
-"""Tasks in this process."""
+"""Tasks in this process, each within submit(): for debugging, and for one process."""
 
 from __future__ import annotations
 

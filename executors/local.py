@@ -1,4 +1,4 @@
-"""Tasks in processes of this machine, with hard time limits."""
+"""Tasks in processes of this machine, with hard time limits: the executor, and the process that a task runs in."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from pathlib import Path
 
 from executors.base import TaskExecutor, local_report
 from executors.errors import Straggling, TaskDied, TaskTimeout
-from executors.tasks import LONGEST_TIMEOUT_S, TimeLimits, call_name, dump_call, perform
+from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, TimeLimits, call_name, dump_call, perform
 
 POLL_S = 1.0  # how often the limit of a running straggler is asked for again
 STARTED = b"started"  # a process's message between loading a call and running it; no pickle begins like this
 EXIT_GRACE_S = 5.0  # how long a process may take to end by itself before it is killed
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 SPAWN_LOCK = threading.Lock()  # os.environ belongs to the whole process, so one start at a time
 
 

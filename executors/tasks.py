@@ -1,4 +1,8 @@
-"""Tasks, time limits, and how calls and outcomes travel."""
+"""A task: a call that is to run elsewhere, what is known of it beforehand, and how it and its outcome travel.
+
+`Description` and `TimeLimits` are known to whoever submits; `Shared` is a value that many calls have in common; `perform` runs a call, in
+whichever process, and `task_cpus` tells a running one how many CPUs it has.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from executors.errors import ExecutorError, NotPicklable, RemoteError, RemoteTra
 from executors.files import replace_file
 
 PICKLE_PROTOCOL = 5
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # set to 1: processes share the CPUs, not threads
 LONGEST_TIMEOUT_S = 2e6  # 23 days: poll(2) counts milliseconds in 31 bits
 CPUS = contextvars.ContextVar("CPUS", default=1)  # what task_cpus() answers
 
@@ -117,6 +122,7 @@ def perform(call, on_start=lambda: None, cpus=1):
 
 
 def dump(value, what):
+    """A pickle. Raises NotPicklable."""
     try:
         return pickle.dumps(value, PICKLE_PROTOCOL)
     except Exception as error:
@@ -162,7 +168,7 @@ class Shared:
     digest: str
 
     @staticmethod
-    def write(value, directory) -> "Shared":
+    def write(value, directory) -> Shared:
         """Pickle a value into directory, unless it is there already. Raises NotPicklable, OSError."""
         pickled = dump(value, "the shared value")
         digest = digest_of(pickled)
@@ -174,11 +180,11 @@ class Shared:
 
     def get(self):
         """The value; do not change it. Raises ExecutorError."""
-        return load_shared(self.path, self.digest)
+        return _load_shared(self.path, self.digest)
 
 
 @functools.lru_cache(maxsize=4)
-def load_shared(path, digest):
+def _load_shared(path, digest):
     here = os.path.basename(path)  # where HTCondor's file transfer puts it
     try:
         pickled = Path(path if os.path.exists(path) else here).read_bytes()

@@ -1,4 +1,7 @@
-"""Rational functions as texts: their value, their expansion around a dimension."""
+"""Coefficients of results as texts of rational functions: which names they have, and their expansion around a dimension.
+
+`expand_result` gives the Laurent series in eps of all coefficients of a result, exactly.
+"""
 
 from __future__ import annotations
 

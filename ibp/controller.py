@@ -40,6 +40,8 @@ class Controller:
     the scheme for whole sectors can do. After the run `ground` and `together`, all targets that were reduced, tell what was done.
     """
 
+    ground: Ground
+
     def __init__(
         self,
         problem: Problem,

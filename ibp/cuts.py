@@ -1,4 +1,4 @@
-"""Reductions on cuts, and their union."""
+"""Reductions on cuts, which keep only integrals with the cut lines, and their union; a cut is the bit mask of its lines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def merge_cuts(cuts: Sequence[int], outcomes: Sequence[Outcome]) -> Outcome:
             values = {outcome.reductions[target].get(integral, 0) for cut, outcome in zip(cuts, outcomes) if cut & bits == cut}
             if len(values) > 1:
                 raise ReductionError(
-                    f"cuts give different coefficients of {show(integral)} in {show_target(target)}; take another --prime or point"
+                    f"cuts give different coefficients of {show(integral)} in {show_target(target)}; take another prime or point"
                 )
             merged[integral] = values.pop()
         reductions[target] = merged
@@ -46,9 +46,8 @@ def describe_cuts(cuts: Sequence[int], lowest: Sequence[int]) -> str:
 def parse_cut(text: str, family: Family) -> int:
     """Bit mask of the lines in '1,2'. Raises InputError."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(re.fullmatch(r"[0-9]{1,3}", part) and 1 <= int(part) <= family.n for part in parts) or len(set(map(int, parts))) < len(
-        parts
-    ):
+    sound = all(re.fullmatch(r"[0-9]{1,3}", part) and 1 <= int(part) <= family.n for part in parts)
+    if not sound or len(set(map(int, parts))) < len(parts):
         raise InputError(f"--cut {text!r}: expected different lines from 1 to {family.lines}, such as 1,2, or 'spanning'")
     for part in parts:
         if int(part) > family.lines:

@@ -1,4 +1,4 @@
-"""Derivatives of the masters through the masters, and their values in other dimensions."""
+"""Differential equations: derivatives of the masters through the masters, and their values in other dimensions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from executors.inline import InlineExecutor
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError
 from ibp.exact import ExactProblem
@@ -44,7 +44,7 @@ def differentiate(family: Family, variable: str, numbers: dict[str, Fraction]) -
     changes = [algebra.ring.from_dict({e: c for e, value in form.terms() if (c := value.diff(x))}) for form in propagators]
     slopes = [mass.diff(x) for mass in algebra.masses]
     if not any((*changes, *slopes, *(value.diff(x) for value in externals.values()))):
-        raise InputError(f"--differential-equation {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
+        raise InputError(f"differentiate {variable}: neither the kinematics nor the propagators of {family.name} depend on it")
     gradients = [[form.diff(momentum) for momentum in momenta[loops:]] for form in propagators]
     uses = [sum(map(bool, column)) for column in zip(*gradients)]
     c = _momentum_changes(externals, uses, x, functions)
@@ -140,13 +140,13 @@ def parse_variables(text: str, family: Family, numbers: set[str]) -> tuple[tuple
     for name in (name.strip() for name in text.split(",")):
         everything = tuple(other for other in symbols if other != "d") if name == "all" and "all" not in family.symbols else (name,)
         if not everything:
-            raise InputError(f"--differential-equation all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
+            raise InputError(f"differentiate all: no invariant of {family.name} is left as a symbol; leave --kinematics out")
         names += everything
     for name in names:
         if name not in family.symbols or names.count(name) > 1:
-            raise InputError(f"--differential-equation {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
+            raise InputError(f"differentiate {text!r}: expected 'all', or each of {', '.join(family.symbols)} at most once")
         if name in numbers:
-            raise InputError(f"--differential-equation {name}: {name} is given as a number, too; leave one of them out")
+            raise InputError(f"differentiate {name}: {name} is given as a number, too; leave one of them out")
     return names, symbols
 
 
@@ -176,20 +176,20 @@ class DifferentialProblem(ExactProblem):
         """What decides the result."""
         return (*super().parts, self.variables)
 
-    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress) -> tuple[tuple[Column, ...], Sequence[Index]]:
+    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter) -> tuple[tuple[Column, ...], Sequence[Index]]:
         """The left sides of the equations; the masters. Raises ReductionError, InputError."""
         p = next(probe_primes(rng))
-        basis = _find_basis(replace(self.problem, point=self.point(p, self.random_values(rng, p))), shelves, progress)
+        basis = _find_basis(replace(self.problem, point=self.point(p, self.random_values(rng, p))), shelves, reporter)
         numbers = {name: value for name, value in self.given.items() if name != "d"}
         equations = equations_for(self.problem.family, self.variables, basis, numbers)
         return tuple(Column(row, terms) for row, terms in equations.items()), basis
 
 
-def _find_basis(problem: Problem, shelves: Sequence[Store], progress: Progress) -> tuple[Index, ...]:
+def _find_basis(problem: Problem, shelves: Sequence[Store], reporter: Reporter) -> tuple[Index, ...]:
     """Preferred masters, and the standard ones that they do not replace. Raises InputError, ReductionError."""
     preferred, p = problem.preferred_masters, problem.point.prime
     plain = replace(problem, targets=problem.targets + preferred, preferred_masters=())
-    outcome = Controller(plain, InlineExecutor(), shelves, progress).run()
+    outcome = Controller(plain, InlineExecutor(), shelves, reporter).run()
     if outcome.unreduced:
         raise ReductionError(
             f"{show(outcome.unreduced[0])} is not reducible at the given numbers and random values of the rest; if they are a singular "
@@ -198,5 +198,5 @@ def _find_basis(problem: Problem, shelves: Sequence[Store], progress: Progress) 
     reductions = change_basis({m: {m: 1} for m in outcome.masters} | outcome.reductions, preferred, p)
     basis = {*preferred, *(m for m in outcome.masters if reductions[m] == {m: 1})}
     if not basis:
-        raise InputError(f"--differential-equation: every integral below {show(problem.targets[0])} is zero; there are no masters")
+        raise InputError(f"differentiate: every integral below {show(problem.targets[0])} is zero; there are no masters")
     return tuple(sorted(basis, key=weight))

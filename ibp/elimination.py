@@ -1,11 +1,18 @@
-"""Sparse elimination modulo a prime, rows as dictionaries."""
+"""Sparse elimination modulo a prime; a row is a dictionary {column: value} without zeros.
+
+`solve_for` and `substitute` keep a system solved; `eliminate_heavier` finds the shortest combinations that are left with a target column.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Any
 
 CANDIDATES = 8  # shortest combinations compared for the lightest result: more give hardly better rules
+
+Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
+Having = dict[Any, set[int]]  # the rows that have a column
 
 
 def subtract(row: dict, other: dict, factor: int, p: int) -> None:
@@ -32,9 +39,6 @@ def difference(whole: dict[Any, int], part: dict[Any, int], p: int) -> dict[Any,
     return {key: -value % p for key, value in part.items()} | {key: (value - part.get(key, 0)) % p for key, value in whole.items()}
 
 
-Solved = dict[Any, dict[Any, int]]  # what integrals are through others; integers may take part, as names of rows
-
-
 def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
     """Note in `solved` what row = 0 says of the pivot. The row has nothing that is solved for; no line is changed in place."""
     inverse = -pow(row[pivot], -1, p)
@@ -45,7 +49,39 @@ def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
     solved[pivot] = line
 
 
-Having = dict[Any, set[int]]  # the rows that have a column
+def echelon(rows: Sequence[dict[int, int]], p: int) -> tuple[Solved, list[int]]:
+    """Rows, which are zero, solved for their largest keys: lines that may hold keys of other lines; numbers of the rows that said so.
+
+    For many rows, of which `solve_for` would keep every line up to date. Changes the rows.
+    """
+    solved: Solved = {}
+    used = []
+    for number, row in sorted(enumerate(rows), key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
+        while row and (lead := max(row)) in solved:
+            subtract(row, solved[lead], -row.pop(lead), p)
+        if row:
+            factor = -pow(row.pop(lead), -1, p)
+            solved[lead] = {key: value * factor % p for key, value in row.items()}
+            used.append(number)
+    return solved, used
+
+
+def needed_lines(solved: Solved, keys: Iterable[Any]) -> Solved:
+    """The lines of an echelon through which these keys are found."""
+    left, needed = list(keys), {}
+    while left:
+        if (key := left.pop()) in solved and key not in needed:
+            needed[key] = solved[key]
+            left += solved[key]
+    return needed
+
+
+def substitute_back(solved: Solved, p: int) -> None:
+    """Take all keys of an echelon out of its lines."""
+    for lead in sorted(solved):
+        row = solved[lead]
+        for key in [key for key in row if key in solved]:
+            subtract(row, solved[key], -row.pop(key), p)
 
 
 def _rows_and_columns(matrix: dict[int, dict[Any, int]]) -> tuple[dict[int, dict[Any, int]], Having]:

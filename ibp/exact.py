@@ -17,7 +17,7 @@ import numpy as np
 
 from executors.inline import InlineExecutor
 from executors.tasks import Shared
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError, SingularPoint
 from ibp.families import Expression, Family, Index
@@ -68,7 +68,7 @@ class ExactProblem:
         units = (unit_column(target, len(problem.family.symbols)) for target in problem.targets)
         return (*units, *(combination.exact(problem.family, self.given) for combination in problem.combinations))
 
-    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress) -> tuple[tuple[Column, ...], Sequence[Index]]:
+    def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter) -> tuple[tuple[Column, ...], Sequence[Index]]:
         """What is to be expressed through masters, and those that a result names, if not all. Raises InputError."""
         return self.columns(), ()
 
@@ -101,46 +101,30 @@ class ExactProblem:
         """These columns at a point."""
         return replace(self.problem, point=self.point(p, values), targets=(), combinations=columns, map_integrals=False)
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> ExactCoefficients:
-        """Record the trace at a random point, and see that it serves others. Raises ReductionError, InputError."""
-        columns, basis = self.wanted(rng, shelves, progress)
-        for _ in range(ATTEMPTS):
-            primes = list(itertools.islice(probe_primes(rng), 9))
-            trace, outcome = record_trace(self.at(primes[0], self.random_values(rng, primes[0]), columns), shelves, progress)
-            others = [(p, self.random_values(rng, p)) for p in primes[1:] for _ in range(2)]
-            places = [self.point(p, values).residues() for p, values in others]
-            began = time.perf_counter()
-            _, good = probe(trace, [p for p, _ in others], np.array(places, np.int64).T)
-            if good.all():
-                seconds = (time.perf_counter() - began) / len(others)
-                return ExactCoefficients(self, columns, basis or outcome.masters, trace, outcome, shelves, seconds, shared)
-        raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> ExactCoefficients:
+        """Raises ReductionError, InputError."""
+        return ExactCoefficients(self, rng, shelves, reporter, shared)
 
 
 class ExactCoefficients:
-    """Of an exact problem, as `Coefficients` of a sampler: where all invariants are symbols and all scales, one of them is set to 1."""
+    """Of an exact problem, as `Coefficients` of a sampler: where all invariants are symbols and all scales, one of them is set to 1.
+
+    Raises ReductionError, InputError.
+    """
 
     order = staticmethod(weight)
 
-    def __init__(
-        self,
-        exact: ExactProblem,
-        columns: tuple[Column, ...],
-        basis: Sequence[Index],
-        trace: Trace,
-        outcome: Outcome,
-        shelves: Sequence[Store],
-        first_guess: float,
-        shared: Path,
-    ):
-        self.exact, self.columns, self.basis, self.shelves, self.first_guess = exact, columns, basis, shelves, first_guess
-        self.symbols, self.preferred, self.relations = exact.symbols, exact.problem.preferred_masters, outcome.relations
-        self.rows = tuple(column.name for column in columns)
+    def __init__(self, exact: ExactProblem, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path):
+        self.exact, self.shelves, self.symbols, self.preferred = exact, shelves, exact.symbols, exact.problem.preferred_masters
+        self.columns, basis = exact.wanted(rng, shelves, reporter)
+        trace, outcome = self._record(rng, reporter)
+        self.basis, self.relations = basis or outcome.masters, outcome.relations
+        self.rows = tuple(column.name for column in self.columns)
         self.names = self.raw_names = trace.names
         if self.relations or self.preferred:
             self.names = tuple((row, master) for row in self.rows for master in outcome.reductions[row])
         self.width, self.size = len(trace.names), sum(sector.count for sector in trace.sectors)
-        self.dimensions = {column.name: mass_dimension(column.terms) for column in columns}
+        self.dimensions = {column.name: mass_dimension(column.terms) for column in self.columns}
         invariants = [name for name, _ in exact.problem.family.point]
         homogeneous = [*trace.operators, *(relation.terms for relation in self.relations)]
         free = bool(invariants) and set(invariants) <= set(exact.symbols)
@@ -148,6 +132,22 @@ class ExactCoefficients:
         self.ones = {invariants[0]: 1} if scales else {}
         self.variables = tuple(name for name in exact.symbols if name not in self.ones)
         self.trace = Shared.write(trace, shared)
+
+    def _record(self, rng: np.random.Generator, reporter: Reporter) -> tuple[Trace, Outcome]:
+        """A trace at a random point, which serves others."""
+        exact = self.exact
+        for _ in range(ATTEMPTS):
+            primes = list(itertools.islice(probe_primes(rng), 9))
+            problem = exact.at(primes[0], exact.random_values(rng, primes[0]), self.columns)
+            trace, outcome = record_trace(problem, self.shelves, reporter)
+            others = [(p, exact.random_values(rng, p)) for p in primes[1:] for _ in range(2)]
+            places = [exact.point(p, values).residues() for p, values in others]
+            began = time.perf_counter()
+            _, good = probe(trace, [p for p, _ in others], np.array(places, np.int64).T)
+            self.first_guess = (time.perf_counter() - began) / len(others)
+            if good.all():
+                return trace, outcome
+        raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
 
     def scale(self, row: Any, master: Index) -> tuple[str, int] | None:
         """The invariant that is set to 1, and the mass dimension of a coefficient, in units of a squared mass."""
@@ -191,7 +191,7 @@ class ExactCoefficients:
         """All columns at a point by a run of its own; {} where something is not reduced there. Raises SingularPoint, InputError."""
         p, values = sample
         problem = self.exact.at(p, self._named(values), self.columns)
-        outcome = Controller(problem, InlineExecutor(), self.shelves, Progress(quiet=True)).run()
+        outcome = Controller(problem, InlineExecutor(), self.shelves, Reporter()).run()
         return {} if outcome.unreduced else outcome.reductions
 
 

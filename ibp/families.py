@@ -80,7 +80,7 @@ class _BuiltIn(Mapping[str, Family]):
         return _built_in_family(name)
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removesuffix(".json") for name in shipped_names("families") if name.endswith(".json"))
+        return iter(sorted(name.removesuffix(".json") for name in shipped_names("families") if name.endswith(".json")))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

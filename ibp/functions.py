@@ -1,4 +1,4 @@
-"""Rational functions and their text."""
+"""Rational functions as factors and numerators, and their text: `ExactFunction`, whose factors a reconstruction finds one by one."""
 
 from __future__ import annotations
 

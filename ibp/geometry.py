@@ -1,4 +1,8 @@
-"""The propagators as quadratic forms; U and F, and what permutations of lines keep them."""
+"""The geometry of a family: propagators as quadratic forms of the momenta, U and F, and which permutations of lines keep them.
+
+`Geometry` is that of a family; `symanzik` makes U and F, `canonical_orders` their canonical form (Pak); a `SectorMap` is a shift of momenta
+that carries one sector into another.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""IBP and LI identities derived from the propagators, then put at a numerical point."""
+"""IBP and LI identities derived from the propagators, exactly, then put at a numerical point.
+
+`derive_identities` makes the operators of a family, `evaluate_identities` puts them at a `Point`; a `Column` is a linear combination of
+integrals with exact coefficients.
+"""
 
 from __future__ import annotations
 
@@ -125,7 +129,7 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
 
 
 def propagator_form(text: str, vectors: dict, invariants: dict, momenta_ring: Any, where: str) -> Any:
-    """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is."""
+    """Quadratic form of a propagator in the momenta: a momentum is squared, a product of two is taken as it is. Raises InputError."""
     from sympy.polys.polyerrors import BasePolynomialError
 
     try:
@@ -139,7 +143,7 @@ def propagator_form(text: str, vectors: dict, invariants: dict, momenta_ring: An
 
 
 def external_products(family: Family, invariants: dict, functions: Any, where: str) -> dict[tuple[int, int], Any]:
-    """Scalar products (i, j) of external momenta as functions of the invariants."""
+    """Scalar products (i, j) of external momenta as functions of the invariants. Raises InputError where the rules do not give them."""
     names = list(family.external_momenta)
     products: dict[tuple[int, int], Any] = {}
     for pair, value in family.kinematics:

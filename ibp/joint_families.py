@@ -1,4 +1,4 @@
-"""Several families in one result."""
+"""Several families in one result: masters of a later one through those of earlier ones, where sectors are the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def reduce_families(
     """Several families, from the last to the first, into one result, which is in joint integrals; targets stand under their labels.
 
     With symmetries, masters of a later family in a sector that is one of an earlier family, too, are carried over by the map between them,
-    and their images are reduced there with that family's targets. Preferred masters replace others in the joint basis at the end.
+    and their images are reduced there with that family's targets. Preferred masters replace others in the joint basis at the end. Raises
+    InputError where these are linearly dependent, and what `reduce` raises.
     """
     joint, p = JointFamilies([problem.family for problem in problems]), problems[0].point.prime
     spaces = [_sector_classes(problem, nonzero) for problem in problems if problem.symmetries]

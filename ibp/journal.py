@@ -1,4 +1,4 @@
-"""What a run has finished, in one file that only grows."""
+"""What a run has finished, in one file that only grows: `Journal`; `read_record` reads one without a claim on it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ class Journal:
             self.end = header[1]
 
     def records(self) -> Iterator[tuple[int, Any]]:
-        """(position, value) of all whole records after the header; what follows them is cut off. To be used up before append()."""
+        """(position, value) of all whole records after the header; what follows them is cut off. To be used up before append().
+
+        Raises ReductionError.
+        """
         while (found := read_record(self.file, self.end)) is not None:
             position, self.end = self.end, found[1]
             yield position, found[0]
@@ -81,6 +84,7 @@ class Journal:
         return position
 
     def sync(self) -> None:
+        """What was appended is on the disk. Raises ReductionError."""
         try:
             os.fsync(self.file.fileno())
         except OSError as error:

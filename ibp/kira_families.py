@@ -99,17 +99,19 @@ def expect(value: Any, kind: type, where: str) -> Any:
 
 
 def expect_texts(value: Any, where: str) -> tuple[str, ...]:
-    """A list of words or numbers."""
+    """A list of words or numbers. Raises InputError."""
     return tuple(expect(item, str, where).strip() for item in expect(value, list, where))
 
 
 def expect_number(value: Any, where: str, least: int = 0) -> int:
+    """Raises InputError."""
     if not isinstance(value, str) or not re.fullmatch(r"[+-]?[0-9]{1,9}", value.strip()) or int(value) < least:
         raise InputError(f"{where}: expected an integer of at least {least}, not {reprlib.repr(value)}")
     return int(value)
 
 
 def check_keys(data: dict, known: Sequence[str], where: str) -> None:
+    """Raises InputError."""
     unknown = [key for key in data if key not in known]
     if unknown:
         raise InputError(f"{where}: unknown key {reprlib.repr(unknown[0])}; known: {', '.join(known)}")
@@ -321,7 +323,7 @@ def kira_point(count: int) -> list[int]:
 
 
 def read_sector(text: str, n: int, where: str) -> int:
-    """A sector as a number, or as b1101 with a digit for each propagator, the first one first."""
+    """A sector as a number, or as b1101 with a digit for each propagator, the first one first. Raises InputError."""
     if re.fullmatch(f"b[01]{{{n}}}", text):
         return int(text[:0:-1], 2)
     if re.fullmatch("[0-9]{1,18}", text) and int(text) < 1 << n:

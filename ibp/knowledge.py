@@ -1,4 +1,7 @@
-"""What is known of a family: identities, masters, rules, one-step results."""
+"""What is known of a family at any point, and of its one-step results at one: `Knowledge`, by sector `SectorKnowledge`.
+
+`pack_sector` and `unpack_sector` turn the latter into builtin types and back, for stores, journals and tasks.
+"""
 
 from __future__ import annotations
 
@@ -68,6 +71,7 @@ def pack_sector(knowledge: SectorKnowledge, n: int) -> dict[str, Any]:
 
 
 def unpack_sector(value: dict[str, Any], family: Family) -> SectorKnowledge:
+    """Raises one of UNREADABLE where it is not what `pack_sector` made, of this family."""
     n = family.n
     table = np.frombuffer(value["rows"], np.int8).reshape(-1, 2 * n + 1).tolist()
     if len(table) != sum(length for length, _ in value["rules"]) or any(length < 1 for length, _ in value["rules"]):

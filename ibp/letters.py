@@ -1,4 +1,7 @@
-"""Factors that mix variables and are known beforehand."""
+"""Letters: factors that mix variables and may be known beforehand, from the kinematics of a family or from other denominators.
+
+`kinematic_letters` and `linear_letters` make them; `Letters` says which divide polynomials that are known on slices.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which integrals nothing reduces."""
+"""The masters of a sector, integrals that nothing reduces, and what maps of the sector into itself say about them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MASTER_REGION = 8  # masters are looked for up to this number of dots plus s
 
 
 def search_masters(nonzero: tuple[int, ...], generic: Equations, bits: int, guide: bytes | None = None) -> dict[str, Any]:
-    """`find_masters` with a result of builtin types."""
+    """`find_masters` with a result of builtin types. Raises ReductionError."""
     found = find_masters(nonzero, generic, bits, guide)
     return pack_sector(found, generic.n) | {"searched_rows": found.searched_rows}
 
@@ -62,7 +62,7 @@ def find_relations(
     Each is (map, master that it is applied to, master that it can be solved for). A map takes identities to identities, so it acts on the
     space that the masters span, and its images of the masters give all its relations. What they say about subsectors follows from the maps
     of these: the group of maps is finite, so that taking coinvariants is exact. Hence it suffices to work without subsectors here, at the
-    generic point.
+    generic point. Raises ReductionError.
     """
     masters = known.masters or ()
     images = [(master, shift, NumericMap(shift, point, generic.n)(master)) for shift in own for master in masters]

@@ -1,4 +1,4 @@
-"""Relations between masters, and a preferred basis of them."""
+"""Reductions rewritten: fewer masters by relations between them, and others that somebody prefers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def use_relations(rows: dict[Any, Expression], relations: Sequence[MasterRelatio
         if max(row, key=weight, default=None) != relation.solved:
             raise SingularPoint(
                 f"a symmetry does not give {show(relation.solved)} through lighter masters at this point modulo {p}; "
-                "take another --prime or point"
+                "take another prime or point"
             )
         solve_for(relation.solved, row, solved, p)
     names = {relation.name for relation in relations}

@@ -95,7 +95,8 @@ class OneStep:
 class _LevelByLevel:
     """Levels in order until nothing waits any more, so that each integral is reduced by a rule of the lowest level that there is.
 
-    That keeps dots and numerators from growing.
+    That keeps dots and numerators from growing. What a level's rules do, `_try_level`, and what a search for one integral at the point of
+    some equations does, `_search_for`, is up to the subclasses.
     """
 
     def __init__(self, work: SectorWork):
@@ -121,14 +122,6 @@ class _LevelByLevel:
                     self._search_for(position, level, equations, wave)
         if wave.waiting[position]:
             self.work.give_up(position, wave)
-
-    def _try_level(self, level: int, wave: Wave) -> None:
-        """Reduce what can be reduced by rules of this level."""
-        raise NotImplementedError
-
-    def _search_for(self, position: int, level: int, equations: Equations, wave: Wave) -> None:
-        """Find a rule of a level that reduces this integral at the point of the equations, and note that it was searched for."""
-        raise NotImplementedError
 
 
 class Elimination(_LevelByLevel):

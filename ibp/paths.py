@@ -1,4 +1,4 @@
-"""What beam searches found, as a file that can be checked by itself."""
+"""What beam searches found, as a file that can be checked by itself: `write_paths` and `replay_paths`."""
 
 from __future__ import annotations
 
@@ -41,23 +41,23 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
     try:
         header, *lines = (json.loads(line) for line in file.read_text().splitlines())
         if (header["kind"], header["format"]) != (PATHS_KIND, PATHS_FORMAT):
-            raise InputError(f"--replay {file}: holds no paths of this version")
+            raise InputError(f"{file}: holds no paths of this version")
         if (header["family"], header["identifier"]) != (family.name, family.identifier):
             raise InputError(
-                f"--replay {file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
+                f"{file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
             )
-        point = unpack_point(header, family, f"--replay {file}: ")
+        point = unpack_point(header, family, f"{file}: ")
         paths = [_read_path(line, family, point.prime) for line in lines]
     except OSError as error:
-        raise InputError(f"--replay {file}: {error.strerror}") from None
+        raise InputError(f"{file}: {error.strerror}") from None
     except UNREADABLE as error:
-        raise InputError(f"--replay {file}: damaged ({type(error).__name__}: {error})") from None
+        raise InputError(f"{file}: damaged ({type(error).__name__}: {error})") from None
     operators = derive_identities(family)
     equations = evaluate_identities(operators, point)
     nonzero = find_nonzero_sectors(evaluate_identities(operators, generic_point(family)), family.lines)
     for target, seeds, expression in paths:
         if any(operator not in range(equations.count) for operator, _ in seeds):
-            raise InputError(f"--replay {file}: damaged (there is no operator of that number)")
+            raise InputError(f"{file}: damaged (there is no operator of that number)")
         if any(weight(term) >= weight(target) for term in expression):
             raise ReductionError(f"{show(target)}: is expressed through an integral that is not lighter")
         solved: Solved = {}

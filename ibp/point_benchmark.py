@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from executors.files import peak_memory_kb
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.exact import ExactProblem
 from ibp.primes import SMALLEST_PROBE_PRIME, probe_primes
 from ibp.probe import probe
@@ -18,13 +18,13 @@ from ibp.store import Store
 from ibp.targets import show_target
 
 
-def point_benchmark(exact: ExactProblem, most: int, device: str, shelves: Sequence[Store], progress: Progress) -> Iterator[str]:
+def point_benchmark(exact: ExactProblem, most: int, device: str, shelves: Sequence[Store], reporter: Reporter) -> Iterator[str]:
     """A table, line by line: seconds and peak memory of 1, 2, 5, 10, … points of one trace, up to so many. Raises ReductionError."""
     rng, symbols = np.random.default_rng(1), exact.problem.family.symbols
     primes = list(itertools.islice(probe_primes(rng), max(most // 50, 2)))
     first = dict(zip(symbols, rng.integers(1000, primes[0] - 1000, len(symbols)).tolist()))
     started = time.perf_counter()
-    trace, _ = record_trace(exact.at(primes[0], first, exact.columns()), shelves, progress)
+    trace, _ = record_trace(exact.at(primes[0], first, exact.columns()), shelves, reporter)
     live, edges = sum(sector.count for sector in trace.sectors), sum(len(sector.source) for sector in trace.sectors)
     seconds = time.perf_counter() - started
     yield f"{show_target(exact.problem.keys[0])}: {live:,} integrals, {edges:,} terms, recorded in {seconds:.2f} s"

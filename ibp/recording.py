@@ -48,14 +48,14 @@ class Recorder(InlineExecutor):
         return future
 
 
-def record_trace(problem: Problem, shelves: Sequence[Store], progress: Reporter) -> tuple[Trace, Outcome]:
+def record_trace(problem: Problem, shelves: Sequence[Store], reporter: Reporter) -> tuple[Trace, Outcome]:
     """Reduce a problem at its point, and what further points need of that. Raises ReductionError where something stays unreduced.
 
     Combinations must be Columns, integrals must not be mapped. The trace has the rows of everything by identities alone: also those of
     preferred masters and of the relations that symmetries give; at each point they are to be put in.
     """
     recorder = Recorder()
-    controller = Controller(problem, recorder, shelves, progress)
+    controller = Controller(problem, recorder, shelves, reporter)
     outcome = controller.run()
     if outcome.unreduced:
         raise ReductionError(

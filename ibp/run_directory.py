@@ -1,4 +1,4 @@
-"""The files of a run inside its work directory."""
+"""The files that a run keeps in its work directory."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.condor_tools import read_run
+from executors.job_runs import read_run
 from ibp.errors import InputError
 
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """The files of a run of one-step tasks inside its work directory."""
+    """Of a run of one-step tasks or an exact one."""
 
     path: Path
 
@@ -26,14 +26,14 @@ class RunDirectory:
     stop_request = property(lambda self: self.path / "stop.request")
 
     def drop_jobs(self) -> None:
-        """Forget the jobs, which are no longer in the queue, but not what happened to them."""
+        """Forget the jobs, which are no longer in the queue, but not what happened to them. Raises ExecutorError."""
         if self.jobs.is_dir() and read_run(self.jobs) is not None:  # else it is a directory of somebody else's
             with suppress(FileNotFoundError):
                 os.replace(self.jobs / "events.jsonl", self.path / "events.jsonl")
             shutil.rmtree(self.jobs, ignore_errors=True)
 
     def clear(self) -> None:
-        """Forget the run: nothing of it is needed any more."""
+        """Forget the run: nothing of it is needed any more. Raises ExecutorError."""
         self.drop_jobs()
         for path in (*self.shared.glob("*.shared"), self.journal, self.exact, self.stop_request):
             path.unlink(missing_ok=True)

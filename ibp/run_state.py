@@ -32,12 +32,8 @@ class RunKnowledge:
     def __init__(self, problem: Problem, shelves: Sequence[Store]):
         self.problem, self.shelves = problem, shelves
         self.knowledge, self.new = Knowledge(), Knowledge()
+        self._keeps_rules = problem.used_beam is None or problem.used_beam.reuse
         self._flushed = time.monotonic()
-
-    @property
-    def _keeps_rules(self) -> bool:
-        beam = self.problem.used_beam
-        return beam is None or beam.reuse
 
     def load(self) -> None:
         """Raises ReductionError."""

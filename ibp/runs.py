@@ -15,9 +15,9 @@ from typing import Any
 
 from executors import choose
 from executors.choose import Condor, Local
-from executors.condor_tools import check_condor_tools, remove_run
 from executors.directories import claim_directory, private_directory
 from executors.errors import DirectoryRefused
+from executors.job_runs import remove_run
 from executors.tasks import Description, call_name
 from ibp.batches import BatchPlan
 from ibp.console import Reporter
@@ -107,8 +107,7 @@ def claimed_run(running: Running, own: str, say: Callable[[str], None]) -> Itera
     with claim_directory(running.work_dir) as work:
         directory = RunDirectory(work)
         directory.stop_request.unlink(missing_ok=True)  # of an earlier run
-        if running.by_condor:
-            check_condor_tools()  # before anything is dropped
+        choose.check_available(running.where)  # before anything is dropped
         if running.fresh:
             drop_jobs(directory, say)
             directory.clear()

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from executors.files import peak_memory_kb
-from ibp.console import Progress, format_seconds
+from ibp.console import Reporter, format_seconds
 from ibp.errors import ReductionError, StopRequested
 from ibp.journal import Journal
 from ibp.polynomials import Polynomial
@@ -70,7 +70,7 @@ class PointProblem(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> Coefficients:
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> Coefficients:
         """What is the same at all points, of which tasks find some in the directory `shared`. Raises ReductionError."""
 
 
@@ -105,7 +105,7 @@ def find_coefficients(
     journal: Journal,
     directory: RunDirectory,
     start: Callable[[], AbstractContextManager[Any]],
-    progress: Progress,
+    reporter: Reporter,
     tasks: PointTasks,
     shelves: Sequence[Store] = (),
 ) -> ExactOutcome:
@@ -118,17 +118,18 @@ def find_coefficients(
         with start() as executor:
             started = time.perf_counter()
             rng = np.random.default_rng(int.from_bytes(hashlib.sha256(problem.name.encode()).digest()[:8], "big"))
-            coefficients = problem.prepare(rng, shelves, progress, directory.shared)
-            sampler = Sampler(coefficients, executor, journal, progress, tasks, directory.stop_request, known)
+            coefficients = problem.prepare(rng, shelves, reporter, directory.shared)
+            sampler = Sampler(coefficients, executor, journal, reporter, tasks, directory.stop_request, known)
             sampler.restore()
-            return _reconstructed(coefficients, sampler, rng, started)
+            return _reconstructed(sampler, rng, started)
     finally:
-        progress.close()
+        reporter.close()
         if journal.is_new and not known:  # nothing to go on with
             directory.clear()
 
 
-def _reconstructed(coefficients: Coefficients, sampler: Sampler, rng: np.random.Generator, started: float) -> ExactOutcome:
+def _reconstructed(sampler: Sampler, rng: np.random.Generator, started: float) -> ExactOutcome:
+    coefficients = sampler.coefficients
     names, order, variables = coefficients.names, coefficients.order, coefficients.variables
     found = reconstruct(sampler, variables, len(names), rng, sampler.announce, sampler.estimate, coefficients.letters())
     reductions: dict[Any, dict[Any, Fraction | str]] = {row: {} for row in coefficients.rows}
@@ -147,24 +148,24 @@ def _reconstructed(coefficients: Coefficients, sampler: Sampler, rng: np.random.
     return ExactOutcome(reductions, basis, statistics, time.perf_counter() - started, max(sampler.memory, peak_memory_kb()))
 
 
+@dataclass
 class Sampler:
     """Values of coefficients at sample points (called with these): those known already, else by tasks. known: is filled."""
 
-    def __init__(
-        self,
-        coefficients: Coefficients,
-        executor: Any,
-        journal: Journal,
-        progress: Progress,
-        tasks: PointTasks,
-        stop_request: Path,
-        known: dict[Sample, np.ndarray | None],
-    ):
-        self.coefficients, self.executor, self.journal, self.progress = coefficients, executor, journal, progress
-        self.tasks, self.stop_request, self.known = tasks, stop_request, known
-        self.shares = tasks.shares or executor.processes
-        self.counts = {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0}
-        self.seconds = self.memory = 0
+    coefficients: Coefficients
+    executor: Any
+    journal: Journal
+    reporter: Reporter
+    tasks: PointTasks
+    stop_request: Path
+    known: dict[Sample, np.ndarray | None]
+    counts: dict[str, int] = field(default_factory=lambda: {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0})
+    seconds: float = 0
+    memory: int = 0
+
+    @property
+    def shares(self) -> int:
+        return self.tasks.shares or self.executor.processes
 
     def restore(self) -> None:
         """Take over what the journal holds. Raises ReductionError where it does not belong here."""
@@ -185,7 +186,7 @@ class Sampler:
             self.journal.append({"names": self.coefficients.names})
         elif self.known:
             self.counts["resumed"] = len(self.known)
-            self.progress.say(f"going on: {len(self.known):,} points are done already")
+            self.reporter.say(f"going on: {len(self.known):,} points are done already")
 
     def __call__(self, samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray]:
         """Values [P, F] and which are good [P]. Raises ReductionError, StopRequested."""
@@ -203,7 +204,7 @@ class Sampler:
 
     def announce(self, line: str) -> None:
         if not self.tasks.quiet:
-            self.progress.say(line)
+            self.reporter.say(line)
 
     def estimate(self, points: int) -> str:
         """What so many further points take."""
@@ -230,7 +231,7 @@ class Sampler:
                 self.journal.sync()
                 raise StopRequested
             text = f"{self.counts['points']:,} in all, {self.estimate(len(missing) - done)} left of these"
-            self.progress.show("points", done, len(missing), text)
+            self.reporter.show("points", done, len(missing), text)
         self.journal.sync()
 
     def _task_size(self, points: int) -> int:

@@ -71,12 +71,7 @@ class Asker:
         return values
 
     def along(
-        self,
-        p: int,
-        place: Callable[[int], tuple[int, ...]],
-        chosen: Sequence[int],
-        size: int = 10,
-        known: Sequence[ExactFunction] = (),
+        self, p: int, place: Callable[[int], tuple[int, ...]], chosen: Sequence[int], size: int = 10, known: Sequence[ExactFunction] = ()
     ) -> Line:
         """The chosen functions on a line of points place(t), as numerators and denominators in t, from at least so many points.
 

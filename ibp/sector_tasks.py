@@ -1,4 +1,4 @@
-"""What a task of one sector is given and returns."""
+"""What a task of one sector is given and returns: `SectorTask`, `SectorResult`, and the tables in them, `Terms` and `Multipliers`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Sectors, the order of integrals, and integrals packed into numbers."""
+"""Sectors, the order of integrals, and integrals packed into numbers.
+
+A sector is a bit mask of lines; `weight` is the order of all integrals of a family; a `Layout` and a `Sector` in it turn integrals into
+numbers in that order; `find_nonzero_sectors` says which sectors do not vanish.
+"""
 
 from __future__ import annotations
 

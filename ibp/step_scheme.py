@@ -117,6 +117,10 @@ class TaskLoop:
 class StepScheme:
     """The scheme of a Controller whose results go to a journal. directory: of the run, which it has claimed."""
 
+    _loop: TaskLoop
+    _results: StepResults
+    _recovered: list[tuple[Future, Callable, tuple, dict]]  # tasks of an earlier controller
+
     def __init__(self, directory: RunDirectory, journal: Journal, plan: BatchPlan):
         self.directory, self.journal, self.plan = directory, journal, plan
 

@@ -1,4 +1,4 @@
-"""Rules, identities and one-step results on disk, shared by programs."""
+"""What is known of families, on disk and shared by programs: `Store`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Store:
         self.path, self.read_only, self.write_only, self.say = Path(path), read_only, write_only, say
 
     def load(self, family: Family, point: Point | None = None) -> Knowledge:
-        """What is known of a family, with the one-step results at one point if that is given."""
+        """What is known of a family, with the one-step results at one point if that is given. Raises ReductionError."""
         if self.write_only or not self.path.exists():
             return Knowledge()
         with self._locked():
@@ -67,7 +67,7 @@ class Store:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        """Hold the lock beside the file; a soft lock where the file system has no native ones."""
+        """Hold the lock beside the file; a soft lock where the file system has no native ones. Raises ReductionError."""
         if self.read_only:
             yield
             return
@@ -94,7 +94,10 @@ class Store:
             lock.release()
 
     def _use(self, action: Callable[[RuleShelf], Any]) -> Any:
-        """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once."""
+        """Run an action on the open shelf in one transaction; a file that is not a sound store is set aside first, once.
+
+        Raises ReductionError.
+        """
         import sqlite3
 
         for attempt in (1, 2):

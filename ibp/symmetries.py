@@ -1,4 +1,8 @@
-"""Shifts of momenta that make sectors equivalent, found by U and F, proved by substitution."""
+"""Shifts of momenta that make sectors equivalent: guessed by U and F, proved by substitution.
+
+`find_symmetries` maps the sectors of a family to the lightest of their kind, `own_maps` a sector to itself, `find_family_maps` those of one
+family to another's; a `NumericMap` carries integrals along at a point, `exact_image` exactly.
+"""
 
 from __future__ import annotations
 

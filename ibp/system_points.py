@@ -18,7 +18,7 @@ import numpy as np
 
 from executors.files import peak_memory_kb
 from executors.tasks import Shared
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.errors import InputError, ReductionError
 from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial
@@ -42,9 +42,27 @@ class SystemProblem:
         """Tells its runs from others."""
         return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
 
-    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], progress: Progress, shared: Path) -> SystemCoefficients:
-        """See which equations are independent, and what the unknowns are found through. Raises ReductionError, InputError."""
-        system, wanted = self.system, self.wanted
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> SystemCoefficients:
+        """A system needs no rules. Raises ReductionError, InputError."""
+        return SystemCoefficients(self, rng, shared)
+
+
+class SystemCoefficients:
+    """Of the solution of a linear system, as `Coefficients` of a sampler. Raises ReductionError, InputError."""
+
+    def __init__(self, problem: SystemProblem, rng: np.random.Generator, shared: Path):
+        system = problem.system
+        leads, self.names, used = self._look(problem, rng)
+        self.width, self.rows, self.size = len(self.names), problem.wanted, len(used)
+        self.symbols = self.variables = system.symbols
+        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
+        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
+        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
+        self.trace = Shared.write((kept, problem.wanted, self.names, leads), shared)
+
+    def _look(self, problem: SystemProblem, rng: np.random.Generator) -> tuple[frozenset[int], tuple[tuple[str, str], ...], list[int]]:
+        """Which unknowns depend on others, the coefficients, and numbers of the equations that are needed."""
+        system, wanted = problem.system, problem.wanted
         for _ in range(ATTEMPTS):
             found = []
             for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
@@ -52,32 +70,11 @@ class SystemProblem:
                 pivots, used = eliminate_system(system, p, values)
                 leads = frozenset(pivots)
                 solved = back_substitute(system, pivots, p, wanted)
-                seconds = time.perf_counter() - began
+                self.first_guess = time.perf_counter() - began
                 found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
             if found[0] == found[1]:
-                return SystemCoefficients(self, *found[0], used, seconds, shared)
-        raise ReductionError("--system: which unknowns are independent changes from point to point; the numbers are a singular point")
-
-
-class SystemCoefficients:
-    """Of the solution of a linear system, as `Coefficients` of a sampler. used: numbers of the independent equations."""
-
-    def __init__(
-        self,
-        problem: SystemProblem,
-        leads: frozenset[int],
-        names: tuple[tuple[str, str], ...],
-        used: Sequence[int],
-        first_guess: float,
-        shared: Path,
-    ):
-        system = problem.system
-        self.names, self.width, self.rows, self.size, self.first_guess = names, len(names), problem.wanted, len(used), first_guess
-        self.symbols = self.variables = system.symbols
-        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
-        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
-        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
-        self.trace = Shared.write((kept, problem.wanted, names, leads), shared)
+                return *found[0], used
+        raise ReductionError("system: which unknowns are independent changes from point to point; the numbers are a singular point")
 
     def letters(self) -> tuple[Polynomial, ...]:
         """Sums of symbols but d, and 1."""

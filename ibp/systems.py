@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from ibp.arithmetic import evaluate, parse_number
-from ibp.elimination import subtract
+from ibp.elimination import Solved, echelon, needed_lines, substitute_back
 from ibp.errors import InputError
 from ibp.identities import freeze_ratio, function_field
 from ibp.polynomials import Polynomial, polynomial_residue
@@ -59,8 +59,8 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     """
     equations: list[dict[str, SystemCoefficient]] = [{}]
     read = coefficient_reader(numbers, symbols)
-    for number, line in enumerate([*read_lines(path, "--system"), ""], 1):
-        text, where = line.partition("#")[0].strip(), f"--system {path}, line {number}"
+    for number, line in enumerate([*read_lines(path, "system"), ""], 1):
+        text, where = line.partition("#")[0].strip(), f"system {path}, line {number}"
         if not text:
             if not line.strip() and equations[-1]:
                 equations.append({})
@@ -75,7 +75,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
         # most are plain numbers, and reading an expression takes ten times as long
         equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
     if not equations[0]:
-        raise InputError(f"--system {path}: no equations in it")
+        raise InputError(f"system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
 
 
@@ -102,26 +102,17 @@ def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str
     return tuple(sorted(labels, key=lambda label: weight(indices[label])))
 
 
-def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[dict[int, dict[int, int]], list[int]]:
+def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[Solved, list[int]]:
     """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
 
     Raises InputError where a denominator vanishes modulo p.
     """
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
-    for place, equation in enumerate(system.equations):
+    for equation in system.equations:
         residues = {number[label]: _coefficient_residue(value, label, p, values) for label, value in equation.items()}
-        rows.append((place, {place: value for place, value in residues.items() if value}))
-    pivots: dict[int, dict[int, int]] = {}
-    used = []
-    for place, row in sorted(rows, key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
-        while row and (lead := max(row)) in pivots:
-            subtract(row, pivots[lead], -row.pop(lead), p)
-        if row:
-            factor = -pow(row.pop(lead), -1, p)
-            pivots[lead] = {place: value * factor % p for place, value in row.items()}
-            used.append(place)
-    return pivots, used
+        rows.append({place: value for place, value in residues.items() if value})
+    return echelon(rows, p)
 
 
 def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: Sequence[int]) -> int:
@@ -131,7 +122,7 @@ def _coefficient_residue(value: SystemCoefficient, label: str, p: int, values: S
         above, below = (polynomial_residue(part, values, p) for part in value)
     if below == 0:
         shown = value if isinstance(value, Fraction) else f"that is a function of {values}"
-        raise InputError(f"--system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
+        raise InputError(f"system: coefficient {shown} of {label} is a division by zero modulo {p}; take another --prime")
     return above * pow(below, -1, p) % p
 
 
@@ -145,23 +136,13 @@ def solve_system(
     return back_substitute(system, eliminate_system(system, p, values)[0], p, wanted)
 
 
-def back_substitute(
-    system: LinearSystem, pivots: dict[int, dict[int, int]], p: int, wanted: Collection[str] | None
-) -> dict[str, dict[str, int]]:
+def back_substitute(system: LinearSystem, pivots: Solved, p: int, wanted: Collection[str] | None) -> dict[str, dict[str, int]]:
     """`solve_system` from an elimination, whose rows it changes."""
     labels = system.unknowns
     if wanted is not None:
         some = set(wanted)
-        left, needed = [place for place, label in enumerate(labels) if label in some], set()
-        while left:
-            if (place := left.pop()) in pivots and place not in needed:
-                needed.add(place)
-                left += pivots[place]
-        pivots = {place: pivots[place] for place in needed}
-    for lead in sorted(pivots):
-        row = pivots[lead]
-        for place in [place for place in row if place in pivots]:
-            subtract(row, pivots[place], -row.pop(place), p)
+        pivots = needed_lines(pivots, [place for place, label in enumerate(labels) if label in some])
+    substitute_back(pivots, p)
     return {labels[lead]: {labels[k]: pivots[lead][k] for k in sorted(pivots[lead], reverse=True)} for lead in sorted(pivots, reverse=True)}
 
 

@@ -1,4 +1,7 @@
-"""Sorted tables of keys: runs, membership, sums by key."""
+"""Sorted tables of keys, arrays of int64 or of Python integers: runs, membership, sums by key.
+
+`Lines` is a table whose columns are the fields of a dataclass.
+"""
 
 from __future__ import annotations
 

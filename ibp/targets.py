@@ -1,4 +1,7 @@
-"""Integrals and linear combinations that are to be reduced, as values and as text."""
+"""Integrals and linear combinations that are to be reduced, as values and as text.
+
+A `Request` is what is wanted of one family; `read_targets` reads a file of integrals and combinations; `show_target` writes a target.
+"""
 
 from __future__ import annotations
 
@@ -111,6 +114,7 @@ def parse_integral(text: str, family: Family, where: str) -> Index:
 
 
 def read_lines(path: str | Path, what: str) -> list[str]:
+    """Of a file. Raises InputError."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:

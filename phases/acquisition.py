@@ -1,4 +1,8 @@
-"""Which points to simulate next."""
+"""Which points to simulate next: the strategies, and how a batch is spread out.
+
+A strategy is one or more kinds of worth that take turns in a batch; STRATEGIES is the table of them. To add one, write a function of the
+phase probabilities and put it there: the command line and the learner read the table.
+"""
 
 from __future__ import annotations
 
@@ -10,26 +14,41 @@ from phases.box import GRAIN, on_grain, r_sequence
 from phases.errors import ExplorerError, InputError
 from phases.surrogate import squared_distances
 
-STRATEGIES = ("balanced", "uncertainty", "target", "boundary", "random")
 CANDIDATES = 1000  # all over the box, and as many again between neighbours with different labels
 NEIGHBOURS = 4
 SCORE_FLOOR = 1e-6  # where nothing is uncertain, points fill the box evenly
 
 
+def uncertainty(p: np.ndarray, target: int | None) -> np.ndarray:
+    """Worth (m,) of m points with phase probabilities p (m, C): how likely the likeliest phase is wrong. target: the wanted column."""
+    return 1 - p.max(axis=1)
+
+
+def probable_target(p: np.ndarray, target: int | None) -> np.ndarray:
+    """The probability of the wanted phase; the uncertainty while that was never seen (target None)."""
+    return uncertainty(p, target) if target is None else p[:, target]
+
+
+def near_boundary(p: np.ndarray, target: int | None) -> np.ndarray:
+    """1 where two phases have all the probability and share it evenly."""
+    two = np.sort(p, axis=1)[:, -2:]
+    return 4 * two[:, 1] * two[:, 0] if two.shape[1] > 1 else uncertainty(p, target)
+
+
+STRATEGIES = {  # name: kinds of worth, in turns; none: points anywhere
+    "balanced": (uncertainty, probable_target),
+    "uncertainty": (uncertainty,),
+    "target": (probable_target,),
+    "boundary": (near_boundary,),
+    "random": (),
+}
+
+
 def check_strategy(strategy: str) -> str:
+    """The same name. Raises InputError for one that STRATEGIES does not have."""
     if strategy not in STRATEGIES:
         raise InputError(f"strategy '{strategy}': choose one of {', '.join(STRATEGIES)}")
     return strategy
-
-
-def scores(probabilities: np.ndarray, strategy: str, target: int | None) -> np.ndarray:
-    """Worth of m points, (m,), from their probabilities (m, C) and the target's column; None, it was never seen: by uncertainty."""
-    p = np.sort(probabilities, axis=1)
-    if strategy == "boundary" and p.shape[1] > 1:
-        return 4 * p[:, -1] * p[:, -2]
-    if strategy == "target" and target is not None:
-        return probabilities[:, target]
-    return 1 - p[:, -1]
 
 
 def candidates(points: np.ndarray, labels: np.ndarray, rng: np.random.Generator, wanted: int = 0) -> np.ndarray:
@@ -52,7 +71,10 @@ def candidates(points: np.ndarray, labels: np.ndarray, rng: np.random.Generator,
 
 
 def choose(worths: Sequence[np.ndarray], pool: np.ndarray, taken: np.ndarray, scales: np.ndarray | float) -> np.ndarray:
-    """Indices into the pool (m, d), one by each of worths (m,): the greatest worth times distance from all points taken, greedily."""
+    """Indices into the pool (m, d), one by each of worths (m,): the greatest worth times distance from all points taken, greedily.
+
+    Raises ExplorerError where the pool has no point that is not taken.
+    """
     free = squared_distances(pool, taken, 1.0).min(axis=1, initial=np.inf) > (GRAIN / 2) ** 2
     distance = np.sqrt(squared_distances(pool, taken, scales).min(axis=1, initial=pool.shape[1] / np.min(scales) ** 2))
     chosen: list[int] = []

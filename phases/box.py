@@ -1,4 +1,7 @@
-"""The box of parameters that is explored."""
+"""The box of parameters that is explored: names and ranges, and points of the unit cube that stand for them.
+
+A unit point is a tuple of parameters scaled to [0, 1]^d, on a grid of 10^-6 so that equal points are equal.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def encodable(text: str) -> str:
 
 @dataclass(frozen=True)
 class Box:
-    """The parameters of an exploration and their ranges."""
+    """The parameters of an exploration and their ranges. Raises InputError where a range is empty or a name is given twice."""
 
     names: tuple[str, ...]
     low: tuple[float, ...]
@@ -58,6 +61,9 @@ class Box:
             if not -GRAIN < x < 1 + GRAIN:
                 raise InputError(f"parameter {name} = {parameters[name]:g} lies outside its bounds {self.bounds()[name]}")
         return tuple(on_grain(np.array(point)).tolist())
+
+    def middle(self) -> dict[str, float]:
+        return {name: (low + high) / 2 for name, low, high in zip(self.names, self.low, self.high)}
 
     def parameters(self, point: Sequence[float]) -> dict[str, float]:
         return {name: low + x * (high - low) for name, low, high, x in zip(self.names, self.low, self.high, point)}

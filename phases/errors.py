@@ -11,3 +11,7 @@ class ExplorerError(Exception):
 
 class InputError(ExplorerError):
     """The user's input is wrong (exit code 2)."""
+
+
+class PlotsMissing(ExplorerError):
+    """matplotlib is not there."""

@@ -1,30 +1,37 @@
-"""The events of a run on disk."""
+"""The events of a run on disk, and what they amount to.
+
+history.jsonl is the run: one event a line, only ever appended to. Every line is a JSON object whose last entry `crc` is the CRC-32 of the
+line without it. `History` is the file of a run that is at work, `read_history` reads one without claiming it, `Run` is what both amount to.
+
+    run        version, box, model, seed                          the first line; a run that differs in any is refused
+    opened     time, host, pid                                    somebody works on it from here on
+    asked      iteration, origin, ids, points, parameters         points: unit coordinates, which alone count
+    told       id, time, phase, confidence, energy, seconds, host, path, numbers         a label; spins are in spins/<id>.npz
+    told       id, time, failure, error, message, traceback, seconds, host               or why there is none
+    retry      ids                                                failed points are pending again
+    iteration  number, changed, entropy, predicted                the end of an iteration
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from executors.files import replace_file
+import numpy as np
+
 from phases.box import Box
 from phases.errors import ExplorerError, InputError
 from phases.learner import Explorer, Iteration, Point
+from phases.names import NO_PHASE
 
-# history.jsonl, one event a line, only ever appended to. Every line is a JSON object whose last entry `crc` is the CRC-32
-# of the line without it. Events:
-#   run        version, box, model, seed                          the first line; a run that differs in any is refused
-#   opened     time, host, pid                                    somebody works on it from here on
-#   asked      iteration, origin, ids, points, parameters         points: unit coordinates, which alone count
-#   told       id, time, phase, confidence, energy, seconds, host, path, numbers         a label; spins are in spins/<id>.npz
-#   told       id, failure, error, message, traceback, seconds, host               or why there is none
-#   retry      ids                                                failed points are pending again
-#   iteration  number, changed, entropy, predicted                the end of an iteration
-# state.json holds what the first `offset` bytes amount to, as fewer and shorter events; it may be deleted.
-HISTORY_VERSION = 1
+HISTORY, HISTORY_VERSION = "history.jsonl", 1
 FIRST_BYTES = b'{"event":"run"'
 
 
@@ -43,66 +50,146 @@ def decode(line: bytes) -> dict | None:
         return None
 
 
+def sound_events(path: Path, content: bytes) -> tuple[list[dict], int]:
+    """The events of a history's content, and their length in bytes, without a last one that is torn or just being written.
+
+    Raises InputError for anything else unsound.
+    """
+    lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True)
+    events = [decode(line) for line in lines]
+    if len(events) > 1 and events[-1] is None:
+        events.pop()
+    is_ours = (events[0] or {}).get("event") == "run" if events else FIRST_BYTES.startswith(content[: len(FIRST_BYTES)])
+    if not is_ours:
+        raise InputError(f"{path} is not a history of this program, or its first line is damaged; choose another output directory")
+    if None in events:
+        number = events.index(None)
+        raise InputError(f"{path} is damaged at line {number + 1}: {lines[number][:60]!r}; restore it from a copy, or start afresh")
+    return events, sum(map(len, lines[: len(events)]))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a history amounts to: the header (version, box, model, seed), the explorer core that has seen it all, and the last answer of a
+    point as its event, in the order in which they came.
+    """
+
+    directory: Path
+    header: dict[str, Any]
+    explorer: Explorer
+    told: dict[int, dict]
+
+    def apply(self, event: dict[str, Any]) -> None:
+        """Bring all to where it was after an event; events that do not concern it pass."""
+        kind, core = event["event"], self.explorer
+        if kind == "asked":
+            core.register(Point(id, tuple(unit), event["origin"], event["iteration"]) for id, unit in zip(event["ids"], event["points"]))
+        elif kind == "told":
+            core.tell(event["id"], event.get("phase"), event.get("confidence", 1.0), event.get("failure"))
+            self.told.pop(event["id"], None)
+            self.told[event["id"]] = event
+        elif kind == "retry":
+            core.retry(event["ids"])
+            for id in event["ids"]:
+                self.told.pop(id, None)
+        elif kind == "iteration":
+            core.iterations.append(Iteration(event["number"], tuple(event["predicted"]), event["changed"], event["entropy"]))
+
+    @property
+    def L(self) -> int:
+        return int(self.header["model"]["L"])
+
+    @property
+    def failures(self) -> dict[int, dict]:
+        return {id: event for id, event in self.told.items() if "failure" in event}
+
+    @property
+    def labelled(self) -> dict[int, dict]:
+        return {id: event for id, event in self.told.items() if "phase" in event}
+
+    def parameters(self, id: int) -> dict[str, float]:
+        return self.explorer.box.parameters(self.explorer.points[id].unit)
+
+    def states(self) -> dict[str, int]:
+        """How many points have each label, failed, or are pending; the most frequent first."""
+        pending = len(self.explorer.points) - len(self.told)
+        return dict(Counter([event.get("phase") or event["failure"] for event in self.told.values()] + ["pending"] * pending).most_common())
+
+    def spins(self, id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Spins (N, 3) and positions (N, 2) of a simulated point. Raises InputError where there are none."""
+        path = self._spins_path(id)
+        try:
+            with np.load(path) as stored:
+                return stored["spins"].astype(float), stored["positions"].astype(float)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(f"{path}: the spins of point {id} are not readable ({type(error).__name__})") from None
+
+    def save_spins(self, id: int, record: Mapping[str, Any]) -> None:
+        """Of a worker's record, as float32."""
+        path = self._spins_path(id)
+        path.parent.mkdir(exist_ok=True)
+        arrays = {name: np.frombuffer(record[name]).reshape(record["sites"], -1).astype(np.float32) for name in ("spins", "positions")}
+        temporary = path.with_suffix(".partial.npz")
+        np.savez_compressed(temporary, **arrays)
+        os.replace(temporary, path)
+
+    def _spins_path(self, id):
+        return self.directory / "spins" / f"{id}.npz"
+
+
+def read_history(directory: str | Path) -> Run:
+    """The run of a directory; nothing is claimed or written, another process may be at work there. Raises InputError where there is none.
+
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     with ActiveLearningExplorer(place, L=6, parameters={"J3xy": (0, 1)}) as explorer:
+    ...         parameters = explorer.add_lhs_samples(3)
+    ...     read_history(place).states()
+    {'pending': 3}
+    """
+    path = Path(directory) / HISTORY
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: no run to read there ({error.strerror})") from None
+    events, _ = sound_events(path, content)
+    if not events or events[0].get("version") != HISTORY_VERSION:
+        what = f"of version {events[0].get('version')}" if events else "empty"
+        raise InputError(f"{path} is {what}; this program reads version {HISTORY_VERSION}")
+    header = events[0]
+    run = Run(Path(directory), header, Explorer(Box.of(header["box"]), header["seed"], no_phase=NO_PHASE), {})
+    for event in events[1:]:
+        run.apply(event)
+    return run
+
+
 class History:
-    """The file of events of one run. A last line that was torn by a crash is cut off; anything else unsound is refused."""
+    """The file of events of one run, open for more. A last line that was torn by a crash is cut off; anything else unsound is refused."""
 
     def __init__(self, directory: Path, box: Box, model: Mapping[str, Any], seed: int):
-        """Writes nothing where it refuses. Raises InputError."""
-        self.path, self.state_path = directory / "history.jsonl", directory / "state.json"
+        """`past` holds the events after the header. Writes nothing where it refuses. Raises InputError."""
+        self.path = directory / HISTORY
         header = {"event": "run", "version": HISTORY_VERSION, "box": box.bounds(), "model": dict(model), "seed": seed}
-        content = self.path.read_bytes() if self.path.exists() else b""
-        end = self._sound_length(content)
-        first = decode(content[: content.find(b"\n") + 1]) if end else header
-        self._check_header(first, json.loads(json.dumps(header)) if end else header)
-        condensed_events, offset = self._read_state(content[:end])
-        self.past = condensed_events + [self._decoded(line, offset) for line in content[offset:end].splitlines(keepends=True)]
-        self._length, self._crc = end, zlib.crc32(content[:end])
+        self.header = json.loads(json.dumps(header))
+        events, self._length = sound_events(self.path, self.path.read_bytes() if self.path.exists() else b"")
+        if events:
+            self._check_header(events[0])
+        self.past = events[1:]
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        self._file.truncate(end)
-        if not end:
-            self.append("run", **{key: value for key, value in header.items() if key != "event"})
+        self._file.truncate(self._length)
+        if not events:
+            self.append(**self.header)
 
-    def _sound_length(self, content):
-        """How many bytes from the start are whole lines, the last of them sound."""
-        end = content.rfind(b"\n") + 1
-        if end and decode(content[content.rfind(b"\n", 0, end - 1) + 1 : end]) is None and content.count(b"\n") > 1:
-            end = content.rfind(b"\n", 0, end - 1) + 1
-        if not end and not FIRST_BYTES.startswith(content[: len(FIRST_BYTES)]):
-            raise InputError(f"{self.path} is not a history of this program; choose another output directory")
-        return end
-
-    def _check_header(self, found, wanted):
-        if found is None or found.get("event") != "run":
-            raise InputError(f"{self.path} is not a history of this program, or its first line is damaged; choose another output directory")
+    def _check_header(self, found):
         for key in ("version", "model", "box", "seed"):
-            if found.get(key) != wanted[key] or (key == "box" and list(found["box"]) != list(wanted["box"])):
+            wanted = self.header[key]
+            if found.get(key) != wanted or (key == "box" and list(found["box"]) != list(wanted)):
                 raise InputError(
-                    f"{self.path} is of another run: its {key} is {json.dumps(found.get(key))}, not {json.dumps(wanted[key])}; "
+                    f"{self.path} is of another run: its {key} is {json.dumps(found.get(key))}, not {json.dumps(wanted)}; "
                     "choose another output directory, or start afresh"
                 )
 
-    def _decoded(self, line, offset):
-        if (event := decode(line)) is None:
-            raise InputError(f"{self.path} is damaged after byte {offset}: {line[:60]!r}; restore it from a copy, or start afresh")
-        return event
-
-    def _read_state(self, content):
-        """(events, offset) of the last snapshot, ([], 0) where there is none that fits the content."""
-        try:
-            snapshot = decode(self.state_path.read_bytes())
-        except OSError:
-            snapshot = None
-        if (
-            snapshot
-            and "events" in snapshot
-            and snapshot["offset"] <= len(content)
-            and zlib.crc32(content[: snapshot["offset"]]) == snapshot["history_crc"]
-        ):
-            return snapshot["events"], snapshot["offset"]
-        return [], 0
-
     def append(self, event: str, **fields) -> dict:
-        """Write an event, safe from the death of this process once this returns."""
+        """Write an event, safe from the death of this process once this returns. Raises ExplorerError where the disk is full."""
         whole = {"event": event, **fields}
         line = encode(whole)
         try:
@@ -111,13 +198,12 @@ class History:
         except OSError as error:
             self._file.truncate(self._length)
             raise ExplorerError(f"{self.path} cannot be written ({error}); make room and resume") from error
-        self._length, self._crc = self._length + len(line), zlib.crc32(line, self._crc)
+        self._length += len(line)
         return whole
 
-    def save(self, events: list[dict[str, Any]]) -> None:
-        """Put all on disk, safe from a power cut, with a snapshot."""
+    def sync(self) -> None:
+        """Put all on disk, safe from a power cut."""
         os.fsync(self._file.fileno())
-        replace_file(self.state_path, encode({"offset": self._length, "history_crc": self._crc, "events": events}))
 
     @property
     def closed(self) -> bool:
@@ -127,27 +213,12 @@ class History:
         self._file.close()
 
 
-def condensed(explorer: Explorer) -> list[dict[str, Any]]:
-    """Events that bring a new explorer to the state of this one."""
-    events: list[dict[str, Any]] = []
-    for p in explorer.points:
-        events.append({"event": "asked", "iteration": p.iteration, "origin": p.origin, "ids": [p.id], "points": [p.unit]})
-    for id, a in explorer.answers.items():
-        told = {"failure": a.failure} if a.failure else {"phase": a.label, "confidence": a.confidence, "energy": a.energy}
-        events.append({"event": "told", "id": id, **told})
-    return events + [{"event": "iteration", **vars(iteration)} for iteration in explorer.iterations]
-
-
-def apply_event(explorer: Explorer, event: Mapping[str, Any]) -> None:
-    """Bring an explorer to where it was after an event; events that do not concern it pass."""
-    kind = event["event"]
-    if kind == "asked":
-        explorer.register(Point(id, tuple(unit), event["origin"], event["iteration"]) for id, unit in zip(event["ids"], event["points"]))
-    elif kind == "told" and "failure" in event:
-        explorer.tell(event["id"], failure=event["failure"])
-    elif kind == "told":
-        explorer.tell(event["id"], event["phase"], event["confidence"], event["energy"])
-    elif kind == "retry":
-        explorer.retry(event["ids"])
-    elif kind == "iteration":
-        explorer.iterations.append(Iteration(event["number"], tuple(event["predicted"]), event["changed"], event["entropy"]))
+def delete_run(directory: Path) -> None:
+    """Delete history, spins and pictures of a run, and nothing else. Raises InputError where what lies there is not of this program."""
+    path = directory / HISTORY
+    if path.exists() and not path.read_bytes()[: len(FIRST_BYTES)] == FIRST_BYTES[: path.stat().st_size]:
+        raise InputError(f"{path} is not a history of this program; choose another output directory")
+    for name in (HISTORY, "state.json", "summary.json"):  # state.json: of version 0.1
+        (directory / name).unlink(missing_ok=True)
+    for path in (*(directory / "spins").glob("[0-9]*.npz"), *(directory / "plots").glob("*.png")):
+        path.unlink()

@@ -1,10 +1,10 @@
-"""States whose phase is known."""
+"""States whose phase is known: what every name looks like, for tests and the benchmark."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from phases.model import normalised
+from phases.model import unit
 from phases.reciprocal import neighbour_phase
 
 M_POINTS = ((0.0, 0.5), (0.5, 0.0), (0.5, 0.5))  # domain 0: the Z bond is the odd one; 1: Y; 2: X
@@ -19,7 +19,7 @@ def ideal_state(name, L, *, domain=0, q=None, q2=None, q3=None, antiferro=False,
     q, q2, q3: any (h, k); one that L does not fit leaves a seam. antiferro: B reversed; tilt: uniform part of conical and meron.
     """
     if name == "random":
-        return normalised(rng.normal(size=(2 * L * L, 3)))
+        return unit(rng.normal(size=(2 * L * L, 3)), axis=1)
     M = np.array(M_POINTS[domain])
     turning = (handedness / 3, -handedness / 3)
     fixed = {"ferromagnet": (0, 0), "neel": (0, 0), "zigzag": M, "stripy": M, "double_zigzag": M / 2, "order_120": turning}
@@ -36,7 +36,7 @@ def ideal_state(name, L, *, domain=0, q=None, q2=None, q3=None, antiferro=False,
         "triple_q": (np.cos(a), np.cos(b), np.cos(c)),
     }
     plain = (np.cos(a + 0.4), zero, zero) if name in STRAIGHT else (np.cos(a), handedness * np.sin(a), zero)
-    return normalised(np.stack(components.get(name, plain), axis=1))
+    return unit(np.stack(components.get(name, plain), axis=1), axis=1)
 
 
 def wave_phase(q: tuple[float, float], L: int, reversed_b: bool, quarters: bool) -> np.ndarray:

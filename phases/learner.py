@@ -1,4 +1,7 @@
-"""Tells and asks: what is known of a phase diagram, and what to look at next."""
+"""Ask and tell: what is known of a phase diagram, and which points to look at next.
+
+`Explorer` chooses points and learns from their labels; it knows neither the model nor who simulates it, reads no clock and writes no file.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phases.acquisition import CANDIDATES, candidates, check_strategy, choose, scores
+from phases.acquisition import CANDIDATES, STRATEGIES, candidates, check_strategy, choose
 from phases.box import Box, on_grain, r_sequence
 from phases.errors import InputError
 from phases.surrogate import LEAST_WEIGHT, Surrogate, fit_labels, squared_distances
@@ -31,7 +34,6 @@ class Answer:
 
     label: str | None = None
     confidence: float = 1.0
-    energy: float | None = None
     failure: str | None = None  # "TIMEOUT", "FAILED"
 
 
@@ -75,17 +77,17 @@ class Explorer:
         return [point for point in self.points if point.id in self.answers and self.answers[point.id].failure]
 
     def propose(self, n: int, strategy: str | None = None) -> list[Point]:
-        """The n points that are worth most now, not yet registered."""
+        """The n points that are worth most now, not yet registered. Raises InputError, ExplorerError where no point is left."""
         strategy = check_strategy(strategy or self.strategy)
         if n < 1:
             raise InputError(f"{n} points asked for; ask for at least 1")
         rng = np.random.default_rng([self.seed, len(self.points)])
         taken = np.array([point.unit for point in self.points]).reshape(-1, len(self.box.names))
-        if strategy == "random":
+        if not STRATEGIES[strategy]:
             pool = on_grain(rng.random((2 * n + 100, len(self.box.names))))
             free = squared_distances(pool, taken, 1.0).min(axis=1, initial=np.inf) > 1e-10
             chosen = pool[free][:n]
-        elif not self._training():
+        elif not self.has_labels:
             pool = r_sequence(CANDIDATES + 10 * n, rng.random(len(self.box.names)))
             chosen = pool[choose([np.ones(len(pool))] * n, pool, taken, 1.0)]
         else:
@@ -93,14 +95,13 @@ class Explorer:
         return self._new_points(chosen.tolist(), strategy)
 
     def _most_worth(self, n, strategy, taken, rng):
-        """Unit points (n, d). A balanced batch is half uncertainty, half target, taken in turns."""
+        """Unit points (n, d), each kind of worth that makes up the strategy in its turn."""
         surrogate = self.surrogate()
         pool = candidates(surrogate.points, self._sorted_labels(), rng, n)
         p = surrogate.probabilities(pool)
         target = surrogate.labels.index(self.target) if self.target in surrogate.labels else None
-        kinds = ("uncertainty", "target") if strategy == "balanced" else (strategy,)
-        worths = [scores(p, kind, target) for kind in kinds]
-        turns = [worths[(len(self.points) + k) % len(kinds)] for k in range(n)]
+        worths = [worth(p, target) for worth in STRATEGIES[strategy]]
+        turns = [worths[(len(self.points) + k) % len(worths)] for k in range(n)]
         return pool[choose(turns, pool, taken, surrogate.scales)]
 
     def new_points(self, units: Iterable[Sequence[float]], origin: str) -> list[Point]:
@@ -125,8 +126,11 @@ class Explorer:
         self.register(points)
         return points
 
-    def tell(self, id: int, label=None, confidence: float = 1.0, energy: float | None = None, failure: str | None = None) -> None:
-        """What came of a point: a label with its confidence in [0, 1], or a failure. Telling the same again changes nothing."""
+    def tell(self, id: int, label: str | None = None, confidence: float = 1.0, failure: str | None = None) -> None:
+        """What came of a point: a label with its confidence in [0, 1], or a failure. Telling the same again changes nothing.
+
+        Raises InputError for a point that was never asked for, and for a label that contradicts an earlier one.
+        """
         if not 0 <= id < len(self.points):
             raise InputError(f"point {id} was never asked for; {len(self.points)} points are known")
         if (label is None) == (failure is None):
@@ -134,7 +138,7 @@ class Explorer:
         before = self.answers.get(id, Answer())
         if before.label is not None and label != before.label:
             raise InputError(f"point {id} has the label {before.label} already; {label or failure} contradicts it")
-        self.answers[id] = Answer(label, float(confidence), energy, failure)
+        self.answers[id] = Answer(label, float(confidence), failure)
         self._surrogate = None
 
     def retry(self, ids: Iterable[int]) -> None:
@@ -142,6 +146,11 @@ class Explorer:
         for id in ids:
             if self.answers.get(id, Answer()).failure:
                 del self.answers[id]
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether there is anything to learn from."""
+        return bool(self._training())
 
     def _training(self):
         """(point, answer) of all points to learn from, sorted as in the surrogate."""
@@ -166,7 +175,7 @@ class Explorer:
 
     def summarise(self) -> Iteration:
         """How the present iteration ends."""
-        if not self._training():
+        if not self.has_labels:
             return Iteration(self.iteration, (), None, None)
         surrogate = self.surrogate()
         p = surrogate.probabilities(self.probes())

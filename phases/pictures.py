@@ -1,4 +1,7 @@
-"""Pictures of a run."""
+"""Pictures of a run, as matplotlib figures: phase map, counts, timeline, importance of the parameters, and single points.
+
+`draw_all` makes all of them as PNG; every phase has one colour and one marker in all.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from phases.box import Box
-from phases.console import say
-from phases.errors import ExplorerError, InputError
+from phases.errors import InputError, PlotsMissing
+from phases.history import Run
+from phases.maps import check_map, slice_points
 from phases.model import Lattice
 from phases.names import FAILED, TIMEOUT
 from phases.reciprocal import cartesian, structure_factor
-from phases.runs import Run, has_surrogate
 from phases.surrogate import squared_distances
 
 PHASE_STYLES = {  # a colour and a marker for each phase, the same in all pictures
@@ -38,10 +40,6 @@ OTHER_STYLE = ("#000000", "x")  # failures
 OUT_OF_PLANE = ("#1f6fe5", "#3a3a3a", "#e0301e")  # colours of S_z = -1, 0, 1: in-plane arrows must be seen on white
 MAP_GRID = 120
 PICTURE_DPI = 120
-
-
-class PlotsMissing(ExplorerError):
-    """matplotlib is not there."""
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -77,30 +75,9 @@ def map_axes(run: Run, wanted: Sequence[str] | None = None) -> tuple[str, str]:
     return wanted[0], wanted[1]
 
 
-def check_map(box: Box, wanted: Sequence[str] | None, fixed: Mapping[str, float]) -> None:
-    """Raises InputError for axes and fixed values that the box does not have."""
-    names, bounds = box.names, box.bounds()
-    if wanted is not None and (len(wanted) != 2 or len(set(wanted)) != 2 or not set(wanted) <= set(names)):
-        raise InputError(f"--map {','.join(wanted)}: give two of {', '.join(names)}")
-    if unknown := set(fixed) - set(names):
-        raise InputError(f"--at {', '.join(sorted(unknown))}: no parameter of this run; they are {', '.join(names)}")
-    for name, value in fixed.items():
-        if not bounds[name][0] <= value <= bounds[name][1]:
-            raise InputError(f"--at {name}={value:g}: outside of its bounds {bounds[name]}")
-
-
 def plain(text: str) -> str:
     """For matplotlib, which takes a dollar sign for the start of a formula."""
     return text.replace("$", r"\$")
-
-
-def slice_points(box: Box, a: str, b: str, fixed: Mapping[str, float], n: int) -> np.ndarray:
-    """Unit points (n, n, d): [j, i] has a at i / (n - 1), b at j / (n - 1), the others fixed or in the middle. Raises InputError."""
-    middle = dict(zip(box.names, [(low + high) / 2 for low, high in zip(box.low, box.high)]))
-    points = np.tile(box.to_unit(middle | dict(fixed)), (n, n, 1))
-    points[..., box.names.index(a)] = np.linspace(0, 1, n)
-    points[..., box.names.index(b)] = np.linspace(0, 1, n)[:, None]
-    return points
 
 
 def draw_phase_map(run: Run, a: str, b: str, fixed: Mapping[str, float]) -> Any:
@@ -312,24 +289,31 @@ def example_points(run: Run) -> list[int]:
     return [best[name] for name in phase_order(best)]
 
 
-def draw_all(run: Run, wanted: Sequence[str] | None = None, fixed: Mapping[str, float] | None = None) -> dict[str, tuple[str, bytes]]:
-    """File name: (caption, PNG) of all pictures of a run. Raises PlotsMissing, InputError."""
+def draw_all(
+    run: Run, wanted: Sequence[str] | None = None, fixed: Mapping[str, float] | None = None
+) -> tuple[dict[str, tuple[str, bytes]], list[str]]:
+    """All pictures of a run, {file name: (caption, PNG)}, and why some are missing. wanted, fixed: axes and cut of the map.
+
+    Raises PlotsMissing where there is no matplotlib, InputError for a map that the box does not have.
+    """
     figures: dict[str, tuple[str, Any]] = {}
-    check_map(run.explorer.box, wanted, fixed or {})
-    if has_surrogate(run) and len(run.explorer.box.names) > 1:
+    core, complaints = run.explorer, []
+    check_map(core.box, wanted, fixed or {})
+    new_figure(1, 1)  # without any picture to draw, say so all the same where there is no matplotlib
+    several = len(core.box.names) > 1
+    if core.has_labels and several:
         a, b = map_axes(run, wanted)
         figures["map_" + re.sub(r"[^\w.-]", "_", f"{a}_{b}")] = (f"Phase map of {a} and {b}", draw_phase_map(run, a, b, fixed or {}))
-    elif has_surrogate(run):
-        figures["map"] = (f"Phases along {run.explorer.box.names[0]}", draw_probability_line(run))
+    elif core.has_labels:
+        figures["map"] = (f"Phases along {core.box.names[0]}", draw_probability_line(run))
     if run.told:
         figures["counts"] = ("Points of each phase", draw_counts(run))
         figures["timeline"] = ("Timeline", draw_timeline(run))
-    if has_surrogate(run) and len(run.explorer.box.names) > 1:
+    if core.has_labels and several:
         figures["importance"] = ("Importance of the parameters", draw_importance(run))
     for id in example_points(run):
         try:
             figures[f"point-{id}"] = (f"{run.told[id]['phase']}: point {id}", draw_point(run, id))
         except InputError as error:  # its spins are gone: no reason to withhold the others
-            say(str(error))
-    new_figure(1, 1)  # without any picture to draw, say so all the same where there is no matplotlib
-    return {name: (caption, png_bytes(figure)) for name, (caption, figure) in figures.items()}
+            complaints.append(str(error))
+    return {name: (caption, png_bytes(figure)) for name, (caption, figure) in figures.items()}, complaints

@@ -1,10 +1,17 @@
-"""Structure factors and places in the Brillouin zone."""
+"""Structure factors, and places in the Brillouin zone.
+
+q = (h, k) = h b1 + k b2 with a_i . b_j = 2 pi delta_ij; M = (1/2, 0), K = (2/3, 1/3) and their images; lengths in units of |b|; a step is
+|b| / L, the spacing of the allowed q = (m, n) / L. The structure factor is resolved by sublattice, so that it is periodic in q.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from phases.model import norm
+
+def norm(x: np.ndarray) -> np.ndarray:
+    """Length of x = (h, k), shape (..., 2), in units of |b|."""
+    return np.sqrt(x[..., 0] ** 2 + x[..., 1] ** 2 - x[..., 0] * x[..., 1])
 
 
 def amplitudes(spins: np.ndarray, L: int) -> np.ndarray:
@@ -13,7 +20,12 @@ def amplitudes(spins: np.ndarray, L: int) -> np.ndarray:
 
 
 def structure_factor(spins: np.ndarray, L: int) -> np.ndarray:
-    """I(q) = sum_s |S_s(q)|^2 on the allowed q = (m, n) / L, shape (L, L), sum 1 (Parseval), I(q) = I(-q)."""
+    """I(q) = sum_s |S_s(q)|^2 of spins (N, 3) on the allowed q = (m, n) / L, shape (L, L), sum 1 (Parseval), I(q) = I(-q).
+
+    >>> up = np.tile([0.0, 0, 1], (72, 1))
+    >>> float(structure_factor(up, 6)[0, 0])  # all of the weight at Γ
+    1.0
+    """
     return (np.abs(amplitudes(spins, L)) ** 2).sum(axis=(2, 3))
 
 

@@ -1,4 +1,4 @@
-"""A page about a run."""
+"""A page about a run: one HTML file that needs no other, with summary, pictures, tables of points and failures."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import base64
 import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from executors import __version__
+from phases.errors import InputError
+from phases.history import Run
 from phases.pictures import phase_colour
-from phases.runs import Run, first_line, summary_text
+from phases.summaries import first_line, summary_text
 
 PAGE_BEGINS = b"<!doctype html>"
 PAGE = """<!DOCTYPE html>
@@ -35,6 +38,14 @@ pre {{ overflow-x: auto; font-size: 0.8rem; background: #f4f4f4; padding: 0.5rem
 </body>
 </html>
 """
+
+
+def check_is_page(path: Path) -> None:
+    """Raises InputError rather than let a report replace a file of another kind."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(len(PAGE_BEGINS)).lower() != PAGE_BEGINS:
+                raise InputError(f"report {path}: exists and is no HTML page; choose another name")
 
 
 def escaped(value: Any) -> str:

@@ -1,14 +1,16 @@
-"""Simulations of the user, run safely."""
+"""One point, where it is simulated: run the simulation safely, check what it returns, name its phase.
+
+`simulate_point` is the task that a worker gets. Nothing that a simulation does (raise, hang, exit, return nonsense) gets out of it other
+than as a record of builtin types.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-import multiprocessing
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -20,9 +22,8 @@ from typing import Any
 import numpy as np
 
 from phases.box import encodable
-from phases.errors import InputError
+from phases.classification import LENGTH_TOLERANCE
 from phases.model import A1, A2, B_OFFSET
-from phases.names import LENGTH_TOLERANCE
 
 POSITION_TOLERANCE = 1e-3  # of lattice constants, where sites are put in order
 SCRATCH_PREFIX = "spin_solver_pid"
@@ -40,10 +41,16 @@ def _run_simulation_safe(params, simulation_func, timeout=300):
         with alarm(timeout):
             record = {"ok": True} | checked_result(simulation_func(dict(params)))
     except BaseException as error:  # sys.exit() too costs its point only
-        if isinstance(error, KeyboardInterrupt) and multiprocessing.parent_process() is None:
+        if isinstance(error, KeyboardInterrupt) and is_main_process():
             raise  # a Ctrl-C; worker processes ignore it
         record = {"ok": False} | error_fields(error)
     return record | {"seconds": time.monotonic() - started, "host": os.uname().nodename}
+
+
+def is_main_process() -> bool:
+    import multiprocessing
+
+    return multiprocessing.parent_process() is None
 
 
 def error_fields(error: BaseException) -> dict[str, str]:
@@ -161,62 +168,3 @@ def private_scratch(id: int, scratch: str) -> Iterator[None]:
         if before[1] is not None:
             os.environ["TMPDIR"] = before[1]
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def can_be_imported(function: Callable) -> bool:
-    """Whether a spawned process can load this function without running the main program's calls again, which wants a guard in it."""
-    main = getattr(sys.modules["__main__"], "__file__", None)
-    if main is None:  # standard input, -c, a notebook
-        return function.__module__ != "__main__"
-    try:
-        return "__name__" in Path(main).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-
-
-def processes_of(n_jobs: int) -> int:
-    """The number of processes meant by n_jobs; -1: one for each CPU this process may use."""
-    if n_jobs == -1:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if n_jobs < 1:
-        raise InputError(f"n_jobs = {n_jobs}: give at least 1, or -1 for all CPUs")
-    return n_jobs
-
-
-class Progress:
-    """A tqdm bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, total: int, heading: str):
-        self.total, self.done, self.failed, self.started = total, 0, 0, time.monotonic()
-        self.bar = None
-        if sys.stderr.isatty():
-            with contextlib.suppress(ImportError):
-                from tqdm import tqdm
-
-                self.bar = tqdm(total=total, desc="Classifying", unit="sim")
-        if self.bar is None:
-            print(heading, flush=True)
-
-    def line(self, text: str) -> None:
-        if self.bar is None:
-            print(f"  {text}", flush=True)
-
-    def count(self, failed: bool, text: str) -> None:
-        self.done, self.failed = self.done + 1, self.failed + failed
-        if self.bar is not None:
-            rate = 1 - self.failed / self.done
-            self.bar.set_postfix_str(
-                f"completed: {self.done - self.failed}, failed: {self.failed}, success_rate: {rate:.1%}", refresh=False
-            )
-            self.bar.update()
-        self.line(text)
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-        seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = 1 - self.failed / max(self.done, 1)
-        self.line(
-            f"{self.done}/{self.total} done in {seconds:.1f} s: completed: {self.done - self.failed}, failed: {self.failed}, "
-            f"success_rate: {rate:.1%}, {self.done / seconds:.2f} sim/s"
-        )

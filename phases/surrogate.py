@@ -1,4 +1,10 @@
-"""Gaussian-process classification of phases."""
+"""Phase probabilities learnt from labelled points: a Gaussian-process classifier.
+
+A softmax classifier with one Matérn-5/2 kernel for all phases. Three quick steps instead of one slow Laplace evidence: length scales from
+the evidence of a regression on one-hot labels (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2006, 5.4.1 and 6.5), latent
+functions by the softmax mode, amplitude and temperature by leave-one-out log loss (Vehtari et al., arXiv:1412.7461, the linear-response
+cavity). `fit_labels` makes a `Surrogate`.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Phases as a Gaussian-process softmax classifier with one Matérn-5/2 kernel for all phases. Three quick steps instead of
-# one slow Laplace evidence: length scales from the evidence of a regression on one-hot labels (Rasmussen & Williams,
-# Gaussian Processes for Machine Learning, 2006, 5.4.1 and 6.5), latent functions by the softmax mode, amplitude and
-# temperature by leave-one-out log loss (Vehtari et al., arXiv:1412.7461, the linear-response cavity).
 HYPER_POINTS = 1000  # length scales, amplitude and temperature are learnt from at most so many points
 AMPLITUDES = (2.0, 5.0, 12.0, 30.0)  # of the latent functions, compared by leave-one-out
 SHARPNESSES = np.exp(np.linspace(-2, 2, 25))  # inverse temperatures, compared likewise
@@ -20,7 +22,12 @@ LEAST_WEIGHT = 0.1  # of a label with confidence 0
 
 @dataclass(frozen=True)
 class Surrogate:
-    """Phase probabilities of unit points, learnt from labelled ones."""
+    """Phase probabilities of unit points, learnt from labelled ones.
+
+    >>> surrogate = fit_labels(np.array([[0.1], [0.2], [0.8], [0.9]]), ["FM", "FM", "AFM", "AFM"], np.ones(4))
+    >>> surrogate.labels, surrogate.probabilities(np.array([[0.15], [0.5]])).shape
+    (('AFM', 'FM'), (2, 2))
+    """
 
     labels: tuple[str, ...]  # the C phases, sorted
     points: np.ndarray  # (n, d)
@@ -39,7 +46,11 @@ class Surrogate:
 
 
 def fit_labels(points: np.ndarray, labels: Sequence[str], weights: np.ndarray) -> Surrogate:
-    """The surrogate of n >= 1 labelled unit points (n, d), whatever their order; weights (n,) in (0, 1] say how sure a label is."""
+    """The surrogate of n >= 1 labelled unit points (n, d), whatever their order; weights (n,) in (0, 1] say how sure a label is.
+
+    >>> fit_labels(np.array([[0.1], [0.2], [0.9]]), ["FM", "FM", "AFM"], np.ones(3)).predict(np.array([[0.0], [1.0]])).tolist()
+    ['FM', 'AFM']
+    """
     order = np.lexsort(points.T)
     points, weights = points[order], weights[order]
     names, classes = np.unique(np.array(labels)[order], return_inverse=True)

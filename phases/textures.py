@@ -1,11 +1,10 @@
-"""Chirality and topological charge."""
+"""The real-space texture of a state: scalar chirality and topological charge, and what a few wave vectors make alone."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from phases.names import WaveVector
-from phases.waves import pairs_of
+from phases.waves import WaveVector, pairs_of
 
 
 def triangle_chirality(spins: np.ndarray, L: int) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +30,12 @@ def at_sites(values: np.ndarray) -> np.ndarray:
 
 
 def topological_charge(spins: np.ndarray, L: int) -> tuple[np.ndarray, np.ndarray]:
-    """Charge at each site, shape (N,), for plots, and the total of each sublattice, shape (2,), integers."""
+    """Of spins (N, 3): the charge at each site, shape (N,), for plots, and the total of each sublattice, shape (2,), integers.
+
+    >>> at_site, total = topological_charge(np.tile([0.0, 0, 1], (72, 1)), 6)
+    >>> at_site.shape, total.tolist()
+    ((72,), [0.0, 0.0])
+    """
     charges = triangle_chirality(spins, L)[1]
     return at_sites(charges), charges.sum(axis=(0, 1, 2))
 

@@ -1,14 +1,44 @@
-"""Wave vectors found in a structure factor."""
+"""Wave vectors found in a structure factor.
+
+`find_waves` takes the peaks of the spins' Fourier amplitudes, strongest first, each with all allowed q that belong to it, until the rest
+could be random; `is_overtone` says which of them are harmonics of stronger ones.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 
-from phases.model import norm
-from phases.names import HARMONIC, MOST_PEAKS, OVERTONES, REACH, SAME_WAVE, SHOULDER, TILED, WaveVector
-from phases.reciprocal import neighbour_phase, place_of, shortest
+from phases.reciprocal import neighbour_phase, norm, place_of, shortest
+
+TILED = 1e-6  # less intensity than this off the coarser grid: the state is a tiling of a smaller one
+REACH = 1.3  # steps: allowed q nearer than this to a wave vector belong to it (a q that does not fit L sits on up to 4 of them)
+SAME_WAVE = 0.4  # cos^2 of the angle between amplitudes S(q) of neighbouring q that belong to one wave (1 where q fits or not, 1/2 at M)
+SHOULDER = 2.3  # steps: a weak peak nearer than this to a strong one is its tail
+HARMONIC = 1 / 3  # a peak at n1 q1 + n2 q2 of OVERTONES with less than this share of the stronger one's weight is a harmonic
+OVERTONES = ((2, 0), (3, 0), (1, 1), (1, -1), (2, 1), (2, -1), (1, 2), (1, -2))
+MOST_PEAKS = 8
+
+
+@dataclass(frozen=True)
+class WaveVector:
+    """One wave vector (+-q identified) of a state, folded into the first Brillouin zone.
+
+    place: Γ, M, K, Γ-M, Γ-K, M-K or general; place_margin: 1 at an allowed q of that place, 0 halfway to the next.
+    helicity: |S* x S| / |S|^2, 1 for a circular spiral, 0 for a collinear wave.
+    bond: cos of the angle between neighbours that this wave alone would have, relative to the phase q gives them: 1 FM or zigzag,
+    -1 Néel or stripy. members: the allowed q that belong to it, as indices into pairs_of(L).
+    """
+
+    q: tuple[float, float]
+    weight: float
+    place: str
+    place_margin: float
+    helicity: float
+    bond: float
+    members: np.ndarray = field(repr=False, compare=False)
 
 
 @cache

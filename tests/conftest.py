@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib.util
 import os
 import pickle
 import py_compile
@@ -13,10 +12,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import fake_condor
 import numpy as np
 import pytest
 from support import HERE, P31, PUBLISHED, TRIANGLEBOX, exit_code, patch_rooms, point_of, reduced, ship_from
-from support_condor import FAKE_CONDOR, JOBS, SHORT_WAITS
+from support_condor import SHORT_WAITS
 from support_explorer import TINY, explore
 from support_learning import guide_ground, run_training, training_in
 from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, SHIPPED
@@ -65,65 +65,30 @@ def pool():
         yield executor
 
 
-@pytest.fixture(params=["inline", "local"])
-def executor(request):
-    if request.param == "local":
-        yield request.getfixturevalue("pool")
-    else:
-        with InlineExecutor() as inline:
-            inline.warm_up()
-            yield inline
-
-
-@pytest.fixture(scope="session")
-def jobs(tmp_path_factory):
-    """The module of what the jobs run."""
-    folder = tmp_path_factory.mktemp("jobs")
-    (folder / "condor_jobs.py").write_text(JOBS, encoding="utf-8")
-    sys.path.insert(0, str(folder))
-    yield importlib.import_module("condor_jobs")
-    sys.path.remove(str(folder))
-
-
 @pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
-    """The directory of the tools, and their module."""
+    """The directory of the tools of a pool that is none."""
     folder = tmp_path_factory.mktemp("tools")
-    (folder / "fake_condor.py").write_text(FAKE_CONDOR, encoding="utf-8")
-    py_compile.compile(str(folder / "fake_condor.py"))
-    launcher = (
-        f"#!{sys.executable} -IS\nimport sys\n\nsys.path.append({str(folder)!r})\nimport fake_condor\n\nsys.exit(fake_condor.main())\n"
-    )
-    for name in ("condor_submit", "condor_q", "condor_rm", "condor_release", "condor_hold"):
-        (folder / name).write_text(launcher, encoding="utf-8")
-        (folder / name).chmod(0o755)
-    spec = importlib.util.spec_from_file_location("fake_condor", folder / "fake_condor.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    with subprocess.Popen(
-        [sys.executable, "-IS", "-c", f"import sys\nsys.path.append({str(folder)!r})\nimport fake_condor\nfake_condor.forge()"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as module.Pool.forge:
-        yield folder, module
+    fake_condor.install(folder)
+    forge = [sys.executable, "-IS", fake_condor.__file__]
+    with subprocess.Popen(forge, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as fake_condor.Pool.forge:
+        yield folder
 
 
 @pytest.fixture
 def fake(fake_tools, tmp_path, monkeypatch, quick):
     """An empty pool, the tools of which come first on PATH."""
-    folder, module = fake_tools
     (tmp_path / "pool").mkdir()
     monkeypatch.setenv("FAKE_CONDOR", str(tmp_path / "pool"))
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    pool = module.Pool(str(tmp_path / "pool"))
+    monkeypatch.setenv("PATH", f"{fake_tools}{os.pathsep}{os.environ['PATH']}")
+    pool = fake_condor.Pool(str(tmp_path / "pool"))
     yield pool
     pool.kill()
 
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Waits of condor_worker, shortened."""
+    """Waits of the executors, shortened."""
     for name, value in SHORT_WAITS.items():
         patch_rooms(monkeypatch, "executors", name, value)
 
@@ -189,7 +154,7 @@ def place(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def bare(tmp_path_factory):
-    """A copy of the program and the families, without rules and weights, in a directory whose name a careless command line would break."""
+    """A copy of the two programs, their rooms and families alone, in a directory whose name a careless command line would break."""
     directory = tmp_path_factory.mktemp("bare") / 'it\'s a "copy"'
     directory.mkdir()
     for name in ("ibp_reduce.py", "condor_worker.py"):
@@ -279,7 +244,7 @@ def equations(tmp_path_factory):
     @functools.cache
     def run(family, variables=None, *more):
         variables = variables or DIFFERENTIAL[family]
-        words = ["--family", family, "--differential-equation", variables, *more, "--quiet", "--work-dir", str(directory / "work")]
+        words = ["differentiate", variables, "--family", family, *more, "--quiet", "--work-dir", str(directory / "work")]
         output = directory / f"{family}-{variables}-{len(os.listdir(directory))}.pkl"
         assert exit_code([*words, "--output", str(output)]) == 0
         return pickle.loads(output.read_bytes()) | {"path": output}
@@ -287,7 +252,7 @@ def equations(tmp_path_factory):
     return run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """A finished run in an empty directory with an awkward name, by two processes: (directory, what it printed)."""
     place = tmp_path_factory.mktemp("an awkward näme; $x 'y")

@@ -1,4 +1,4 @@
-"""support explorer."""
+"""For the tests of the explorer: toy models, small runs, what a page must be."""
 
 import ctypes
 import enum
@@ -13,21 +13,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+from support import HERE
 
-import explorer as ex
 from phases.active_learning import ActiveLearningExplorer
 from phases.box import Box
 from phases.learner import Explorer
 from phases.model import PARAMETERS
-from phases.surrogate import fit_labels
 
 FULL = {"J1z": 0.3, "D": 0.2, "E": -0.3, "F": 0.15, "G": -0.4, "J3xy": 0.5, "J3z": -0.2, "J2xy": 0.25, "J2z": -0.1}
-MEV = {"fitting_param_2": (-6.772, -1.887, 0.815, 1.292, -0.091, 0.627, 1.823, -0.157), "emily": (-7.6, -1.2, 0.1, -0.1, 0, 0, 2.5, -0.85)}
-
-
-def couplings_of(name):
-    scale, *values = MEV[name]
-    return dict(zip(PARAMETERS, (v / abs(scale) for v in values)))
 
 
 def random_spins(rng, *shape):
@@ -106,36 +99,18 @@ def explored(order=lambda points: points, box=SMALL_BOX, rename=lambda label: la
     return explorer
 
 
-# ---- surrogate and sampling
-def spiral_diagram(u):
-    """D = E = F = G = J3z = 0: J3xy, J1z in [-1, 1]; Luttinger-Tisza on Γ-M, where the greatest |J(q)| is."""
-    j, z = 2 * u[:, 0] - 1, 2 * u[:, 1] - 1
-    wave = np.exp(2j * np.pi * np.linspace(0, 0.5, 201))
-    best = np.abs(j[:, None] * (2 * wave + wave.conj()) - (2 + wave))
-    k, best = best.argmax(1), best.max(1)
-    names = np.where(k == 0, "FM", np.where(k == 200, "ZIGZAG", "SPIRAL"))
-    return np.where(3 * np.abs(z) > best, np.where(z > 0, "AFM_Z", "FM_Z"), names)
-
-
-GRID = np.array([((i + 0.5) / 40, (k + 0.5) / 40) for k in range(40) for i in range(40)])
-
-
-def fitted(u, diagram=spiral_diagram):
-    return fit_labels(u, diagram(u), np.ones(len(u)))
-
-
 # ---- history
 def run_toy(path, **how):
     with make_run(path, seed=7) as run:
         run.run(toy_simulation, n_initial=8, n_iterations=3, n_per_iteration=5, timeout=None, **how)
-        return run.explorer
+        return run.result
 
 
 KILLED = """
 import os, sys
-sys.path[:0] = [{here!r}]
-import importlib, explorer as core
-tests_core = importlib.import_module({module!r})
+sys.path[:0] = {here!r}
+from phases import history as core
+import support_explorer
 left = {after}
 write = core.History.append
 def append(self, event, **fields):
@@ -147,9 +122,9 @@ def append(self, event, **fields):
         os.kill(os.getpid(), 9)
     return write(self, event, **fields)
 core.History.append = append
-tests_core.run_toy({path!r})
+support_explorer.run_toy({path!r})
 """
-PROGRAM = Path(ex.__file__)
+PROGRAM = HERE / "explorer.py"
 TINY = shlex.split("--screening --lattice-size 6 --n-initial 4 --n-iterations 2 --n-per-iteration 3 --seed 5")
 
 

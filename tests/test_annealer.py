@@ -1,4 +1,4 @@
-"""annealer."""
+"""The annealer: exact ground states, distributions of its moves, the same result whatever the threads."""
 
 import math
 import os
@@ -7,11 +7,14 @@ import sys
 
 import numpy as np
 import pytest
-from support_explorer import FULL, MEV, couplings_of, drawn, random_spins
+from support import HERE
+from support_explorer import FULL, drawn, random_spins
 
-from phases.annealer import TORQUE, Cell, Clusters, align, heat_bath, magnetic_cells, over_relax, relax, simulate
+from phases.annealer import MODES, TORQUE, align, heat_bath, over_relax, relax, simulate
+from phases.benchmark import spiral_energy
+from phases.clusters import Cell, Clusters, magnetic_cells
 from phases.errors import ExplorerError, InputError
-from phases.model import Couplings, energy, grid, local_fields
+from phases.model import PUBLISHED_FITS, Couplings, energy, grid, local_fields
 
 FULL |= {"hx": 0.1, "hy": -0.2, "hz": 0.3}
 BEST = {"fitting_param_2": -1.125530, "emily": -1.055194}  # the best that another annealer found
@@ -34,14 +37,29 @@ def test_ordered_states_have_their_closed_form_energies():
 
 
 @pytest.mark.parametrize("mode", ["screening", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", list(MEV))
+@pytest.mark.parametrize("j", [0.1, 0.249, 0.25, 0.26, 0.30, 0.35, 0.3903, 0.3905, 0.6])
+def test_exact_truths(mode, j):
+    """FM, spirals at the wave vectors that the lattice has, zigzag, and both boundaries."""
+    result, L = simulate({"J3xy": j, "J1z": 0.2, "J3z": -0.3}, mode=mode), MODES[mode].L
+    best = min(-1.5 + 1.5 * j, -(1 + 3 * j) / 2, *(spiral_energy(j, m / L) for m in range(L // 2 + 1)))
+    assert result.energy <= best + 1e-9  # a modulation of another kind may gain on a finite lattice
+    if j <= 0.25 or j >= 0.3904:
+        assert result.energy == pytest.approx(best, abs=1e-6)
+        assert result.energy == pytest.approx(result.bound, abs=1e-6)
+    assert result.converged and result.torque <= TORQUE
+    assert result.energy >= result.bound - 1e-9
+
+
+@pytest.mark.parametrize("mode", ["screening", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", list(BEST))
 def test_published_sets_reach_the_best_known_energies(name, mode):
-    result = simulate(couplings_of(name), mode=mode)
+    couplings = Couplings.from_parameters(PUBLISHED_FITS[name])
+    result = simulate(couplings, mode=mode)
     assert result.energy <= BEST[name] + 5e-7  # the table has six digits
     assert result.bound < result.energy
-    assert result.energy == pytest.approx(float(energy(result.spins, Couplings.from_parameters(couplings_of(name)))), abs=1e-12)
+    assert result.energy == pytest.approx(float(energy(result.spins, couplings)), abs=1e-12)
     assert np.allclose(np.linalg.norm(result.spins, axis=1), 1, atol=1e-12)
-    torque = np.cross(result.spins, local_fields(result.spins, Couplings.from_parameters(couplings_of(name))))
+    torque = np.cross(result.spins, local_fields(result.spins, couplings))
     assert np.linalg.norm(torque, axis=1).max() == pytest.approx(result.torque, abs=1e-12)
 
 
@@ -121,14 +139,15 @@ def test_all_couplings_zero_and_a_field_alone():
 
 DIGEST = """
 import sys; sys.path.insert(0, {path!r})
-import hashlib, explorer as spin
-runs = [spin.simulate(dict(J3xy=0.31, D=0.1, F=0.2, J2xy=j2), mode="fast", seed=3) for j2 in (0.0, 0.1)]
+import hashlib
+from phases.annealer import simulate
+runs = [simulate(dict(J3xy=0.31, D=0.1, F=0.2, J2xy=j2), mode="fast", seed=3) for j2 in (0.0, 0.1)]
 print(hashlib.sha256(b"".join(r.spins.tobytes() for r in runs)).hexdigest())
 """
 
 
 def test_same_seed_gives_the_same_spins_whatever_the_threads():
-    code = DIGEST.format(path=os.path.dirname(os.path.abspath(__file__)))
+    code = DIGEST.format(path=str(HERE))
     names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     runs = [
         subprocess.run([sys.executable, "-c", code], env=os.environ | dict.fromkeys(names, n), capture_output=True, text=True, check=True)

@@ -97,7 +97,7 @@ def test_certificate_of_what_is_not_reduced(level, place, monkeypatch, capsys):
     assert exit_code([*words, "--certificate", "c", "--export", "json"]) == 1
     left = read_result("r.pkl")["unreduced"]
     capsys.readouterr()
-    assert exit_code(["--verify", "c"]) == 0
+    assert exit_code(["verify", "c"]) == 0
     assert f" of 16 masters and {len(left)} that nothing reduces, by " in capsys.readouterr().out
     assert read_export("r.json")["unreduced"] == [list(term) for term in left]
 
@@ -224,7 +224,7 @@ def test_changed_header_of_a_certificate(what, small_certificate, place, capsys)
     change, fragment = HEADER_CHANGES[what]
     content = pack_certificate(small_certificate[0])
     Path("c").write_bytes(with_header(content, change))
-    code = exit_code(["--verify", "c"])
+    code = exit_code(["verify", "c"])
     printed, said = capsys.readouterr()
     if fragment is None:
         assert code == 0 and printed.startswith("verified: ") and said == ""
@@ -248,7 +248,7 @@ def test_headers_with_nonsense_are_refused_in_one_line(small_certificate, place,
     for number in range(400):
         change = set_path(*draw.choice(paths), draw.choice(nonsense))
         Path("c").write_bytes(with_header(content, change))
-        codes.add(code := exit_code(["--verify", "c"]))
+        codes.add(code := exit_code(["verify", "c"]))
         printed, said = capsys.readouterr()
         assert (code, said) == (0, "") or (code == 1 and printed == "" and said.count("\n") == 1 and len(said) < 1000), (number, said)
     assert codes == {0, 1}  # a version or a default value may be anything
@@ -264,7 +264,7 @@ def test_damaged_certificates_are_refused_in_one_line(small_certificate, place, 
     bad += [content.replace(b"format 1", b"format 2", 1), pickle.dumps({"format": 1}), pickle.dumps([content]), content[:24] + b"\xff" * 99]
     for number, damaged in enumerate(bad):
         Path("c").write_bytes(damaged)
-        code = exit_code(["--verify", "c"])
+        code = exit_code(["verify", "c"])
         printed, said = capsys.readouterr()
         assert code in (1, 2) and printed == "" and said.count("\n") == 1 and said.startswith("ibp_reduce: "), (number, said)
         assert "Traceback" not in said and len(said) < 1000
@@ -280,14 +280,14 @@ def test_certificate_from_the_command_line(place, capsys, monkeypatch):
     result = load_builtins(Path("r.pkl").read_bytes())
     assert result["reductions"] == reduced("--family", "sunrise", "--integral", "2,1,2,-1,-1")["reductions"]
     for name, count in (("deep/c", " through 6 of "), ("r.pkl", "modulo 1009, by")):
-        assert exit_code(["--verify", name]) == 0
+        assert exit_code(["verify", name]) == 0
         printed, said = capsys.readouterr()
         assert printed.startswith("verified: I[2,1,2,-1,-1] of sunrise at d=41, s=7, m=3 modulo 1009") and printed.count("\n") == 1
         assert said == "" and (name == "r.pkl" or re.search(r" through \d of \d masters, by ", printed)), count
     _, header, _ = header_of(Path("deep/c").read_bytes())
     assert header["reductions"] == [[[2, 1, 2, -1, -1], [[list(term), value] for term, value in result["final_expr"].items()]]]
     assert (header["prime"], header["d"], header["kinematics"]) == (1009, "41", {"s": "7", "m": "3"})
-    assert exit_code(["--verify", "deep/c", "--quiet"]) == 0
+    assert exit_code(["verify", "deep/c", "--quiet"]) == 0
     assert capsys.readouterr() == ("", "")
 
 
@@ -295,7 +295,7 @@ def test_certificate_from_the_command_line(place, capsys, monkeypatch):
 def test_certificate_of_the_headline(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert exit_code(["--certificate", "c", "--quiet", "--output", "r.pkl"]) == 0
-    assert exit_code(["--verify", "c"]) == 0
+    assert exit_code(["verify", "c"]) == 0
     assert " through 16 of 16 masters, by " in capsys.readouterr().out
     own = unpack_certificate(Path("c").read_bytes())
     values = [own.reductions[3, 2, 1, 3, 2, 2, -6][master] for master in sorted(TRIANGLEBOX.paper_masters, key=weight)]

@@ -1,4 +1,4 @@
-"""classification."""
+"""Names of states that are known, under symmetries, tilings and noise; what the confidence is worth."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from phases.classification import classify
 from phases.errors import InputError
 from phases.ideal_states import ideal_state
-from phases.model import normalised
+from phases.model import unit
 from phases.names import PhaseType
 from phases.reciprocal import structure_factor
 
@@ -54,7 +54,7 @@ def ideal_cases(L):
 
 def tilted(spins, degrees, rng):
     """Each spin turned about a random axis at right angles by a normally distributed angle with this root mean square."""
-    sideways = normalised(np.cross(spins, rng.normal(size=spins.shape)))
+    sideways = unit(np.cross(spins, rng.normal(size=spins.shape)), axis=1)
     angle = np.radians(degrees) * rng.normal(size=(len(spins), 1))
     return np.cos(angle) * spins + np.sin(angle) * sideways
 
@@ -84,7 +84,7 @@ def calibration(rng, states, sizes=(8, 12, 24)):
     for L in np.repeat(sizes, states).tolist():
         clean, other = random_ideal_state(L, rng), random_ideal_state(L, rng)
         share = 0.4 * rng.random()
-        found = classify(tilted(normalised((1 - share) * clean + share * other), 45 * rng.random(), rng), L)
+        found = classify(tilted(unit((1 - share) * clean + share * other, axis=1), 45 * rng.random(), rng), L)
         if found.confidence > 0:
             rows.append((found.confidence, found.margin, found.phase == classify(clean, L).phase))
     return np.array(rows, dtype=float)

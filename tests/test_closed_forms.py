@@ -1,4 +1,4 @@
-"""closed forms."""
+"""Integrals whose reduction is known in closed form."""
 
 import functools
 import math

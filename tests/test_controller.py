@@ -1,4 +1,4 @@
-"""controller."""
+"""Reductions by sectors: against brute force, published values and laws of physics, however the work is portioned."""
 
 import dataclasses
 import itertools
@@ -13,7 +13,6 @@ from support_oracles import (
     FAMILIES,
     GOLDEN,
     LAW_TARGETS,
-    NONZERO,
     SAMPLES,
     Kinematics,
     Laporta,
@@ -24,12 +23,10 @@ from support_oracles import (
 
 from executors.local import LocalExecutor
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.identities import derive_identities, evaluate_identities, generic_point
-from ibp.knowledge import Knowledge, SectorKnowledge
+from ibp.identities import derive_identities, evaluate_identities
+from ibp.knowledge import Knowledge
 from ibp.rules import Neighbourhood
-from ibp.sector_reduction import reduce_sector
-from ibp.sector_tasks import SectorTask
-from ibp.sectors import Sector, find_nonzero_sectors, layout_for
+from ibp.sectors import layout_for
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -46,19 +43,6 @@ def test_identities_equal_explicit_differentiation(name):
         for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
             found[operator][tuple(shift)] = row
         assert found == expected
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_nonzero_sectors_are_those_with_a_scale(name):
-    """The identities at corners agree with the polynomials U and F; the numbers are those of a Laporta run (box and
-    bubble: by hand).
-    """
-    family = BUILT_IN_FAMILIES[name]
-    found = find_nonzero_sectors(evaluate_identities(derive_identities(family), generic_point(family)), family.lines)
-    assert sorted(found) == any_kinematics(family).nonzero_sectors()
-    assert len(found) == NONZERO[name]
-    if name == "trianglebox":  # arXiv:2502.05121
-        assert sorted(found) == [14, 15, 21, 23, 27, 28, 29, 30, 31, 37, 39, 43, 45, 46, 47, 53, 55, 57, 59, 60, 61, 62, 63]
 
 
 # family, targets, dots and s of the seeds of the elimination
@@ -288,26 +272,6 @@ def test_rules_cost_time_only(reduce_at, shelves, lawful, change, prime):
     expected = lawful if prime == P31 else reduce_at("trianglebox", LAW_TARGETS, prime, paper_masters_only=True).reductions
     outcome = reduce_at("trianglebox", LAW_TARGETS, prime, shelves=[Rearranged(shelves, CHANGES[change])], paper_masters_only=True)
     assert outcome.reductions == expected and not outcome.unreduced
-
-
-def test_reduction_of_a_sector_is_linear():
-    """Columns x, y and 3x + 5y of coefficients: so are the columns of everything that comes out, masters, unreduced and
-    subsectors.
-    """
-    family = TRIANGLEBOX
-    equations = evaluate_identities(derive_identities(family), point_of(family))
-    nonzero = find_nonzero_sectors(equations, family.lines)
-    integrals = [(1, 0, 1, 1, 1, 1, -2), (2, 0, 1, 1, 1, 1, 0), (1, -1, 1, 1, 2, 1, 0), (1, -2, 1, 1, 1, 1, -1)]
-    layout = layout_for(integrals, family.n)
-    keys = Sector(layout, 61).encode(np.array(integrals))
-    x, y = np.random.default_rng(1).integers(0, P31, (2, len(keys)))
-    coefficients = np.column_stack([x, y, (3 * x + 5 * y) % P31])
-    generic = evaluate_identities(derive_identities(family), generic_point(family))
-    nothing = SectorKnowledge()
-    task = SectorTask(layout, 61, nonzero, equations, generic, nothing, ((1, 0, 1, 1, 1, 1, 0),), {}, keys, coefficients)
-    result = reduce_sector(task)
-    lines = [*result.masters.values(), *result.unreduced.values(), *(line for _, part in result.below.values() for line in part.tolist())]
-    assert len(lines) > 10 and all((3 * a + 5 * b - c) % P31 == 0 for a, b, c in lines)
 
 
 def reconstruct(value, modulus):

@@ -1,4 +1,4 @@
-"""cuts."""
+"""Reductions on cuts, and their union."""
 
 import dataclasses
 
@@ -17,7 +17,7 @@ from support_oracles import (
 )
 
 from executors.inline import InlineExecutor
-from ibp.console import Progress
+from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.cuts import lowest_sectors, merge_cuts
 from ibp.errors import ReductionError
@@ -113,7 +113,7 @@ def test_preferred_masters_on_a_cut(reduce_at):
     whole = reduce_at("sunrise", [target], preferred_masters=preferred[:1]).reductions[target]
     family = BUILT_IN_FAMILIES["sunrise"]
     problem = Problem(family, point_of(family), (target,), preferred_masters=preferred).on_cut(cut)
-    part = Controller(problem, InlineExecutor(), [], Progress(quiet=True)).run()
+    part = Controller(problem, InlineExecutor(), [], Reporter()).run()
     assert part.reductions[target] == {m: v for m, v in whole.items() if sector_of(m) & cut == cut}
     assert preferred[0] in part.masters and preferred[1] not in part.masters
 

@@ -1,4 +1,4 @@
-"""directories."""
+"""Directories that are private and claimed by one controller."""
 
 import json
 import os
@@ -50,9 +50,13 @@ def test_what_is_not_our_directory_is_refused(tmp_path):
         assert "\n" not in str(info.value)
 
 
-CLAIM = (
-    "import sys\nfrom executors.directories import claim_directory\nwith claim_directory(sys.argv[1]):\n    print('claimed', flush=True)\n    sys.stdin.read()"
-)
+CLAIM = """
+import sys
+from executors.directories import claim_directory
+with claim_directory(sys.argv[1]):
+    print('claimed', flush=True)
+    sys.stdin.read()
+"""
 
 
 def claim_elsewhere(path):

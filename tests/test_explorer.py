@@ -1,5 +1,6 @@
-"""explorer."""
+"""The program: its commands, whole runs from outside, the public names."""
 
+import doctest
 import json
 import os
 import re
@@ -7,20 +8,19 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DEADLINE_S, HERE, patch_rooms
+from support import DEADLINE_S, HERE
 from support_explorer import PROGRAM, TINY, check_page, explore
 
 import explorer as ex
 from executors.directories import claim_directory
-from phases.model import A1, A2, Lattice
-from phases.runs import read_history
-from phases.simulations import site_order
-from phases.spin_simulations import point_seed
+from phases.history import read_history
 
 PLANE = '{"J3xy": [0, 1], "J1z": [-1, 1], "D": 0.05}'
 MODEL = """
@@ -35,6 +35,10 @@ def simulate(parameters):
     spins[::2] *= np.sign(y - 0.4)
     return spins, np.zeros((72, 2)), x * y
 """
+
+
+def options_of(*words):
+    return ex.parse("explorer.py", ex.COMMANDS, words)[1]
 
 
 def content(directory):
@@ -57,58 +61,64 @@ def interrupted(directory, cwd, number, after):
 
 # ---- options
 def test_options_have_two_spellings_and_one_default():
-    parse = ex.parse_options
-    assert parse(["--n-jobs", "3", "--fresh_start", "--n_initial=7"]) == parse(["--n_jobs", "3", "--fresh-start", "--n-initial", "7"])
-    assert parse([]) == ex.Options()
+    parse = options_of
+    assert parse("--n-jobs", "3", "--fresh_start", "--n_initial=7") == parse("--n_jobs", "3", "--fresh-start", "--n-initial", "7")
+    assert parse() == parse("explore") == ex.Explore() and parse("--n-jobs", "-1").n_jobs == -1
     documented = {"n_initial": 50, "n_iterations": 10, "n_per_iteration": 10, "strategy": "balanced", "n_jobs": 1, "timeout": 300}
-    assert {name: getattr(parse([]), name) for name in documented} == documented
-    assert ex.make_plan(parse([])).L == 12 and ex.make_plan(parse(["--accurate"])).L == 24
-    assert ex.make_plan(parse(["--screening", "--lattice-size", "10"])).L == 10
+    assert {name: getattr(parse(), name) for name in documented} == documented
+    for words, mode, L in (([], "fast", 12), (["--accurate"], "accurate", 24), (["--screening", "--lattice-size", "10"], "screening", 10)):
+        plan = ex.plan_of(parse(*words))
+        assert (plan.mode, plan.L) == (mode, L)
 
 
 @pytest.mark.parametrize(
     "arguments, says",
     [
         ("--strategy greedy", "balanced, uncertainty"),
-        ("--n-jobs 0", "n_jobs = 0"),
+        ("--strategy target", "needs --target-phase"),
+        ("--n-jobs 0", "--n-jobs 0"),
         ("--n-jobs 2 --condor", "--n-jobs contradict"),
         ("--fast-mode --accurate", "contradict"),
         ("--resume --fresh-start", "contradict"),
-        ("--status --benchmark", "contradict"),
+        ("--skip-simulation --dry-run", "contradict"),
+        ("--status", "explorer.py status"),
+        ("--point 3", "explorer.py point"),
+        ("--test-parallel 4", "explorer.py test-parallel"),
+        ("--benchmark all", "explorer.py benchmark"),
+        ("--stop", "explorer.py stop"),
         ("--resume", "holds no run"),
         ("--skip-simulation", "no run to read"),
-        ("--status", "no run to read"),
-        ("--point 3", "no run to read"),
-        ("--lattice-size 5", "at least 6"),
-        ("--seed -1", "not negative"),
+        ("status", "no run to read"),
+        ("point 3", "no run to read"),
+        ("point", "ID is missing"),
+        ("--lattice-size 5", "from 6"),
+        ("--seed -1", "from 0"),
         ("--timeout 0", "--timeout 0"),
         ("--timeout nan", "--timeout nan"),
         ("--n-initial 0", "--n-initial 0"),
         ("--target-phase SKYRMION", "MERON_ANTIMERON"),
         ("--parameters nowhere.json", "nowhere.json"),
-        ("--parameters {]", "not readable as JSON"),
-        ('--parameters {"J3xy":[1,0]}', "must be below"),
         ('--parameters {"J4":[0,1]}', "J4"),
-        ('--parameters {"J3xy":[0,1],"D":NaN}', "finite"),
-        ("--simulation model", "MODULE:FUNCTION"),
-        ('--simulation nowhere_at_all:f --parameters {"x":[0,1]}', "cannot be loaded"),
-        ('--simulation math:pi --parameters {"x":[0,1]}', "not a function"),
         ("--simulation math:sin", "--parameters"),
-        ("--at D", "NAME=VALUE"),
-        ("--at J9=0", "no parameter of this run"),
-        ("--map D,D", "give two of J1z"),
-        ("--condor-option accounting", "KEY=VALUE"),
+        ('--simulation math:pi --parameters {"x":[0,1]}', "not a function"),
+        ('--simulation math:sin --accurate --parameters {"x":[0,1]}', "contradict"),
+        ("--plots --at D", "NAME=VALUE"),
+        ("--plots --at D=x", "NAME=VALUE"),
+        ("--plots --at J9=0", "no parameter of this run"),
+        ("--plots --at J1z=7", "outside of its bounds"),
+        ("--plots --map D,D", "give two of J1z"),
+        ("--map D,E", "--plots or --report"),
+        ("--check-interval 3", "--condor"),
+        ("--condor --condor-option accounting", "KEY=VALUE"),
         ("--report .", "not a regular file"),
         ("--output-dir file", "not a directory"),
-        ("--benchmark most", "--benchmark most"),
-        ("--test-parallel 1", "at least 2"),
+        ("benchmark most", "quick or all"),
+        ("test-parallel 1", "from 2"),
     ],
 )
 def test_bad_values_are_one_line_and_write_nothing(arguments, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("file").touch()
-    if arguments.startswith("--simulation model"):
-        arguments += ' --parameters {"x":[0,1]}'
     assert ex.main(arguments.split()) == 2
     printed = capsys.readouterr()
     assert says in printed.err and printed.err.count("\n") == 1 and printed.err.startswith("explorer: ") and not printed.out
@@ -116,28 +126,26 @@ def test_bad_values_are_one_line_and_write_nothing(arguments, says, tmp_path, mo
 
 
 def test_help_needs_numpy_only():
-    code = "import sys; sys.argv[1:] = ['--help']\ntry:\n    explorer.main()\nexcept SystemExit:\n    pass\n"
-    code = f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); import explorer; " + code
-    code += "print([m for m in ('torch', 'matplotlib', 'filelock', 'tqdm', 'sympy', 'scipy') if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code.replace("import sys; sys.argv", "\nsys.argv")], capture_output=True, text=True)
-    assert done.stdout.endswith("[]\n") and "--test-parallel" in done.stdout, done.stderr
+    heavy = "('torch', 'matplotlib', 'filelock', 'tqdm', 'sympy', 'scipy', 'executors.condor', 'executors.local')"
+    code = f"import sys; sys.path.insert(0, {str(PROGRAM.parent)!r}); import explorer\n"
+    code += f"try: explorer.main(['--help'])\nexcept SystemExit: print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n") and "test-parallel" in done.stdout, done.stderr
+    assert done.stdout.index("--n-initial") < done.stdout.index("--condor-option") and "(default: 50)" in done.stdout
+
+
+def test_public_names_and_their_examples():
+    names = "ActiveLearningExplorer Couplings Lattice Run Surrogate classify energy fit_labels luttinger_tisza read_history simulate"
+    assert ex.__all__ == [*names.split(), "structure_factor", "topological_charge"]
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    known = {name: getattr(ex, name) for name in ex.__all__} | {"np": np, "tempfile": tempfile, "partial": partial}
+    tried = [runner.run(test).attempted for name in ex.__all__ for test in finder.find(known[name], name, globs=known)]
+    assert runner.summarize(verbose=False).failed == 0 and tried.count(0) == 1  # Run has its example at read_history
 
 
 def test_explorer_dry_run_writes_nothing(tmp_path):
     done = explore("--dry-run", "--n-jobs", "3", "--parameters", PLANE, cwd=tmp_path)
     assert done.returncode == 0 and "3 processes" in done.stdout and "D = 0.05" in done.stdout and not list(tmp_path.iterdir())
-
-
-def test_advice(monkeypatch):
-    import resource
-
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 100_000))
-    patch_rooms(monkeypatch, "phases", "free_memory_mb", lambda: 500.0)
-    patch_rooms(monkeypatch, "phases", "usable_cores", lambda: 2.0)
-    options = ex.Options(n_jobs=100)
-    files, memory, cores, idle = ex.advice(options, ex.make_plan(options))
-    assert "ulimit -n 4096" in files and "MB" in memory and "100 processes on 2 cores" in cores and "idle" in idle
-    assert ex.advice(ex.Options(n_jobs=2), ex.make_plan(options)) == []
 
 
 # ---- runs
@@ -177,11 +185,11 @@ def test_what_is_there_is_shown_and_not_mixed_up(undisturbed, tmp_path, capsys):
     before = content(directory)
     for arguments, code, says in [
         ([*TINY, "--resume"], 0, "2 iterations are done"),
-        (["--status"], 0, "points      14"),
+        (["status"], 0, "points      14"),
         (["--skip-simulation"], 0, "importance:"),
-        (["--skip-simulation", "--verbose"], 0, "one wave vector"),
-        (["--point", "3"], 0, "margin"),
-        (["--point", "14"], 2, "points 0 to 13"),
+        (["show", "--verbose"], 0, "one wave vector"),
+        (["point", "3"], 0, "margin"),
+        (["point", "14"], 2, "points 0 to 13"),
         ([*TINY, "--seed", "6"], 2, "of another run: its seed is 5, not 6"),
         ([*TINY, "--lattice-size", "8"], 2, "of another run: its model"),
         ([*TINY, "--dry-run"], 0, "14 of 14 points done"),
@@ -192,7 +200,7 @@ def test_what_is_there_is_shown_and_not_mixed_up(undisturbed, tmp_path, capsys):
     assert content(directory) == before
     with claim_directory(directory):
         assert ex.main([*TINY, *place]) == 2 and "in use by process" in capsys.readouterr().err
-        assert ex.main(["--status", *place]) == 0 and "at work" in capsys.readouterr().out
+        assert ex.main(["status", *place]) == 0 and "at work" in capsys.readouterr().out
 
 
 def test_fresh_start(tmp_path, capsys):
@@ -239,8 +247,7 @@ def test_all_failed_is_exit_code_1(tmp_path):
 
 
 GUIDE = """
-from phases.active_learning import ActiveLearningExplorer
-from phases.annealer import simulate
+from explorer import ActiveLearningExplorer, simulate
 
 def simulation_func(params):
     return simulate(params, L=6, mode="screening")
@@ -295,14 +302,8 @@ def test_condor_controller_is_killed(undisturbed, fake, tmp_path, capsys):
     assert explore(*CONDOR, cwd=tmp_path).returncode == 0
     assert len(fake.history()) == 14  # the jobs in the queue were found again
     assert content(tmp_path / "exploration") == content(undisturbed[0])
-    assert ex.main(["--stop", "--output-dir", str(tmp_path / "exploration")]) == 0
+    assert ex.main(["stop", "--output-dir", str(tmp_path / "exploration")]) == 0
     assert "0 jobs removed" in capsys.readouterr().err
-
-
-def test_point_seed_depends_on_the_point_alone():
-    seed = point_seed(3, {"a": 0.1, "b": 0.2})
-    assert seed == point_seed(3, {"b": 0.2, "a": 0.1}) and 0 <= seed < 2**32
-    assert len({point_seed(s, {"a": a}) for s in range(5) for a in (0.1, 0.2, 0.3)}) == 15
 
 
 @pytest.mark.condor
@@ -372,24 +373,10 @@ def test_sites_are_put_in_order_by_their_positions(function, hostile_place):
     assert of_points("run", "phase") == ["AFM"] * 2
 
 
-def test_sites_in_any_order_are_put_in_order():
-    rng = np.random.default_rng(3)
-    for L in (6, 7):
-        positions = Lattice.of(L).positions
-        shuffled = rng.permutation(len(positions))
-        order = site_order(positions[shuffled], L)
-        moved = positions[shuffled][order] - positions
-        steps = (moved - moved[0]) @ np.linalg.inv(np.array([A1, A2])) / L
-        assert np.allclose(steps, np.round(steps))  # every site where it belongs, up to periods of the lattice
-        assert sorted(order) == list(range(len(positions)))
-        assert np.array_equal(site_order(positions, L), np.arange(len(positions)))
-        assert site_order(1.1 * positions, L) is None and site_order(positions[:-2], L) is None
-
-
 @pytest.mark.parametrize("call", ["", "n_jobs=2"])
 def test_script_without_a_guard(call, hostile_place):
     (hostile_place / "script.py").write_text(
-        "import hostile_model\nfrom phases.active_learning import ActiveLearningExplorer\n"
+        "import hostile_model\nfrom explorer import ActiveLearningExplorer\n"
         "def simulate(p): return hostile_model.state(p)\n"
         "run = ActiveLearningExplorer('api', L=6, parameters={'x': (0, 1), 'y': (0, 1)})\nrun.add_lhs_samples(3)\n"
         f"print(run.classify_pending_points(simulate, {call}))\nrun.close()\n"
@@ -406,7 +393,7 @@ def test_script_without_a_guard(call, hostile_place):
 def test_what_lies_there_is_not_overwritten(hostile_place, capsys):
     assert ex.main([*TOY_RUN, "--simulation", "hostile_model:state"]) == 0
     before = (hostile_place / "run/history.jsonl").read_bytes()
-    assert ex.main(["--skip-simulation", "--output-dir", "run", "--report", "run/history.jsonl"]) == 2
+    assert ex.main(["show", "--output-dir", "run", "--report", "run/history.jsonl"]) == 2
     missing = ["--fresh-start", "--condor", "--condor-option", "queue=1"]
     assert ex.main([*TOY_RUN, "--simulation", "hostile_model:state", *missing]) == 2
     (hostile_place / "run/scratch.json").write_text("garbage")
@@ -415,22 +402,7 @@ def test_what_lies_there_is_not_overwritten(hostile_place, capsys):
     for path in (hostile_place / "run/spins").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     capsys.readouterr()
-    assert ex.main(["--point", "0", "--output-dir", "run"]) == 2 and capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "box",
-    ['{"x": [0, 1], "x": [0, 2]}', '{"x": [0, 1' + "0" * 400 + "]}", '{"x": [-1e308, 1e308]}', '{"a":' * 100_000, '{"\\ud800": [0, 1]}'],
-)
-def test_bad_boxes_are_refused_in_one_line(box, hostile_place, capsys):
-    assert ex.main(["--simulation", "hostile_model:state", "--parameters", box, "--output-dir", "run"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not (hostile_place / "run").exists()
-
-
-@pytest.mark.parametrize("words", [["--strategy", "target"], ["--at", "J1z=7"]], ids=" ".join)
-def test_mistakes_are_told_before_anything_is_simulated(words, hostile_place, capsys):
-    assert ex.main([*words, "--output-dir", "run"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1 and not (hostile_place / "run").exists()
+    assert ex.main(["point", "0", "--output-dir", "run"]) == 2 and capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])

@@ -266,7 +266,7 @@ BAD_OUTPUTS = {
     "--certificate c --condor": ("--certificate", "--condor"),
     "--certificate c --batch auto": ("--certificate", "--batch"),
     "--epsilon 4-2*eps": ("--epsilon", "not functions of d"),
-    "--order 2": ("--order 2", "--epsilon"),
+    "--order 2": ("--order", "--epsilon"),
     "--order 2000 --epsilon 4-2*eps": ("--order 2000",),
     "--order many": ("--order", "many"),
 }
@@ -284,13 +284,13 @@ def test_bad_conversion_is_refused(place, capsys):
     Path("odd.json").write_bytes(pickle.dumps(MANY))
     (place / "d.m").mkdir()
     for words, fragments in [
-        (["--convert", "r.pkl"], ["--convert", "--export"]),
-        (["--convert", "none.pkl", "--export", "json"], ["none.pkl", "No such file"]),
-        (["--convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
-        (["--convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
-        (["--convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
-        (["--verify", "none"], ["--verify none", "No such file"]),
-        (["--verify", "."], ["--verify .", "directory"]),
+        (["convert", "r.pkl"], ["convert", "--export"]),
+        (["convert", "none.pkl", "--export", "json"], ["none.pkl", "No such file"]),
+        (["convert", "odd.json", "--export", "json"], ["--export json", "is the result to be converted"]),
+        (["convert", "r.pkl", "--export", "json", "--output", "r.pkl"], ["--output", "is the result to be converted"]),
+        (["convert", "r.pkl", "--export", "mathematica", "--output", "d.pkl"], ["--export mathematica", "d.m"]),
+        (["verify", "none"], ["none", "No such file"]),
+        (["verify", "."], [".: ", "directory"]),
     ]:
         check_refused(words, place, capsys, fragments)
 

@@ -1,4 +1,4 @@
-"""families."""
+"""Families: files, the built-in ones, and random ones against the oracle."""
 
 import dataclasses
 import json
@@ -8,12 +8,61 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import bits_of, combine, point_of, residue
+from support import BUBBLE_JSON, bits_of, check_refused, combine, exit_code, patch_rooms, point_of, residue
 from support_oracles import Kinematics, Laporta, any_kinematics, few_examples, rising, small_family
 
-from ibp.families import load_family
+from ibp.families import BUILT_IN_FAMILIES, define_family, family_definition, load_family
 from ibp.identities import derive_identities, evaluate_identities, generic_point
 from ibp.sectors import find_nonzero_sectors
+from ibp.shipped import shipped
+from ibp.verification import read_result
+
+IDENTIFIERS = {  # the keys of data/rules.shelf
+    "trianglebox": "ce4ca5f34a9e091ed49c9b32", "doublebox": "46af383f918f2f86ba0ac977", "doublebox-1m": "49d816b75a59a27093db98f9",
+    "nonplanar-doublebox": "b2a0f69d08c5a0501e5e1c31", "sunrise": "d34f43af4d25dea83fcbe989", "pentabox": "842a62f54339428ae6cffebe",
+    "ladder3": "1861001ef5ba25f201a41475", "banana3": "305dad6bb4348bffefc88bf4", "box": "f92ddefba6998e70a27d4bdc",
+    "bubble": "2a3ef721f5237cdbc7bdd3db",
+}  # fmt: skip
+
+
+def test_built_in_families_are_what_the_stored_rules_are_of():
+    assert {name: family.identifier for name, family in BUILT_IN_FAMILIES.items() if name in IDENTIFIERS} == IDENTIFIERS
+    assert all(family.name == name for name, family in BUILT_IN_FAMILIES.items())
+    assert len(BUILT_IN_FAMILIES["trianglebox"].paper_masters) == 16
+
+
+@pytest.mark.parametrize("name", IDENTIFIERS)
+def test_definition_and_back(name):
+    family = BUILT_IN_FAMILIES[name]
+    assert define_family(family_definition(family), "here") == dataclasses.replace(family, paper_masters=())
+    assert load_family(str(shipped(f"families/{name}.json"))) == family
+
+
+def test_only_the_family_in_use_is_read(tmp_path, monkeypatch):
+    """And a file more is a family more; what is no family does not matter to the others."""
+    (tmp_path / "mine.json").write_text(json.dumps(BUBBLE_JSON | {"name": "mine"}))
+    (tmp_path / "broken.json").write_text("{")
+    patch_rooms(monkeypatch, "ibp", "shipped", lambda name: tmp_path / name.removeprefix("families/"))
+    patch_rooms(monkeypatch, "ibp", "shipped_names", lambda folder: ["broken.json", "mine.json"])
+    assert list(BUILT_IN_FAMILIES) == ["broken", "mine"] and load_family("mine").name == "mine"
+    assert "../mine" not in BUILT_IN_FAMILIES and ("mine",) not in BUILT_IN_FAMILIES
+
+
+def test_published_masters_of_a_file(place):
+    """What a user's file calls masters a reduction ends on, as for a built-in family; what else is irreducible is left."""
+    words = ["--family=f.json", "--integral=3,2", "--paper-masters-only", "--quiet", "--output=r.pkl"]
+    for masters, code in ([[1, 0], [0, 1], [1, 1]], 0), ([[1, 0], [1, 1]], 1):
+        (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"name": "mine", "masters": masters}))
+        assert load_family("f.json").paper_masters == tuple(map(tuple, masters)) and exit_code(words) == code
+        result = read_result("r.pkl")
+        assert set(result["final_expr"]) == {(1, 0), (0, 1), (1, 1)} and set(result["unreduced"]).isdisjoint(map(tuple, masters))
+
+
+@pytest.mark.parametrize("masters", [{}, [1], [[1]], [[1, 1.0]], [[1, True]], [[1, 101]], [[1, 1], [1, 1]], [["1", "1"]]], ids=str)
+def test_masters_that_are_none(masters, place, capsys):
+    (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"masters": masters}))
+    check_refused(["--family=f.json", "--integral=1,1"], place, capsys, ["f.json: masters"])
+
 
 MASS = st.sampled_from(["0", "1", "3/7", "5", "11/2"])
 

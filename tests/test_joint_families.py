@@ -1,4 +1,4 @@
-"""joint families."""
+"""Several families in one result."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""journal."""
+"""The journal of a run: damaged, of another run, on a full disk."""
 
 import contextlib
 import dataclasses
@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from support import Observed, Touches, done_in, flipped, pairs, point_of, problem_of, run_steps, said_by
+from support import Observed, Touches, done_in, flipped, limited_file_size, pairs, point_of, problem_of, run_steps, said_by
 from support_oracles import SAMPLES
 
 from ibp.errors import InputError, ReductionError
@@ -148,24 +148,13 @@ def test_other_problems_have_other_journals(change, tmp_path):
     assert mine.name.startswith("I[2,1,1,2] and 2 more of box modulo 2147483647 (")
 
 
-@contextlib.contextmanager
-def file_size_limit(size):
-    """No file may grow beyond; a write stops there, as on a full disk."""
-    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limit[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
-
-
 @pytest.mark.parametrize("size", [300, 20_000], ids=["within the buffer", "beyond the buffer"])
 @pytest.mark.parametrize("room", [0, 15, 20, 200])
 def test_journal_on_a_full_disk_stays_usable(room, size, tmp_path):
     large = random.Random(1).randbytes(size)
     journal = Journal(tmp_path / "j", "mine")
     first = journal.append("first")
-    with file_size_limit(journal.end + room), pytest.raises(ReductionError, match="j: File too large; make room"):
+    with limited_file_size(journal.end + room), pytest.raises(ReductionError, match="j: File too large; make room"):
         journal.append(large)
     second = journal.append("second")
     assert [journal.read(first), journal.read(second)] == ["first", "second"]
@@ -181,7 +170,7 @@ def test_run_on_a_full_disk_ends_in_one_line_and_goes_on_later(appends, go_on, s
 
     def append(self, value):
         count[0] += 1
-        with file_size_limit(self.end + 30) if count[0] > appends else contextlib.nullcontext():
+        with limited_file_size(self.end + 30) if count[0] > appends else contextlib.nullcontext():
             return original(self, value)
 
     with monkeypatch.context() as patch:

@@ -20,7 +20,6 @@ from support import (
     check_refused,
     combine,
     exit_code,
-    family_as_json,
     numbers_of,
     point_of,
     reduced,
@@ -29,7 +28,7 @@ from support import (
 from support_oracles import exact_result, seeds_of, small_family
 
 from ibp.errors import InputError
-from ibp.families import BUILT_IN_FAMILIES, load_family
+from ibp.families import BUILT_IN_FAMILIES, family_definition, load_family
 from ibp.identities import derive_identities, evaluate_identities
 from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
 
@@ -272,7 +271,7 @@ def test_sectors_that_are_none(text):
 def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
     """{'bilinear': [['2*k1', 'v'], 'w']} is ['2*k1*v', 'w'], from JSON and from Kira's YAML."""
     plain = small_family("heavy", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
-    definition = family_as_json(plain)
+    definition = family_definition(plain)
     definition["propagators"] = [["k1", "m"], {"bilinear": [["2*k1", "v"], "w"]}]
     (tmp_path / "f.json").write_text(json.dumps(definition))
     assert identities_at(load_family(str(tmp_path / "f.json"))) == identities_at(plain)
@@ -390,42 +389,43 @@ def test_results_of_kira_are_verified(place, capsys):
     for words in ([], ["--exact"], ["--symbols", "d,s,t"]):
         assert exit_code([*run, "--integral=boxx[2,1,0,1]", "--output=r.pkl", "--quiet", *words]) == 0
         capsys.readouterr()
-        assert exit_code([*run, "--verify=r.pkl"]) == 0
+        assert exit_code(["verify", "r.pkl", *run]) == 0
         assert capsys.readouterr().out.startswith("verified: I[2,1,0,1] of boxx at ")
-    check_refused(["--verify=r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
+    check_refused(["verify", "r.pkl"], place, capsys, ["boxx is not built in", "--kira-config"])
     assert exit_code(["--family=bubble", "--integral=2,1", "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["bubble is none of box, boxx"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["bubble is none of box, boxx"])
     assert exit_code([*run, "--output=r.pkl", "--quiet"]) == 0
-    check_refused([*run, "--verify=r.pkl"], place, capsys, ["r.pkl: is of several families", "one family"])
+    check_refused(["verify", "r.pkl", *run], place, capsys, ["r.pkl: is of several families", "one family"])
 
 
 @needs_yaml
 def test_differential_equations_of_kira(place, capsys):
     """Those of the built-in box, for a family with its propagators; on a cut those of the masters that have its lines."""
     project = write_project(place / "two", KIRA_TWO)
-    words = ["--kira-config", project, "--family", "box", "--differential-equation=t"]
-    own = exact_result("--family", "box", "--differential-equation=t")["differential_equation"]
+    words = ["differentiate", "t", "--family", "box"]
+    own = exact_result(*words)["differential_equation"]
+    words += ["--kira-config", project]
     assert exact_result(*words)["differential_equation"] == own
     assert exact_result(*words, "--integral", "1,1,1,1")["differential_equation"] == own
-    assert exit_code(["--verify=r.pkl", "--kira-config", project]) == 0
-    check_refused(["--kira-config", project, "--differential-equation=t"], place, capsys, ["one family at a time", "box, boxx"])
-    cut = exact_result("--kira-config", write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX), *words[2:])
+    assert exit_code(["verify", "r.pkl", "--kira-config", project]) == 0
+    check_refused(["differentiate", "t", "--kira-config", project], place, capsys, ["one family at a time", "box, boxx"])
+    cut = exact_result(*words[:-1], write_project(place / "cut", KIRA_TWO, edit_families=CUT_OF_BOX))
     kept = [(1, 0, 1, 0), (1, 1, 1, 1)]
     rows = {m: {term: value for term, value in own["matrices"]["t"][m].items() if term in kept} for m in kept}
     assert cut["differential_equation"] == {"masters": kept, "matrices": {"t": rows}}
     (place / "masters").write_text("box[1,1,1,1]\n")
     low = write_project(place / "low", KIRA_TWO, edit_families=("top_level_sectors: [15]", "top_level_sectors: [b0101]"))
-    check_refused(["--kira-config", low, *words[2:], "--masters=masters"], place, capsys, ["box[1,1,1,1] is in sector 15", "[10]"])
+    check_refused([*words[:-1], low, "--masters=masters"], place, capsys, ["box[1,1,1,1] is in sector 15", "[10]"])
     same = write_project(place / "same", KIRA_TWO, edit_families=('["k1+p1", 0]', '["k1", 0]'))
-    check_refused(["--kira-config", same, *words[2:]], place, capsys, ["integralfamilies.yaml: family box: propagators", "dependent"])
+    check_refused([*words[:-1], same], place, capsys, ["integralfamilies.yaml: family box: propagators", "dependent"])
 
 
 @needs_yaml
 @pytest.mark.parametrize(
     "words",
     [
-        "--differential-equation=t --output=two/config/kinematics.yaml",
-        "--differential-equation=t --output=two/jobs.yaml",
+        "differentiate t --output=two/config/kinematics.yaml",
+        "differentiate t --output=two/jobs.yaml",
         "--integral=1,1,1,1 --store=two/config/integralfamilies.yaml",
         "--certificate=two/list",
         "--output=two/kin.pkl --engine=beam --paths=two/mixed",
@@ -434,7 +434,7 @@ def test_differential_equations_of_kira(place, capsys):
 )
 def test_no_file_of_a_kira_project_is_written_to(words, place, capsys):
     project = write_project(place / "two", KIRA_TWO)
-    check_refused(["--kira-config", project, "--family=box", *words.split()], place, capsys, ["is a file of the Kira project"])
+    check_refused([*words.split(), "--kira-config", project, "--family=box"], place, capsys, ["is a file of the Kira project"])
 
 
 @needs_yaml
@@ -468,16 +468,16 @@ def test_symmetries_of_kira(place, capsys):
 def test_list_symmetries_of_a_kira_project(place, capsys):
     project = write_project(place / "two", KIRA_TWO)
     os.remove(place / "two/jobs.yaml")
-    assert exit_code(["--kira-config", project, "--list-symmetries"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    assert exit_code(["families", "--kira-config", project]) == 0
+    lines = capsys.readouterr().out.rpartition("\n\n")[2].splitlines()
     assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == ["box", "boxx", "boxx"]
     assert any(re.match(r"  \d+ -> box \d+ ", line) for line in lines)
-    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=boxx"]) == 0
+    assert exit_code(["families", "boxx", "--kira-config", project]) == 0
     assert capsys.readouterr().out.startswith("boxx: ")
     write_project(place / "two", KIRA_TWO, edit_families=CUT_OF_BOX)
-    assert exit_code(["--kira-config", project, "--list-symmetries", "--family=box"]) == 0
-    assert capsys.readouterr().out.startswith("box: 4 non-zero sectors")
-    check_refused(["--kira-config", project, "--list-symmetries", "--family=bax"], place, capsys, ["--family bax", "box, boxx"])
+    assert exit_code(["families", "box", "--kira-config", project]) == 0
+    assert "\nbox: 4 non-zero sectors" in capsys.readouterr().out
+    check_refused(["families", "bax", "--kira-config", project], place, capsys, ["--family bax", "box, boxx"])
 
 
 RANGE = """
@@ -530,7 +530,7 @@ def test_bad_ranges_and_masters_of_jobs(old, new, fragments, place, capsys):
 def test_kira_input_without_pyyaml(place, capsys, monkeypatch):
     write_project(place / "two", KIRA_TWO)
     monkeypatch.setitem(sys.modules, "yaml", None)
-    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "pip install"])
+    check_refused(["--kira-config=two"], place, capsys, ["PyYAML", "ibp-reduce[kira]"])
 
 
 # file and edit: what the line must contain
@@ -602,7 +602,7 @@ BAD_PROJECTS = {
     ("families", '["k1-p4", 0]', '["k1 - (p4)", "0"]'): None,
     # jobs and lists
     ("jobs", "reduce_sectors", "reduce_everything"): ("jobs.yaml", "'reduce_everything'"),
-    ("jobs", "reduce_sectors", "reduce_user_defined_system"): ("jobs.yaml", "--system"),
+    ("jobs", "reduce_sectors", "reduce_user_defined_system"): ("jobs.yaml", "'solve'"),
     ("jobs", "select_integrals", "extra_relations: x\n              select_integrals"): ("jobs.yaml", "extra_relations", "not supported"),
     ("jobs", "select_integrals", "select_integral"): ("jobs.yaml", "'select_integral'"),
     ("jobs", "[box, list]", "[bax, list]"): ("select_mandatory_list", "box, boxx"),
@@ -647,9 +647,7 @@ def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
         ("--kira-config=two --store=two/jobs.yaml", ("two/jobs.yaml", "Kira project")),
         ("--kira-config=two --kinematics=u=1", ("--kinematics", "s, t")),
         ("--kira-config=two --prime=7", ("division by zero",)),
-        ("--kira-config=two --replay=x", ("--kira-config", "--replay")),
-        ("--kira-config=two --system=x", ("--system", "--kira-config")),
-        ("--kira-config=two --benchmark", ("--benchmark", "--kira-config")),
+        ("solve x --kira-config=two", ("--kira-config",)),
         ("--kira-config=jobless", ("jobs.yaml", "no such file", "--integral")),
     ],
 )

@@ -1,15 +1,12 @@
-"""learner."""
-
-import time
+"""Laws of ask and tell."""
 
 import numpy as np
 import pytest
-from support_explorer import SMALL_BOX, explored, toy_label, toy_simulation
+from support_explorer import SMALL_BOX, explored, toy_label
 
 from phases.box import Box
 from phases.errors import InputError
 from phases.learner import Explorer
-from phases.simulations import _run_simulation_safe
 from phases.surrogate import squared_distances
 
 
@@ -77,11 +74,3 @@ def test_one_phase_and_stop_rules():
     assert np.sqrt(squared_distances(probes, u, 1.0).min(1)).max() < 0.3  # an even cover
     assert explorer.should_stop() == "" and "changed" in explorer.should_stop(change_below=0.01)
     assert "entropy" in explorer.should_stop(entropy_below=0.01) and explorer.should_stop(entropy_below=-1.0) == ""
-
-
-def test_record_is_honest():
-    ok = _run_simulation_safe({"x": 0.0, "y": 1.0}, toy_simulation, 5)
-    assert ok["ok"] and ok["sites"] == 8 and all(type(value) in (bool, bytes, int, float, str, dict) for value in ok.values())
-    late = _run_simulation_safe({}, lambda params: time.sleep(9), 0.1)
-    assert not late["ok"] and late["error"] == "SimulationTimeout" and "0.1 s" in late["message"] and "sleep" in late["traceback"]
-    assert _run_simulation_safe({}, lambda params: params["q"])["error"] == "KeyError"

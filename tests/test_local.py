@@ -1,116 +1,39 @@
-"""local."""
+"""Tasks in processes of this machine, and in this one."""
 
 import concurrent.futures
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import pytest
-from support import DEADLINE_S, exists, lines_of, path_to, wait_until
+from support import DEADLINE_S, HERE, exists, lines_of, path_to, wait_until
 from support_condor import results
 from support_executors import (
-    NotEven,
     SectorError,
-    TwoArguments,
-    Unspeakable,
-    add,
-    append_to,
-    attempts,
-    block,
-    block_first,
-    block_until,
-    environment,
     exit_self,
     fail,
+    hang,
+    hang_first,
+    hang_on_one_cpu,
+    hang_until,
+    hang_within_on_one_cpu,
     kill_self,
-    leave,
-    process_id,
-    return_lock,
-    scaled,
+    noted_square,
+    pids,
     square,
+    state,
 )
 
-import condor_worker
-from executors.errors import NotPicklable, RemoteError, TaskDied, TaskTimeout
+from executors.errors import TaskDied, TaskTimeout
 from executors.inline import InlineExecutor
-from executors.local import THREAD_VARIABLES, LocalExecutor
-from executors.tasks import LONGEST_TIMEOUT_S, Description, TimeLimits, task_cpus
-
-
-@pytest.fixture(params=[InlineExecutor, lambda: LocalExecutor(1)], ids=["inline", "local"])
-def fresh(request):
-    with request.param() as executor:
-        yield executor
-
-
-def test_results_do_not_depend_on_order(executor):
-    numbers = list(range(60))
-    random.Random(3).shuffle(numbers)
-    futures = {executor.submit(square, x): x for x in numbers}
-    assert {futures[f]: f.result(DEADLINE_S) for f in concurrent.futures.as_completed(futures, DEADLINE_S)} == {x: x * x for x in numbers}
-    assert list(executor.map(square, numbers)) == [x * x for x in numbers]
-    assert executor.submit(add, 1, y=2).result(DEADLINE_S) == 3
-    assert executor.processes in (1, 2)
-
-
-def test_arguments_travel_by_value(executor):
-    numbers = [7]
-    assert executor.submit(append_to, numbers).result(DEADLINE_S) == [7, 1]
-    assert numbers == [7]
-
-
-def test_exception_is_raised_as_itself_with_its_origin(executor):
-    with pytest.raises(SectorError, match=r"^sector 42 is empty$") as info:
-        executor.submit(fail, SectorError, "sector 42 is empty").result(DEADLINE_S)
-    text = "".join(traceback.format_exception(info.value))
-    assert "in fail\n" in text and "raise exception_type(*args)" in text
-    with pytest.raises(SystemExit) as info:  # an outcome like others, not the end of the process
-        executor.submit(leave, 3).result(DEADLINE_S)
-    assert info.value.code == 3
-
-
-@pytest.mark.parametrize(
-    ("exception_type", "args", "message"),
-    [(TwoArguments, ("a", "b"), "TwoArguments: a and b"), (NotEven, ("7",), "NotEven: 7"), (Unspeakable, (), "Unspeakable: <")],
-)
-def test_exception_that_cannot_travel_becomes_a_remote_error(executor, exception_type, args, message):
-    with pytest.raises(RemoteError, match=message) as info:
-        executor.submit(fail, exception_type, *args).result(DEADLINE_S)
-    assert info.value.type_name == exception_type.__name__
-    assert "in fail\n" in info.value.traceback_text
-    assert executor.submit(square, 3).result(DEADLINE_S) == 9
-
-
-def test_unpicklable_result_and_task(executor):
-    with pytest.raises(NotPicklable, match="the result of return_lock .*lock"):
-        executor.submit(return_lock).result(DEADLINE_S)
-    with pytest.raises(NotPicklable, match="lambda"):
-        executor.submit(lambda: 1).result(DEADLINE_S)
-    with pytest.raises(NotPicklable, match="square or its arguments .*lock"):
-        executor.submit(square, threading.Lock()).result(DEADLINE_S)
-    assert executor.submit(square, 3).result(DEADLINE_S) == 9
-
-
-def test_arrays(executor):
-    numpy = pytest.importorskip("numpy")
-    array = numpy.arange(2_000_000, dtype=numpy.int64)  # 16 MB, far beyond the pipe's buffer
-    assert numpy.array_equal(executor.submit(scaled, array, 3).result(DEADLINE_S), 3 * array)
-
-
-def test_submit_after_shutdown(fresh):
-    assert fresh.submit(square, 2).result(DEADLINE_S) == 4
-    fresh.shutdown()
-    fresh.shutdown()
-    with pytest.raises(RuntimeError, match="cannot submit square"):
-        fresh.submit(square, 2)
+from executors.local import LocalExecutor
+from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, Description, TimeLimits, task_cpus
 
 
 def test_keyboard_interrupt_passes_through_the_inline_executor():
@@ -129,54 +52,51 @@ def test_impossible_numbers(options):
 
 def test_killed_from_outside_is_tried_again_and_nobody_notices(tmp_path):
     with LocalExecutor(2) as executor:
-        victim = executor.submit(block_first, tmp_path)
+        victim = executor.submit(hang_first, tmp_path / "pids")
         others = [executor.submit(square, x) for x in range(20)]
-        wait_until(lambda: attempts(tmp_path))
-        os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+        wait_until(lambda: pids(tmp_path / "pids"))
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
         assert victim.result(DEADLINE_S) == 2
         assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
 
 
 def test_killed_while_idle_costs_no_attempt():
     with LocalExecutor(1, retries=0) as executor:
-        first = executor.submit(process_id).result(DEADLINE_S)
+        first = executor.submit(state).result(DEADLINE_S)["pid"]
         os.kill(first, signal.SIGKILL)
         wait_until(lambda: executor._workers[0].process.exitcode is not None)
-        assert executor.submit(process_id).result(DEADLINE_S) != first
+        assert executor.submit(state).result(DEADLINE_S)["pid"] != first
 
 
 def test_task_that_always_dies(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)
-    (tmp_path / "attempts").mkdir()
     with LocalExecutor(2, retries=2, log_dir=tmp_path / "logs") as executor:
-        dying = executor.submit(kill_self, tmp_path / "attempts", signal.SIGKILL)
+        dying = executor.submit(kill_self, tmp_path / "pids", signal.SIGKILL)
         others = [executor.submit(square, x) for x in range(20)]
         with pytest.raises(TaskDied, match=r"kill_self: .* SIGKILL .*made: 3; see .*worker-\d\.log") as info:
             dying.result(DEADLINE_S)
-        assert len(attempts(tmp_path / "attempts")) == 3
+        assert len(pids(tmp_path / "pids")) == 3
         assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
     assert Path(str(info.value).rpartition("see ")[2]).read_text(encoding="utf-8") == "last words\n" * 3
 
 
 def test_crash_and_exit_code_are_named(tmp_path):
-    (tmp_path / "attempts").mkdir()
     with LocalExecutor(1, retries=0, log_dir=tmp_path) as executor:
         with pytest.raises(TaskDied, match="exit_self: its process ended with exit code 7"):
             executor.submit(exit_self, 7).result(DEADLINE_S)
         with pytest.raises(TaskDied, match="SIGSEGV"):
-            executor.submit(kill_self, tmp_path / "attempts", signal.SIGSEGV).result(DEADLINE_S)
+            executor.submit(kill_self, tmp_path / "pids", signal.SIGSEGV).result(DEADLINE_S)
         assert "in kill_self" in (tmp_path / "worker-0.log").read_text(encoding="utf-8")
         assert executor.submit(square, 3).result(DEADLINE_S) == 9
 
 
 def test_time_limit_takes_one_task_only(tmp_path):
     with LocalExecutor(2, timeout_s=0.7, retries=3, log_dir=tmp_path / "logs") as executor:
-        (tmp_path / "attempts").mkdir()
-        hanging = executor.submit(block, tmp_path / "attempts")
+        hanging = executor.submit(hang, tmp_path / "pids")
         others = [executor.submit(square, x) for x in range(20)]
-        with pytest.raises(TaskTimeout, match=r"block was killed at its time limit of 0\.7 s; see .*worker-\d\.log"):
+        with pytest.raises(TaskTimeout, match=r"hang was killed at its time limit of 0\.7 s; see .*worker-\d\.log"):
             hanging.result(DEADLINE_S)
-        (pid,) = attempts(tmp_path / "attempts")  # one attempt in spite of retries=3
+        (pid,) = pids(tmp_path / "pids")  # one attempt in spite of retries=3
         assert not exists(pid)
         assert [f.result(DEADLINE_S) for f in others] == [x * x for x in range(20)]
         assert list(executor.map(square, range(20))) == [x * x for x in range(20)]
@@ -197,11 +117,11 @@ def test_longest_time_limit():
 
 def test_more_processes_than_cores(tmp_path):
     with LocalExecutor(8) as executor:
-        futures = [executor.submit(block, tmp_path) for _ in range(8)]
-        wait_until(lambda: len(attempts(tmp_path)) == 8)  # all at the same time
+        futures = [executor.submit(hang, tmp_path / "pids") for _ in range(8)]
+        wait_until(lambda: len(pids(tmp_path / "pids")) == 8)  # all at the same time
         executor.kill_workers()
         for future in futures:
-            with pytest.raises(TaskDied, match="block"):
+            with pytest.raises(TaskDied, match="hang"):
                 future.result(0)
 
 
@@ -219,12 +139,12 @@ def test_processes_start_when_needed(tmp_path):
 
 def test_cancel_a_queued_task(tmp_path):
     with LocalExecutor(1) as executor:
-        running = executor.submit(block_first, tmp_path)
+        running = executor.submit(hang_first, tmp_path / "pids")
         queued = [executor.submit(square, x) for x in range(3)]
         wait_until(running.running)
         assert queued[1].cancel() and not running.cancel()
-        wait_until(lambda: attempts(tmp_path))
-        os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+        wait_until(lambda: pids(tmp_path / "pids"))
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
         assert running.result(DEADLINE_S) == 2
         assert [queued[0].result(DEADLINE_S), queued[2].result(DEADLINE_S)] == [0, 4]
         assert concurrent.futures.wait(queued, DEADLINE_S).not_done == set()
@@ -236,22 +156,21 @@ def test_shutdown_finishes_the_queue_or_cancels_it(tmp_path):
     executor.shutdown()
     assert [f.result(0) for f in futures] == [x * x for x in range(10)]
     executor = LocalExecutor(1)
-    running = executor.submit(block_first, tmp_path)
-    wait_until(lambda: attempts(tmp_path))
+    running = executor.submit(hang_first, tmp_path / "pids")
+    wait_until(lambda: pids(tmp_path / "pids"))
     queued = [executor.submit(square, x) for x in range(10)]
     executor.shutdown(wait=False, cancel_futures=True)
     assert concurrent.futures.wait(queued, 0).not_done == set() and all(f.cancelled() for f in queued)
-    os.kill(attempts(tmp_path)[0], signal.SIGKILL)
+    os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)
     executor.shutdown()
     assert running.result(0) == 2
 
 
 def test_processes_ignore_interrupts(tmp_path):
-    (tmp_path / "attempts").mkdir()
     with LocalExecutor(1) as executor:
-        future = executor.submit(block_until, tmp_path / "go on", tmp_path / "attempts")
-        wait_until(lambda: attempts(tmp_path / "attempts"))
-        os.kill(attempts(tmp_path / "attempts")[0], signal.SIGINT)
+        future = executor.submit(hang_until, tmp_path / "go on", tmp_path / "pids")
+        wait_until(lambda: pids(tmp_path / "pids"))
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGINT)
         (tmp_path / "go on").touch()
         assert future.result(DEADLINE_S) == 1
 
@@ -261,21 +180,21 @@ def test_no_process_is_left(tmp_path):
         orderly.warm_up()
         orderly.submit(square, 1)
     with pytest.raises(SectorError), LocalExecutor(2) as failing:
-        running = [failing.submit(block, tmp_path) for _ in range(2)]
+        running = [failing.submit(hang, tmp_path / "pids") for _ in range(2)]
         queued = failing.submit(square, 1)
-        wait_until(lambda: len(attempts(tmp_path)) == 2)
+        wait_until(lambda: len(pids(tmp_path / "pids")) == 2)
         raise SectorError
     assert all(isinstance(f.exception(0), TaskDied) for f in running) and queued.cancelled()
     for executor in orderly, failing:
-        pids = [worker.process.pid for worker in executor._workers]
-        assert len(pids) == executor.processes and not any(map(exists, pids))
+        ids = [worker.process.pid for worker in executor._workers]
+        assert len(ids) == executor.processes and not any(map(exists, ids))
         assert not any(thread.is_alive() for thread in executor._threads)
 
 
 def test_callback_may_end_its_executor(tmp_path, caplog):
     with LocalExecutor(2) as executor:
-        hanging = executor.submit(block, tmp_path)
-        wait_until(lambda: attempts(tmp_path))
+        hanging = executor.submit(hang, tmp_path / "pids")
+        wait_until(lambda: pids(tmp_path / "pids"))
         executor.submit(square, 1).add_done_callback(lambda future: executor.kill_workers())
         assert isinstance(hanging.exception(DEADLINE_S), TaskDied)
     assert not caplog.records  # where exceptions of callbacks end
@@ -285,8 +204,8 @@ def test_one_thread_for_blas_unless_set(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("MKL_NUM_THREADS", "3")
     with LocalExecutor(1) as executor:
-        assert executor.submit(environment, "OMP_NUM_THREADS").result(DEADLINE_S) == "1"
-        assert executor.submit(environment, "MKL_NUM_THREADS").result(DEADLINE_S) == "3"
+        assert executor.submit(state).result(DEADLINE_S)["OMP_NUM_THREADS"] == "1"
+        assert executor.submit(state).result(DEADLINE_S)["MKL_NUM_THREADS"] == "3"
     assert "OMP_NUM_THREADS" not in os.environ and os.environ["MKL_NUM_THREADS"] == "3"
 
 
@@ -300,8 +219,8 @@ def test_environment_is_restored_after_simultaneous_starts(monkeypatch):
         for thread in starts:
             thread.join()
         assert "OMP_NUM_THREADS" not in os.environ
-        futures = [executor.submit(environment, "OMP_NUM_THREADS") for executor in executors]
-        assert [f.result(DEADLINE_S) for f in futures] == ["1"] * 4
+        futures = [executor.submit(state) for executor in executors]
+        assert [f.result(DEADLINE_S)["OMP_NUM_THREADS"] for f in futures] == ["1"] * 4
 
 
 def test_overhead_of_a_small_task(pool):
@@ -347,7 +266,7 @@ def start_script(tmp_path, main, **environment):
     body = textwrap.indent(textwrap.dedent(main), "    ")
     (folder / "run me.py").write_text(f"{SCRIPT}if __name__ == '__main__':\n{body}", encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if name not in THREAD_VARIABLES}
-    inherited |= {"PYTHONPATH": str(Path(condor_worker.__file__).parent)} | environment
+    inherited |= {"PYTHONPATH": str(HERE)} | environment
     return subprocess.Popen(
         [sys.executable, "run me.py"],
         cwd=folder,
@@ -455,7 +374,7 @@ def runs(pid):
     return False
 
 
-def test_task_cpus_outside_of_a_task(jobs):
+def test_task_cpus_outside_of_a_task():
     assert task_cpus() == 1
     with InlineExecutor() as executor:
         assert executor.submit(task_cpus).result() == 1
@@ -477,55 +396,55 @@ def group_by_function(fn, args, kwargs):
     return Description(group=fn.__name__)
 
 
-def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, jobs, quick):
+def test_local_stragglers_are_run_again_with_more_cpus(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang_on_one_cpu")
     with LocalExecutor(2, stragglers=limits, straggler_cpus=6, retries=0, describe=group_by_function) as executor:
-        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
-        others = [executor.submit(jobs.square, x) for x in range(10)]
+        slow = executor.submit(hang_on_one_cpu, tmp_path / "pids")
+        others = [executor.submit(square, x) for x in range(10)]
         assert slow.result(DEADLINE_S) == 6 and results(others) == [x * x for x in range(10)]
         assert executor.submit(task_cpus).result(DEADLINE_S) == 1  # in whichever process
         assert executor.submit(task_cpus).result(DEADLINE_S) == 1
-        first, second = map(int, lines_of(tmp_path / "pids"))
+        first, second = pids(tmp_path / "pids")
         assert first != second and not runs(first)
         assert executor.statistics["stragglers"] == 1 and executor.statistics["tasks"] == 13 and executor.statistics["died"] == 0
         assert executor.report(slow)["cpus"] == 6
 
 
-def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, jobs, quick):
+def test_a_local_limit_that_is_learned_while_the_task_runs(tmp_path, quick):
     limits = TimeLimits(None, auto=True, floor_s=0.3)
     with LocalExecutor(2, stragglers=limits, describe=lambda fn, args, kwargs: Description(group="all")) as executor:
-        slow = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
-        wait_until(lambda: lines_of(tmp_path / "pids"))
-        results([executor.submit(jobs.square, x) for x in range(12)])
+        slow = executor.submit(hang_on_one_cpu, tmp_path / "pids")
+        wait_until(lambda: pids(tmp_path / "pids"))
+        results([executor.submit(square, x) for x in range(12)])
         assert slow.result(DEADLINE_S) == 8
 
 
-def test_a_local_straggler_keeps_its_hard_limit(tmp_path, jobs, quick):
+def test_a_local_straggler_keeps_its_hard_limit(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang")
     with LocalExecutor(1, timeout_s=0.7, stragglers=limits, describe=group_by_function) as executor:
-        hanging = executor.submit(jobs.hang, str(tmp_path / "pids"))
+        hanging = executor.submit(hang, tmp_path / "pids")
         with pytest.raises(TaskTimeout, match="hang"):
             hanging.result(DEADLINE_S)
-        assert len(lines_of(tmp_path / "pids")) == 2 and executor.submit(jobs.square, 3).result(DEADLINE_S) == 9
+        assert len(pids(tmp_path / "pids")) == 2 and executor.submit(square, 3).result(DEADLINE_S) == 9
 
 
-def test_processes_of_a_local_straggler_die_with_it(tmp_path, jobs, quick):
+def test_processes_of_a_local_straggler_die_with_it(tmp_path, quick):
     limits = LimitOnceStarted(tmp_path / "pids", "hang_within_on_one_cpu")
     with LocalExecutor(1, stragglers=limits, describe=group_by_function) as executor:
-        assert executor.submit(jobs.hang_within_on_one_cpu, str(tmp_path / "pids")).result(DEADLINE_S) == "done"
-        (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+        assert executor.submit(hang_within_on_one_cpu, tmp_path / "pids").result(DEADLINE_S) == "done"
+        (grandchild,) = pids(tmp_path / "pids")
         wait_until(lambda: not runs(grandchild))
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGTERM, None])
-def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
-    code = "import sys, condor_jobs\nfrom executors.local import LocalExecutor\nif __name__ == '__main__':\n"
-    code += "    executor = LocalExecutor(1)\n    executor.submit(condor_jobs.hang_within_on_one_cpu, sys.argv[1])\n    sys.stdin.read()"
-    (tmp_path / "main.py").write_text(code, encoding="utf-8")
-    environment = os.environ | path_to(Path(jobs.__file__).parent)
+def test_grandchildren_end_with_the_main_program(tmp_path, signal_number):
+    code = "import sys, support_executors as jobs\nfrom executors.local import LocalExecutor\nif __name__ == '__main__':\n"
+    code += "    executor = LocalExecutor(1)\n    executor.submit(jobs.hang_within_on_one_cpu, sys.argv[1])\n    sys.stdin.read()"
+    (tmp_path / "main.py").write_text(code)
+    environment = os.environ | path_to(HERE / "tests")
     script = subprocess.Popen([sys.executable, tmp_path / "main.py", tmp_path / "pids"], env=environment, stdin=subprocess.PIPE)
-    wait_until(lambda: lines_of(tmp_path / "pids"))
-    (grandchild,) = map(int, lines_of(tmp_path / "pids"))
+    wait_until(lambda: pids(tmp_path / "pids"))
+    (grandchild,) = pids(tmp_path / "pids")
     if signal_number is None:
         script.stdin.close()
     else:
@@ -534,16 +453,16 @@ def test_grandchildren_end_with_the_main_program(tmp_path, jobs, signal_number):
     wait_until(lambda: not runs(grandchild))
 
 
-def test_local_queue_takes_the_heaviest_first(tmp_path, jobs):
+def test_local_queue_takes_the_heaviest_first(tmp_path):
     with LocalExecutor(1, describe=lambda fn, args, kwargs: Description(priority=args[1] // 10 if len(args) > 1 else 100)) as executor:
-        blocker = executor.submit(jobs.hang_on_one_cpu, str(tmp_path / "pids"))
-        wait_until(lambda: lines_of(tmp_path / "pids"))
+        blocker = executor.submit(hang_on_one_cpu, tmp_path / "pids")
+        wait_until(lambda: pids(tmp_path / "pids"))
         numbers = [31, 15, 92, 65, 35, 89, 93, 12, 38, 46, 99, 90]
-        futures = [executor.submit(jobs.noted_square, str(tmp_path / "runs"), x) for x in numbers]
+        futures = [executor.submit(noted_square, tmp_path / "runs", x) for x in numbers]
         assert executor.counts()["queued"] == len(numbers) and executor.counts()["running"] == 1
-        os.kill(int(lines_of(tmp_path / "pids")[0]), signal.SIGKILL)  # tried again
-        wait_until(lambda: len(lines_of(tmp_path / "pids")) == 2)
-        os.kill(int(lines_of(tmp_path / "pids")[1]), signal.SIGKILL)
+        os.kill(pids(tmp_path / "pids")[0], signal.SIGKILL)  # tried again
+        wait_until(lambda: len(pids(tmp_path / "pids")) == 2)
+        os.kill(pids(tmp_path / "pids")[1], signal.SIGKILL)
         assert isinstance(blocker.exception(DEADLINE_S), TaskDied)
         assert results(futures) == [x * x for x in numbers]
     assert list(map(int, lines_of(tmp_path / "runs"))) == sorted(numbers, key=lambda x: -(x // 10))

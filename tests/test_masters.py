@@ -1,4 +1,4 @@
-"""masters."""
+"""Masters: how many there are, and others that somebody prefers."""
 
 from fractions import Fraction
 

@@ -1,13 +1,26 @@
-"""model."""
+"""Energies against a double loop, symmetries, bounds against closed forms."""
 
 import math
 
 import numpy as np
 import pytest
-from support_explorer import FULL, couplings_of, drawn, random_spins
+from support_explorer import FULL, drawn, random_spins
 
-from phases.annealer import MODES, TORQUE, Cell, Clusters, simulate
-from phases.model import A1, A2, B_OFFSET, Couplings, Lattice, energy, exchange_fourier, local_fields, luttinger_tisza
+from phases.benchmark import spiral_energy
+from phases.clusters import Cell, Clusters
+from phases.model import (
+    A1,
+    A2,
+    B_OFFSET,
+    BONDS,
+    PUBLISHED_FITS,
+    Couplings,
+    Lattice,
+    energy,
+    exchange_fourier,
+    local_fields,
+    luttinger_tisza,
+)
 
 
 def brute_force_energy(spins, p, L):
@@ -55,12 +68,13 @@ def test_local_fields_are_the_derivative_of_the_energy():
 
 
 def test_lattice_neighbours_are_at_the_right_distances():
-    L, box = 6, np.array([A1, A2]) * 6
-    lattice = Lattice.of(L)
-    for table, distance in ((lattice.first, 1 / math.sqrt(3)), (lattice.second, 1.0), (lattice.third, 2 / math.sqrt(3))):
-        apart = (lattice.positions[table] - lattice.positions[:, None]) @ np.linalg.inv(box)
-        assert np.allclose(np.linalg.norm((apart - np.round(apart)) @ box, axis=-1), distance)
-        assert all(len(set(row)) == table.shape[1] for row in table.tolist())
+    box, lattice = np.array([A1, A2]) * 6, Lattice.of(6)
+    distances, pairs = {"J2": 1.0, "J3": 2 / math.sqrt(3)}, set()
+    for (kind, *_), bond in zip(BONDS, lattice.bonds):
+        apart = (lattice.positions[bond[:, 1]] - lattice.positions[bond[:, 0]]) @ np.linalg.inv(box)
+        assert np.allclose(np.linalg.norm((apart - np.round(apart)) @ box, axis=-1), distances.get(kind, 1 / math.sqrt(3)))
+        pairs |= {frozenset(pair) for pair in bond.tolist()}
+    assert len(pairs) == len(BONDS) * 36  # no bond twice
 
 
 @pytest.mark.parametrize("name", ["translation", "rotation", "inversion"])
@@ -103,8 +117,8 @@ def test_fourier_form_gives_the_energy():
 
 
 def test_bound_reproduces_published_values_and_lies_below_random_states():
-    assert luttinger_tisza(Couplings.from_parameters(couplings_of("fitting_param_2")))[0] == pytest.approx(-1.144036, abs=1e-6)
-    assert luttinger_tisza(Couplings.from_parameters(couplings_of("emily")))[0] == pytest.approx(-1.060748, abs=1e-6)
+    assert luttinger_tisza(Couplings.from_parameters(PUBLISHED_FITS["fitting_param_2"]))[0] == pytest.approx(-1.144036, abs=1e-6)
+    assert luttinger_tisza(Couplings.from_parameters(PUBLISHED_FITS["emily"]))[0] == pytest.approx(-1.060748, abs=1e-6)
     for seed in range(5):
         couplings = Couplings.from_parameters(drawn(seed, frustrated=False) | {"hz": 0.2 * seed})
         bound, _ = luttinger_tisza(couplings)
@@ -112,30 +126,10 @@ def test_bound_reproduces_published_values_and_lies_below_random_states():
         assert bound < energy(random_spins(np.random.default_rng(seed), 20, 72), couplings).min()
 
 
-def spiral(j, h):
-    """Energy per site of the spiral on Gamma-M with q = h b."""
-    c = math.cos(2 * math.pi * h)
-    return -0.5 * math.sqrt((2 * j - 1) ** 2 + 4 + j**2 + 2 * ((2 - 6 * j) * c + j * (2 * j - 1) * (2 * c * c - 1)))
-
-
 @pytest.mark.parametrize("j, h, value", [(0.26, 0.0783, None), (0.30, 0.1816, -1.069268), (0.35, 0.2883, -1.054314)])
 def test_bound_of_the_spiral_region_is_the_spiral(j, h, value):
     bound, q = luttinger_tisza(Couplings(J3xy=j))
     exact = math.acos((1 - 3 * j) / (2 * j * (1 - 2 * j))) / (2 * math.pi)
     assert exact == pytest.approx(h, abs=1e-4)
-    assert bound == pytest.approx(spiral(j, exact), abs=1e-9)
+    assert bound == pytest.approx(spiral_energy(j, exact), abs=1e-9)
     assert value is None or bound == pytest.approx(value, abs=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["screening", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("j", [0.1, 0.249, 0.25, 0.26, 0.30, 0.35, 0.3903, 0.3905, 0.6])
-def test_exact_truths(mode, j):
-    """FM, spirals at the wave vectors that the lattice has, zigzag, and both boundaries."""
-    result, L = simulate({"J3xy": j, "J1z": 0.2, "J3z": -0.3}, mode=mode), MODES[mode].L
-    best = min(-1.5 + 1.5 * j, -(1 + 3 * j) / 2, *(spiral(j, m / L) for m in range(L // 2 + 1)))
-    assert result.energy <= best + 1e-9  # a modulation of another kind may gain on a finite lattice
-    if j <= 0.25 or j >= 0.3904:
-        assert result.energy == pytest.approx(best, abs=1e-6)
-        assert result.energy == pytest.approx(result.bound, abs=1e-6)
-    assert result.converged and result.torque <= TORQUE
-    assert result.energy >= result.bound - 1e-9

@@ -1,9 +1,9 @@
 """Null vectors of small matrices."""
 
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from support import PRIMES, laws
 from support_oracles import BIG_PRIMES, few_examples
 
 from ibp.null_vectors import elimination_plan, null_vector, null_vectors
@@ -33,3 +33,20 @@ def test_null_vectors_of_sparse_matrices(size, density, device, seed):
     x = ring.bring(null_vectors(ring.place(matrix.copy()), elimination_plan(pattern), ring))
     products = matrix.astype(object) * (x[:, None] % p)
     assert not (products.sum(2) % p).any() and (x[:, -1] % p).any()
+
+
+@laws
+@given(st.integers(1, 6), st.integers(1, 4), PRIMES, st.randoms(use_true_random=False))
+def test_null_vector(size, count, p, draw):
+    """matrix @ x = 0 always, by Python integers; x is not zero where no leading principal minor vanishes."""
+    import sympy
+
+    matrix = np.array(
+        [[[draw.choice([0, 1, p - 1, draw.randrange(p)]) for _ in range(size + 1)] for _ in range(size)] for _ in range(count)]
+    )
+    vectors = null_vector(matrix.copy(), p)
+    assert vectors.shape == (count, size + 1) and ((vectors >= 0) & (vectors < p)).all()
+    for rows, x in zip(matrix.tolist(), vectors.tolist()):
+        assert all(sum(a * b for a, b in zip(row, x)) % p == 0 for row in rows)
+        minors = [sympy.Matrix([row[:k] for row in rows[:k]]).det() % p for k in range(1, size + 1)]
+        assert all(minors) <= any(x)

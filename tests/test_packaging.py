@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import re
 import subprocess
 import sys
 import tarfile
@@ -25,6 +26,8 @@ def test_the_version_is_read_without_an_import():
     lines = ast.parse((HERE / module / "__init__.py").read_text()).body
     assigned = {line.targets[0].id: line.value for line in lines if isinstance(line, ast.Assign)}
     assert ast.literal_eval(assigned[name]) == __version__
+    assert f"\nversion: {__version__}\n" in (HERE / "CITATION.cff").read_text()
+    assert f"\n## {__version__}\n" in (HERE / "CHANGELOG.md").read_text()
 
 
 def test_extras_are_those_that_messages_name():
@@ -33,6 +36,16 @@ def test_extras_are_those_that_messages_name():
     for module, extra in EXTRAS.items():
         assert module in extras[extra].lower()
         assert extra in extras["test"].split()[0]
+
+
+def test_contributing_shows_every_room_once():
+    rows = re.findall(r"^\| (\w+) \| [\w ]+ \| (.*) \|$", (HERE / "CONTRIBUTING.md").read_text(), re.M)
+    shown = sorted(f"{folder}/{room}.py" for folder, rooms in rows for room in rooms.split(", ") if folder in PACKAGES)
+    assert shown == sorted(rooms_of(PACKAGES))
+
+
+def rooms_of(packages, but=("__init__.py",)):
+    return [f"{package}/{path.name}" for package in packages for path in (HERE / package).glob("*.py") if path.name not in but]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +60,7 @@ def built(tmp_path_factory):
 
 @pytest.mark.slow
 def test_both_hold_what_is_needed_and_nothing_else(built):
-    sources = {path.relative_to(HERE).as_posix() for package in PACKAGES for path in (HERE / package).glob("*.py")}
-    sources |= {"condor_worker.py", "explorer.py", "ibp_reduce.py"}
+    sources = {"condor_worker.py", "explorer.py", "ibp_reduce.py", *rooms_of(PACKAGES, but=())}
     with zipfile.ZipFile(*built.glob("*.whl")) as wheel:
         files = {name for name in wheel.namelist() if ".dist-info/" not in name}
     assert files == sources | {MEMBERS + name for name in shipped_names()}

@@ -1,4 +1,4 @@
-"""parallel test."""
+"""The test of parallel running fails where it must."""
 
 import pytest
 from support import patch_rooms
@@ -7,7 +7,6 @@ from support_explorer import explore
 import explorer as ex
 
 
-# ---- the test of parallel running, the benchmark
 @pytest.mark.parametrize(
     "times, label, code, says",
     [
@@ -24,11 +23,11 @@ def test_parallel_test_fails_where_it_must(times, label, code, says, monkeypatch
 
     patch_rooms(monkeypatch, "phases", "timed_batch", timed_batch)
     patch_rooms(monkeypatch, "phases", "usable_cores", lambda: 2.0)
-    assert ex.main(["--test-parallel", "2", "--n-jobs", "2"]) == code
+    assert ex.main(["test-parallel", "2", "--n-jobs", "2"]) == code
     printed = capsys.readouterr().out
     assert says in printed and "Efficiency:" in printed
 
 
 def test_parallel_test_for_real(tmp_path):
-    done = explore("--test-parallel", "4", "--n-jobs", "2", "--screening", "--lattice-size", "6", cwd=tmp_path)
+    done = explore("test-parallel", "4", "--n-jobs", "2", "--screening", "--lattice-size", "6", cwd=tmp_path)
     assert done.returncode == 0 and "Same labels and energies" in done.stdout and not list(tmp_path.iterdir()), done.stdout

@@ -9,7 +9,7 @@ import pytest
 from support import BUBBLE_JSON, exit_code, patch_rooms, said
 from support_oracles import equations_of
 
-from ibp.errors import ReductionError
+from ibp.errors import InputError, ReductionError
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.identities import derive_identities
 from ibp.paths import replay_paths
@@ -18,7 +18,7 @@ from ibp.sectors import find_nonzero_sectors, show
 
 def replay(capsys, lines, code):
     Path("p").write_text("".join(line if isinstance(line, str) else json.dumps(line) + "\n" for line in lines))
-    line = said(capsys, ["--replay", "p", "--family", "box"], code)
+    line = said(capsys, ["verify", "p", "--family", "box"], code)
     assert line.count("\n") == 1 and len(line) < 1000, line
     return line
 
@@ -94,22 +94,24 @@ LINES = {
 @pytest.mark.parametrize(("name", "value"), HEADERS)
 def test_paths_with_another_header_are_refused(name, value, paths_file, place, capsys):
     header, first, *_ = map(json.loads, paths_file.read_text().splitlines())
-    assert "--replay p" in replay(capsys, [header | {name: value}, first], 2) or value == {"s": "1/1009", "t": "7"}
+    assert "p: " in replay(capsys, [header | {name: value}, first], 2) or value == {"s": "1/1009", "t": "7"}
 
 
 @pytest.mark.parametrize("what", LINES)
 def test_paths_that_are_none_are_refused(what, paths_file, place, capsys):
     header, first, *_ = map(json.loads, paths_file.read_text().splitlines())
-    assert "--replay p: damaged" in replay(capsys, [header, LINES[what](first)], 2)
+    assert "p: damaged" in replay(capsys, [header, LINES[what](first)], 2)
 
 
 def test_file_that_holds_no_paths_is_refused(paths_file, place, capsys):
     text = paths_file.read_text()
     for content in "", "[]\n", "null\n", "\0", "[" * 100_000, text[: len(text) - 40], text[40:], "\n" + text:
-        assert "--replay p: damaged" in replay(capsys, [content], 2)
-    Path("p").write_bytes(bytes(range(256)))
-    assert "damaged" in said(capsys, ["--replay", "p"], 2)
-    assert "give --family" in said(capsys, ["--replay", str(paths_file)], 2)
+        Path("p").write_text(content)
+        with pytest.raises(InputError, match="^p: damaged"):
+            replay_paths(Path("p"), BUILT_IN_FAMILIES["box"])
+    Path("p").write_bytes(b"{" + bytes(range(256)))
+    assert "p: damaged" in said(capsys, ["verify", "p"], 2)
+    assert "give --family" in said(capsys, ["verify", str(paths_file)], 2)
 
 
 def test_family_of_the_same_name_with_another_definition_is_refused(trained, place, capsys):
@@ -124,6 +126,6 @@ def test_family_of_the_same_name_with_another_definition_is_refused(trained, pla
     assert exit_code([*search, "--family", "bubble"]) == exit_code([*search, "--family", "renamed.json", "--paths", "q"]) == 0
     line = said(capsys, [*search, "--family", "other.json"], 2)
     assert line.count("\n") == 1 and "another family that is called bubble" in line
-    line = said(capsys, ["--replay", "p", "--family", "other.json"], 2)
+    line = said(capsys, ["verify", "p", "--family", "other.json"], 2)
     assert line.count("\n") == 1 and "as it is defined here" in line
-    assert "paths of" in said(capsys, ["--replay", "p", "--family", "bubble"], 0)
+    assert "paths of" in said(capsys, ["verify", "p", "--family", "bubble"], 0)

@@ -21,6 +21,11 @@ TRACED = {
 }
 
 
+def point_at(family, column, p):
+    d, *invariants = map(Fraction, column)
+    return Point(d, tuple(zip(family.symbols[1:], invariants)), p)
+
+
 @pytest.mark.parametrize("case", TRACED)
 def test_many_points_equal_single_runs(case, shelves, reduce_at):
     name, targets, options = TRACED[case]
@@ -31,7 +36,7 @@ def test_many_points_equal_single_runs(case, shelves, reduce_at):
     rows, good = probe(trace, primes, values)
     assert good.all() and rows.shape == (21, len(trace.names))
     for p, column, row in itertools.islice(zip(primes, values.T.tolist(), rows), 0, None, 4):  # every prime twice
-        point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), p)
+        point = point_at(problem.family, column, p)
         expected = reduce_at(name, targets, point=point, **options).reductions
         assert named(trace.names, row) == {target: expression for target, expression in expected.items() if expression}
 
@@ -62,7 +67,7 @@ def test_points_where_pivots_vanish_are_told_and_nothing_else_is_wrong(shelves, 
     rows, good = probe(trace, primes, values)
     assert 5 < good.sum() < len(primes)
     for p, column, row in zip(np.array(primes)[good].tolist(), values.T[good].tolist(), rows[good]):
-        point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), p)
+        point = point_at(problem.family, column, p)
         expected = reduce_at("trianglebox", [target], point=point, paper_masters_only=True)
         assert expected.unreduced or named(trace.names, row) == expected.reductions
 
@@ -76,5 +81,5 @@ def test_a_trace_from_an_unlucky_point_never_lies(p, shelves, reduce_at):
         values = np.random.default_rng(3).integers(1000, 2**30, (4, 3))
         rows, good = probe(trace, BIG_PRIMES, values)
         for prime, column, row in zip(np.array(BIG_PRIMES)[good].tolist(), values.T[good].tolist(), rows[good]):
-            point = Point(Fraction(column[0]), tuple((n, Fraction(x)) for (n, _), x in zip(problem.family.point, column[1:])), prime)
+            point = point_at(problem.family, column, prime)
             assert named(trace.names, row) == reduce_at("trianglebox", [target], point=point, paper_masters_only=True).reductions

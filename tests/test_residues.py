@@ -1,12 +1,12 @@
 """Arithmetic of many points."""
 
-
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import P31, PRIMES
 from support_oracles import BIG_PRIMES, few_examples
 
-from ibp.residues import Residues
+from ibp.residues import Residues, invert
 
 
 @few_examples
@@ -19,3 +19,10 @@ def test_arithmetic_of_many_points(size, p, draw):
     assert (np.abs(product) <= [p, 13, p]).all()
     assert np.array_equal(ring.canonical(ring.product(ring.invert(a), a)), np.ones_like(a))
     assert ring.is_zero(ring.product(a, np.zeros_like(a)) + np.array([p, -13, 0])).all() and not ring.is_zero(a).any()
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(st.lists(st.integers(1, P31 - 1), max_size=20), PRIMES)
+def test_invert(values, p):
+    values = [value % p or 1 for value in values]
+    assert invert(np.array(values, np.int64), p).tolist() == [pow(value, -1, p) for value in values]

@@ -90,7 +90,7 @@ def test_status_of_an_exact_run(unfinished, capsys, monkeypatch):
     for alive in True, False:
         os.utime(unfinished, (time.time() - 7300,) * 2)
         patch_rooms(monkeypatch, "ibp", "process_exists", lambda pid, alive=alive: alive)
-        status = said(capsys, ["--status"], 0)
+        status = said(capsys, ["status"], 0)
         assert (
             "of trianglebox" in status
             and "functions of d (" in status
@@ -99,14 +99,14 @@ def test_status_of_an_exact_run(unfinished, capsys, monkeypatch):
         )
         told.append(int(re.search(r"^points +(\d+) done, the last 2 h 0[12] min ago$", status, re.M)[1]))
     unfinished.write_bytes(data[:-7])
-    fewer = int(re.search(r"^points +(\d+) done", said(capsys, ["--status"], 0), re.M)[1])
+    fewer = int(re.search(r"^points +(\d+) done", said(capsys, ["status"], 0), re.M)[1])
     assert 0 < fewer < told[0] == told[1] and unfinished.read_bytes() == data[:-7]
     unfinished.write_bytes(b"x" * 99)
-    line = said(capsys, ["--status"], 1)
+    line = said(capsys, ["status"], 1)
     assert line.count("\n") == 1 and "exact.journal" in line and unfinished.read_bytes() == b"x" * 99
     unfinished.write_bytes(data)
     assert exact_result(*IN_D, "--store", "s")["statistics"]["resumed"] == told[0]
-    line = said(capsys, ["--status"], 2)
+    line = said(capsys, ["status"], 2)
     assert line.count("\n") == 1 and "no unfinished exact run" in line
 
 
@@ -188,19 +188,12 @@ def test_no_gpu_is_one_line(place, capsys, monkeypatch):
 
 
 def test_benchmark_of_points(ready, capsys):
-    printed = said(capsys, [*PUBLISHED, "--benchmark-points", "12", "--store", "s", "--quiet"], 0)
+    printed = said(capsys, ["benchmark-points", "12", *PUBLISHED, "--store", "s", "--quiet"], 0)
     assert [line.split()[0] for line in printed.splitlines()[2:]] == ["1", "2", "5", "10", "12"]
 
 
 @pytest.mark.slow
-def test_headline_in_d(reduce_at, tmp_path, monkeypatch):
+@pytest.mark.parametrize("symbols", ["d", "d,m1,m2,m3"])
+def test_headline_in_symbols(symbols, reduce_at, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = exact_result("--symbols", "d")
-    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d"], 20, paper_masters_only=True)
-
-
-@pytest.mark.slow
-def test_headline_in_everything(reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = exact_result("--symbols", "d,m1,m2,m3")
-    check_against_direct_runs(result, reduce_at, TRIANGLEBOX, ["d", "m1", "m2", "m3"], 20, paper_masters_only=True)
+    check_against_direct_runs(exact_result("--symbols", symbols), reduce_at, TRIANGLEBOX, symbols.split(","), 20, paper_masters_only=True)

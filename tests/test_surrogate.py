@@ -1,9 +1,10 @@
-"""surrogate."""
+"""The surrogate: laws, calibration, gradients."""
 
 import numpy as np
 from support import patch_rooms
-from support_explorer import GRID, fitted, spiral_diagram, toy_label
+from support_explorer import toy_label
 
+from phases.benchmark import PLANE_GRID, plane_labels
 from phases.box import on_grain
 from phases.surrogate import evidence_scales, fit_labels, latent_mode, matern, squared_distances
 
@@ -18,12 +19,12 @@ def test_probabilities_do_not_depend_on_the_order_of_points():
 
 
 def test_calibration():
-    """Error, log loss and expected calibration error on the diagram above, from 150 random points; measured 0.03, 0.10, 0.015."""
+    """Error, log loss and expected calibration error on a plane of the model, from 150 random points; measured 0.03, 0.10, 0.015."""
     figures = []
     for seed in range(3):
         u = np.random.default_rng(seed).random((150, 2))
-        s, truth = fitted(u), spiral_diagram(GRID)
-        p = s.probabilities(GRID)
+        s, truth = fit_labels(u, plane_labels(u), np.ones(150)), plane_labels(PLANE_GRID)
+        p = s.probabilities(PLANE_GRID)
         own = p[np.arange(len(p)), [s.labels.index(label) for label in truth]]
         right, sure = np.array(s.labels)[p.argmax(1)] == truth, p.max(1)
         bins = np.minimum((sure * 10).astype(int), 9)

@@ -20,7 +20,7 @@ from ibp.systems import LinearSystem, read_system, solve_system
 
 def solved_system(place, text, *words):
     (place / "system").write_text(textwrap.dedent(text))
-    return reduced("--system", "system", *words)
+    return reduced("solve", "system", *words)
 
 
 def test_small_system_by_hand(place):
@@ -44,7 +44,7 @@ def test_small_system_by_hand(place):
         "x": {"z": residue(Fraction(-19, 2)), "w": residue(-2)}, "y": {"z": residue(-4), "w": residue(-1)}, "z": {"z": 1}, "w": {"w": 1},
     }  # fmt: skip
     (place / "masters").write_text("x\n y # the others through these\n")
-    found = reduced("--system", "system", "--masters", "masters", "--prime", str(P31))
+    found = reduced("solve", "system", "--masters", "masters", "--prime", str(P31))
     assert found["masters"] == ["x", "y"]
     assert found["reductions"]["z"] == {"x": residue(Fraction(-2, 3)), "y": residue(Fraction(4, 3))}
 
@@ -122,7 +122,7 @@ SYSTEM_IN_SYMBOLS = """
 @pytest.mark.parametrize("more", [[], ["--local", "2"]], ids=["", "two processes"])
 def test_system_solved_exactly(words, more, place):
     (place / "system").write_text(textwrap.dedent(SYSTEM_IN_SYMBOLS))
-    found = exact_result("--system=system", *words.split(), *more)
+    found = exact_result("solve", "system", *words.split(), *more)
     s, t, d = values = (Fraction(1, 3), Fraction(-7), Fraction(5))
     point = dict(zip("std", values))
     reductions = {label: {term: exact_value(value, **point) for term, value in row.items()} for label, row in found["reductions"].items()}
@@ -138,7 +138,7 @@ def test_exact_system_for_some_unknowns_in_other_masters(place):
     (place / "system").write_text(textwrap.dedent(SYSTEM_IN_SYMBOLS))
     (place / "wanted").write_text("x\nz  # a comment\n")
     (place / "masters").write_text("x\n")
-    words = ["--system=system", "--integrals=wanted", "--masters=masters"]
+    words = ["solve", "system", "--integrals=wanted", "--masters=masters"]
     found = exact_result(*words, "--symbols=s,t,d")
     assert set(found["reductions"]) == {"x", "z"} and found["masters"] == ["x", "w"]
     modular = reduced(*words, "--kinematics=s=3,t=7", "--d=11", "--prime", str(P31))
@@ -161,7 +161,7 @@ def test_random_systems_of_functions(seed, place):
     exact = DomainMatrix([[field.from_sympy(sympy.sympify(text)) for text in row] for row in texts], (count, unknowns), field)
     echelon, pivots = exact.rref()
     (place / "system").write_text("\n\n".join("\n".join(f"{x}: {text}" for x, text in zip(labels, row)) for row in texts))
-    found = exact_result("--system=system", "--symbols=s,t")
+    found = exact_result("solve", "system", "--symbols=s,t")
     assert found["masters"] == [x for i, x in reversed(list(enumerate(labels))) if i not in pivots]
     for number, pivot in enumerate(pivots):
         row = {labels[i]: -echelon.to_Matrix()[number, i] for i in range(unknowns) if i != pivot}
@@ -201,29 +201,29 @@ BAD_SYSTEMS = {
 @pytest.mark.parametrize("text", BAD_SYSTEMS, ids=lambda text: ascii(text)[:30])
 def test_bad_system_is_refused_in_one_line(text, place, capsys):
     (place / "system").write_text(text)
-    check_refused(["--system=system"], place, capsys, ["--system", *BAD_SYSTEMS[text]])
+    check_refused(["solve", "system"], place, capsys, ["system", *BAD_SYSTEMS[text]])
 
 
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
-        ("--system=nothing", ("--system nothing", "not readable")),
-        ("--system=system --integral=1,1", ("--system", "--integral")),
-        ("--system=system --local=2", ("--system", "--local", "--exact")),
-        ("--system=system --exact --symbols=s", ("--exact", "--symbols")),
-        ("--system=system --exact --prime=1013", ("--prime 1013",)),
-        ("--system=system --symbols=s,s", ("--symbols 's,s'", "once")),
-        ("--system=system --symbols=s --kinematics=s=1", ("--symbols 's'", "numbers")),
-        ("--system=system --integrals=unknown", ("--integrals", "u", "no equation")),
-        ("--system=system --integrals=nobody", ("--integrals nobody", "no unknowns")),
-        ("--system=system --prime=10", ("--prime",)),
-        ("--system=system --output=system", ("--output", "--system")),
-        ("--system=system --masters=system2", ("--masters", "system2")),
-        ("--system=system --masters=unknown", ("--masters", "u", "no equation")),
-        ("--system=system --masters=dependent", ("y", "depends linearly", "2*x")),
-        ("--system=system --kinematics=s", ("integer or a fraction",)),
-        ("--system=system --kinematics=s=1,s=2", ("--kinematics", "once")),
-        ("--system=system --kinematics=d=1", ("--kinematics", "once")),
+        ("solve nothing", ("system nothing", "not readable")),
+        ("solve system --integral=1,1", ("--system", "--integral")),
+        ("solve system --local=2", ("--system", "--local", "--exact")),
+        ("solve system --exact --symbols=s", ("--exact", "--symbols")),
+        ("solve system --exact --prime=1013", ("--prime 1013",)),
+        ("solve system --symbols=s,s", ("--symbols 's,s'", "once")),
+        ("solve system --symbols=s --kinematics=s=1", ("--symbols 's'", "numbers")),
+        ("solve system --integrals=unknown", ("--integrals", "u", "no equation")),
+        ("solve system --integrals=nobody", ("--integrals nobody", "no unknowns")),
+        ("solve system --prime=10", ("--prime",)),
+        ("solve system --output=system", ("--output", "--system")),
+        ("solve system --masters=system2", ("--masters", "system2")),
+        ("solve system --masters=unknown", ("--masters", "u", "no equation")),
+        ("solve system --masters=dependent", ("y", "depends linearly", "2*x")),
+        ("solve system --kinematics=s", ("integer or a fraction",)),
+        ("solve system --kinematics=s=1,s=2", ("--kinematics", "once")),
+        ("solve system --kinematics=d=1", ("--kinematics", "once")),
     ],
 )
 def test_system_with_options_that_do_not_fit(words, fragments, place, capsys):
@@ -245,12 +245,12 @@ def test_points_where_other_unknowns_are_independent_do_not_count(place):
     values, good = unpack_points(found["values"], found["good"], [P31, P31, 1009, 1009], 2)
     assert good.tolist() == [True, False, False, True]
     assert values[good].tolist() == [[2, P31 - 1], [2, 1008]]
-    assert exact_result("--system=system", "--symbols=s")["reductions"]["x"] == {"t": "-1", "w": "2"}
+    assert exact_result("solve", "system", "--symbols=s")["reductions"]["x"] == {"t": "-1", "w": "2"}
 
 
 def test_system_that_degenerates_at_a_prime(place, capsys):
     """Modulo 1009 the equation says nothing of x: that must not make x independent."""
     (place / "system").write_text("x: 1009\ny: 1\n")
-    assert exit_code(["--system=system", "--prime=1009"]) == 1
+    assert exit_code(["solve", "system", "--prime=1009"]) == 1
     assert "take a larger one" in capsys.readouterr().err and not (place / "results").exists()
     assert solved_system(place, "x: 1009\ny: 1\n", "--prime=1013")["reductions"]["x"] == {"y": residue(Fraction(-1, 1009), 1013)}

@@ -8,6 +8,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
+import support_executors as jobs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import DEADLINE_S, Planted, limited_file_size
@@ -17,7 +18,7 @@ from executors.local import LocalExecutor
 from executors.tasks import Description, Shared, TimeLimits
 
 
-def test_shared_values(tmp_path, jobs, monkeypatch):
+def test_shared_values(tmp_path, monkeypatch):
     value = {"rules": [(1, 2)] * 1000}
     shared = Shared.write(value, tmp_path / "a" / "b")
     assert Path(shared.path).name == f"{shared.digest}.shared" and Path(shared.path).parent == tmp_path / "a" / "b"

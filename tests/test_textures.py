@@ -1,4 +1,4 @@
-"""textures."""
+"""Topological charge and chirality of textures that are known."""
 
 import numpy as np
 import pytest

@@ -28,7 +28,7 @@ def test_result_of_each_kind_is_verified_and_an_error_in_it_is_found(record, sai
 
     def verify(record):
         Path("r.pkl").write_bytes(pickle.dumps(record, protocol=4))
-        return exit_code(["--verify", "r.pkl"])
+        return exit_code(["verify", "r.pkl"])
 
     assert verify(record) == 0
     printed, complaint = capsys.readouterr()
@@ -70,7 +70,7 @@ def test_results_of_combinations_symmetries_and_cuts_are_verified(words, place, 
     words = words if "--cut" not in more else words[:4] + words[6:]
     assert exit_code([*words, *more]) == 0
     record = read_result("r.pkl")
-    line = said(capsys, ["--verify", "r.pkl"], 0)
+    line = said(capsys, ["verify", "r.pkl"], 0)
     assert line.startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise") and ("relations by symm" in line) == ("--symmetries" in more)
     assert (" on the cut" in line) == ("--cut" in more) and ("| 1,3" in line) == ("spanning" in more)
     changes = []
@@ -83,7 +83,7 @@ def test_results_of_combinations_symmetries_and_cuts_are_verified(words, place, 
             changes.append(record | {"combinations": record["combinations"] | {target: [(integral, f"2*({text})"), *others]}})
     for number, changed in enumerate(changes):
         Path(f"{number}.pkl").write_bytes(pickle.dumps(changed))
-        line = said(capsys, ["--verify", f"{number}.pkl"], 1)
+        line = said(capsys, ["verify", f"{number}.pkl"], 1)
         assert line.count("\n") == 1 and "is wrong at" in line
 
 
@@ -93,7 +93,7 @@ def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
     del symmetric["symmetries"]
     for record in (symmetric, cut | {"cuts": []}, cut | {"cuts": [[]]}, {key: value for key, value in cut.items() if key != "cuts"}):
         Path("r.pkl").write_bytes(pickle.dumps(record))
-        assert "is wrong at" in said(capsys, ["--verify", "r.pkl"], 1)
+        assert "is wrong at" in said(capsys, ["verify", "r.pkl"], 1)
 
 
 @pytest.mark.parametrize(
@@ -107,14 +107,14 @@ def test_symmetries_and_cuts_are_needed_for_their_results(place, capsys):
 def test_nonsense_about_combinations_and_cuts_is_refused(change, place, capsys):
     record = record_of({"amp": {(1, 1): 3}}, "bubble", P31) | {"combinations": {"amp": [((2, 1), "1")]}}
     Path("r.pkl").write_bytes(pickle.dumps(record | change))
-    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+    for words in (["verify", "r.pkl"], ["convert", "r.pkl", "--export", "form"]):
         line = said(capsys, words, 2)
         assert line.count("\n") == 1 and "r.pkl: not a result of this program" in line and len(line) < 400
 
 
 def test_a_cut_that_the_family_has_not(place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(record_of({(2, 1): {(1, 1): 3}}, "bubble", P31) | {"cuts": [[3]]}))
-    assert "lines that bubble has not" in said(capsys, ["--verify", "r.pkl"], 1)
+    assert "lines that bubble has not" in said(capsys, ["verify", "r.pkl"], 1)
 
 
 def test_certificates_of_combinations(place, capsys):
@@ -124,7 +124,7 @@ def test_certificates_of_combinations(place, capsys):
     words = ["--family", "sunrise", "--integrals", "wanted", "--masters", "masters", "--certificate", "c"]
     reduced(*words)
     capsys.readouterr()
-    assert said(capsys, ["--verify", "c"], 0).startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise at d=41")
+    assert said(capsys, ["verify", "c"], 0).startswith("verified: I[1,1,1,-1,-1] and 2 more of sunrise at d=41")
     own = unpack_certificate(Path("c").read_bytes())
     assert list(own.combinations) == ["amp", "other"] and list(own.reductions) == [(1, 1, 1, -1, -1), "amp", "other"]
     terms, reductions = own.combinations["amp"], own.reductions
@@ -143,7 +143,7 @@ def test_certificates_of_combinations(place, capsys):
         unpack_certificate(pack_certificate(dataclasses.replace(own, combinations={})))
     for more in (["--symmetries"], ["--cut", "1"]):
         line = said(capsys, ["--family", "sunrise", "--integral", "2,1,1,0,0", "--certificate", "c", *more], 2)
-        assert line.count("\n") == 1 and "leave out symmetries and cuts" in line
+        assert line.count("\n") == 1 and "--certificate and" in line and "contradict" in line
 
 
 def test_result_in_another_basis_is_verified(place, capsys):
@@ -151,16 +151,16 @@ def test_result_in_another_basis_is_verified(place, capsys):
     ratio = massless_banana((3, 1, 1), 1) / massless_banana((2, 1, 1), 1)
     record = record_of({(0, 3, 1, 1, 0, 0, 0): {(0, 2, 1, 1, 0, 0, 0): ratio}})
     Path("r.pkl").write_bytes(pickle.dumps(record))
-    assert exit_code(["--verify", "r.pkl"]) == 0
+    assert exit_code(["verify", "r.pkl"]) == 0
     assert exit_code(["--integral", "1,1,1,1,1,0,-1", "--quiet", "--output", "corners.pkl"]) == 0  # not only to the published masters
-    assert exit_code(["--verify", "corners.pkl"]) == 0
+    assert exit_code(["verify", "corners.pkl"]) == 0
     assert capsys.readouterr().out.count("verified: ") == 2
 
 
 def test_result_that_cannot_be_reduced_anew_is_not_called_wrong(place, monkeypatch, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(EXACT))
     patch_rooms(monkeypatch, "ibp", "NEIGHBOURHOODS", ())
-    assert exit_code(["--verify", "r.pkl"]) == 1
+    assert exit_code(["verify", "r.pkl"]) == 1
     printed, said = capsys.readouterr()
     assert printed == "" and said.count("\n") == 1 and "cannot be checked at d=7" in said and "is not reduced" in said
 
@@ -168,9 +168,9 @@ def test_result_that_cannot_be_reduced_anew_is_not_called_wrong(place, monkeypat
 def test_result_of_a_family_of_the_user_needs_its_file(place, capsys):
     Path("mine.json").write_text(json.dumps(BUBBLE_JSON | {"name": "mine"}))
     assert exit_code(["--family", "mine.json", "--integral", "2,1", "--quiet", "--output", "r.pkl", "--certificate", "c"]) == 0
-    assert exit_code(["--verify", "c"]) == 0  # says itself what it is of
-    assert exit_code(["--verify", "r.pkl", "--family", "mine.json"]) == 0
-    assert exit_code(["--verify", "r.pkl"]) == 2
+    assert exit_code(["verify", "c"]) == 0  # says itself what it is of
+    assert exit_code(["verify", "r.pkl", "--family", "mine.json"]) == 0
+    assert exit_code(["verify", "r.pkl"]) == 2
     assert capsys.readouterr().err.endswith(
         "its family mine is not built in; give --family FILE or --kira-config DIR with its definition\n"
     )
@@ -210,7 +210,7 @@ BAD_RESULTS = {
 @pytest.mark.parametrize("what", BAD_RESULTS)
 def test_bad_result_is_refused(what, place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(BAD_RESULTS[what]))
-    for words in (["--verify", "r.pkl"], ["--convert", "r.pkl", "--export", "form"]):
+    for words in (["verify", "r.pkl"], ["convert", "r.pkl", "--export", "form"]):
         assert exit_code(words) == 2
         printed, said = capsys.readouterr()
         assert printed == "" and said.count("\n") == 1 and "r.pkl: not a result of this program" in said and len(said) < 400
@@ -228,6 +228,6 @@ def test_bad_result_is_refused(what, place, capsys):
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_result_that_cannot_be_right(record, said, place, capsys):
     Path("r.pkl").write_bytes(pickle.dumps(record))
-    assert exit_code(["--verify", "r.pkl"]) == 1
+    assert exit_code(["verify", "r.pkl"]) == 1
     printed, complaint = capsys.readouterr()
     assert printed == "" and complaint.count("\n") == 1 and said in complaint

@@ -1,4 +1,4 @@
-"""runs from outside."""
+"""Runs of one-step tasks as a person starts, watches, stops, kills and resumes them; on a pool, if there is one."""
 
 import contextlib
 import json
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from support import (
@@ -27,7 +26,6 @@ from support import (
     ended,
     exit_code,
     patch_rooms,
-    problem_of,
     reduced,
     run_and_hear,
     said,
@@ -40,9 +38,6 @@ import executors.tasks
 from executors.directories import claim_directory
 from executors.errors import DirectoryRefused
 from executors.files import load_builtins
-from executors.inline import InlineExecutor
-from ibp.console import Progress
-from ibp.controller import Controller
 from ibp.errors import ReductionError
 from ibp.journal import Journal
 from ibp.records import write_pickle
@@ -99,8 +94,8 @@ def held(bare, ready):
         yield run
 
 
-STATUS = ["--status", "--work-dir", "it's work"]
-STOP = ["--stop", "--work-dir", "it's work"]
+STATUS = ["status", "--work-dir", "it's work"]
+STOP = ["stop", "--work-dir", "it's work"]
 
 
 def test_a_run_is_watched_refuses_others_and_is_stopped(held, bare, place, capsys):
@@ -225,9 +220,9 @@ USAGE_ERRORS = {
     "--check-interval 0 --condor": ("--check-interval 0",),
     "--request-memory -1 --condor": ("--request-memory -1",),
     "--max-jobs 0 --condor": ("--max-jobs 0",),
-    "--condor --condor-option foo": ("--condor-option 'foo'", "KEY=VALUE"),
-    "--status --work-dir nowhere": ("nowhere", "no run"),
-    "--stop --work-dir nowhere": ("nowhere", "no such directory"),
+    "--condor --condor-option foo": ("--condor-option foo", "KEY=VALUE"),
+    "status --work-dir nowhere": ("nowhere", "no run"),
+    "stop --work-dir nowhere": ("nowhere", "no such directory"),
 }
 
 
@@ -243,15 +238,6 @@ def test_resume_needs_an_unfinished_run(place, capsys):
         line = said(capsys, words, 2)
         assert line.count("\n") == 1 and "--resume" in line and "no unfinished run" in line
     assert not Path("r.pkl").exists() and not Path("it's work/run.journal").exists()
-
-
-@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"time": 3}', b"\xff"], ids=ascii)
-def test_damaged_status_is_one_line(damage, place, capsys):
-    Path("it's work").mkdir(mode=0o700)
-    Path("it's work/controller.json").write_text(json.dumps({"pid": 1, "host": "x"}))
-    Path("it's work/status.json").write_bytes(damage)
-    line = said(capsys, STATUS, 1)
-    assert line.count("\n") == 1 and "status.json" in line
 
 
 @pytest.mark.condor
@@ -377,26 +363,6 @@ def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):
     assert journaled[1:] == list(range(1, len(done) + 1)) and len(done) > 50
 
 
-def test_progress_of_long_searches_is_told():
-    said, progress = [], Progress()
-    progress.bar = SimpleNamespace(set_postfix_str=lambda text, refresh: said.append(text), update=said.append)
-    progress.advance({"integrals": 1234, "references": 2000, "rules": 5, "searches": 6789})
-    assert said == ["1,234 integrals, 766 hits, 5 new rules, 6,789 searches", 1]
-
-
-def test_last_store_that_is_read_only_is_said_and_costs_no_result(tmp_path):
-    store = Store(tmp_path / "s")
-    problem = problem_of("bubble", [(3, 2)])
-    first = Controller(problem, InlineExecutor(), [store], Progress(quiet=True)).run()
-    before, said = store.path.read_bytes(), []
-    stores = [Store(store.path, read_only=True, say=said.append)]
-    again = Controller(problem, InlineExecutor(), stores, Progress(quiet=True)).run()
-    assert (again.store_trouble, said) == ("", [])  # nothing was learned
-    more = Controller(problem_of("bubble", [(1, -3)]), InlineExecutor(), stores, Progress(quiet=True)).run()
-    assert not more.unreduced and again.reductions == first.reductions and store.path.read_bytes() == before
-    assert said == [] and all(text in more.store_trouble for text in (str(store.path), "read only", "write to"))
-
-
 def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, capsys, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt
@@ -406,16 +372,3 @@ def test_store_that_fails_does_not_take_the_place_of_what_ended_the_run(place, c
     assert exit_code([*BATCHES_OF_FIVE, "--cold", "--work-dir", "w", "--output", "r.pkl"]) == 130
     said = capsys.readouterr().err
     assert "the store is gone" in said and "interrupted" in said and Path("w/run.journal").exists()
-
-
-def test_damaged_status_of_an_unfinished_run_is_one_line(place, capsys):
-    assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "w", "--output", "r.pkl"]) == 0
-    Path("w/run.journal").touch()
-    for name, content in ("controller.json", "{}"), ("controller.json", '{"host": "x", "pid": 1e99}'), ("status.json", '{"format": 1}'):
-        whole = Path("w", name).read_bytes()
-        Path("w", name).write_text(content)
-        capsys.readouterr()
-        assert exit_code(["--status", "--work-dir", "w"]) in (0, 1)
-        printed, said = capsys.readouterr()
-        assert "Traceback" not in said and (printed or said.count("\n") == 1)
-        Path("w", name).write_bytes(whole)

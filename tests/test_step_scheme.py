@@ -1,4 +1,4 @@
-"""step controller."""
+"""One-step tasks: the same results as by sectors, whatever becomes of the tasks."""
 
 import math
 import struct
@@ -12,13 +12,10 @@ from executors.local import LocalExecutor
 from executors.tasks import TimeLimits
 from ibp.errors import ReductionError
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.identities import derive_identities, evaluate_identities, generic_point
-from ibp.knowledge import Knowledge, SectorKnowledge
+from ibp.knowledge import Knowledge
 from ibp.rules import NEIGHBOURHOODS
 from ibp.runs import describe_task
-from ibp.sector_reduction import reduce_sector
-from ibp.sector_tasks import SectorTask
-from ibp.sectors import Sector, corner, find_nonzero_sectors, layout_for, sector_of, sector_order
+from ibp.sectors import Sector, corner, layout_for, sector_of, sector_order
 from ibp.steps import reduce_steps
 from ibp.store import Store
 from ibp.tables import pack_keys, unpack_keys
@@ -297,23 +294,6 @@ def test_more_processors_give_the_same_one_step_results(more, tmp_path):
     one, three = (with_cpus(cpus, reduce_steps, *observed.calls[0]) for cpus in (1, 3))
     assert one["sectors"] == three["sectors"] and one["counts"] == three["counts"] and one["counts"]["integrals"] > 10
     assert any(found["learned"] for found in one["sectors"].values()) == bool(more)
-
-
-def test_more_processors_give_the_same_sector():
-    family = TRIANGLEBOX
-    equations = evaluate_identities(derive_identities(family), point_of(family))
-    generic = evaluate_identities(derive_identities(family), generic_point(family))
-    nonzero = find_nonzero_sectors(equations, family.lines)
-    target = (1, 0, 1, 1, 1, 1, -2)
-    layout = layout_for([target], 7)
-    task = SectorTask(
-        layout, 61, nonzero, equations, generic, SectorKnowledge(), ((1, 0, 1, 1, 1, 1, 0),), {},
-        Sector(layout, 61).encode(np.array([target])), np.ones((1, 1), np.int64),
-    )  # fmt: skip
-    one, three = (with_cpus(cpus, reduce_sector, task) for cpus in (1, 3))
-    assert one.learned.rules and (one.masters, one.unreduced, one.learned) == (three.masters, three.unreduced, three.learned)
-    below = [{bits: (keys.tolist(), lines.tolist()) for bits, (keys, lines) in result.below.items()} for result in (one, three)]
-    assert below[0] == below[1] != {}
 
 
 def test_stragglers_change_nothing_and_are_counted(reduce_at, shelves, tmp_path, monkeypatch):
