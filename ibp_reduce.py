@@ -153,7 +153,6 @@ def run_reduce(options: Reduce) -> int:
 
 def run_differentiate(options: Differentiate) -> int:
     from ibp.differential import DifferentialProblem, parse_variables
-    from ibp.errors import InputError
     from ibp.kira import read_kira_corners
     from ibp.requests import read_corners
 
@@ -164,8 +163,6 @@ def run_differentiate(options: Differentiate) -> int:
         request = read_corners(asked) if options.kira_config is None else read_kira_corners(asked, kira_project(options), say)
     variables, symbols = parse_variables(options.variables, request.family, names_with_numbers(options))
     outputs = outputs_of(options, symbols)
-    if "kira" in outputs.formats:
-        raise InputError("--export kira: holds reductions only; a differential equation goes to mathematica, form, json or sympy")
     outputs.check_names(request.family.name, symbols, derivatives=True)
     return run_exact(options, DifferentialProblem.below(exact_problem(options, request, symbols), variables))
 

@@ -15,6 +15,7 @@ Rooms, each of which knows only those above it:
 
     errors        what can go wrong with a task or a command line
     commands      a program's commands and options, each a dataclass
+    console       a line that a program says on stderr
     files         files that are seen whole or not at all; pickles of builtin types
     directories   directories that are private and claimed by one controller
     tasks         a call, its time limits, how it travels, runs and answers
@@ -35,6 +36,7 @@ Rooms, each of which knows only those above it:
     remedies      what is done about jobs: outcomes, holds, stragglers, losses
     follower      what becomes of jobs, as log and queue tell it
     condor        CondorExecutor: what callers use, and the watching thread
+    choose        where tasks run, as settings, and the executor that they stand for
 """
 
 __version__ = "0.1.0"  # of all programs here: this floor is the one that they share

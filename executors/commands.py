@@ -85,20 +85,21 @@ def parse(
 
 
 def joined(options: type, words: Sequence[str]) -> list[str]:
-    """With `--integral -1,2` as one word: argparse takes a value that begins with a minus for an option."""
+    """Names with hyphens, and `--integral -1,2` as one word: argparse takes a value that begins with a minus for an option."""
     taking = {spelled(f.name) for f in fields(options) if f.type != "bool"}
     result: list[str] = []
     for word in words:
-        if result and result[-1].replace("_", "-") in taking and re.match(r"-[\d.]", word):
+        if result and result[-1] in taking and re.match(r"-[\d.]", word):
             result[-1] += f"={word}"
-        else:
-            result.append(word)
+            continue
+        name, equals, value = word.partition("=")
+        result.append(name.replace("_", "-") + equals + value if name.startswith("--") else word)
     return result
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
-        raise UsageError(re.sub(r"^argument (--[\w-]+)(/--\w+)?: ", r"\1: ", message))
+        raise UsageError(message.removeprefix("argument "))
 
 
 def make_parser(program: str, name: str, commands: Mapping[str, Command], about: str, version: str) -> argparse.ArgumentParser:
@@ -118,10 +119,11 @@ def make_parser(program: str, name: str, commands: Mapping[str, Command], about:
     )
     parser.add_argument("--version", action="version", version=version)
     groups: dict[type, Any] = {}
-    for f in sorted(fields(command.options), key=lambda f: command.options.__mro__.index(home_of(command.options, f.name))):
+    order = [*command.options.__mro__[1:], command.options]  # what commands share is the everyday part
+    for f in sorted(fields(command.options), key=lambda f: order.index(home_of(command.options, f.name))):
         home = home_of(command.options, f.name)
         if home not in groups:
-            title = "options of this command" if home is command.options else (home.__doc__ or "").strip().split("\n")[0].rstrip(".")
+            title = "Further options" if home is command.options else (home.__doc__ or "").strip().split("\n")[0].rstrip(".")
             groups[home] = parser.add_argument_group(title)
         add_option(groups[home], f)
     return parser
@@ -147,13 +149,12 @@ def add_option(group: Any, f: Any) -> None:
     if more.get("positional"):
         group.add_argument(f.name, nargs="?", **shown)
         return
-    names = tuple(dict.fromkeys((spelled(f.name), f"--{f.name}")))
     if f.type == "bool":
-        group.add_argument(*names, action="store_true", help=shown["help"])
+        group.add_argument(spelled(f.name), action="store_true", help=shown["help"])
     elif f.type.startswith("tuple"):
-        group.add_argument(*names, action="append", **shown)
+        group.add_argument(spelled(f.name), action="append", **shown)
     else:
-        group.add_argument(*names, **shown, **({"nargs": "?", "const": more["bare"]} if "bare" in more else {}))
+        group.add_argument(spelled(f.name), **shown, **({"nargs": "?", "const": more["bare"]} if "bare" in more else {}))
 
 
 def choices_text(choices: Sequence[str]) -> str:

@@ -36,7 +36,7 @@ def private_directory(path) -> Path:
 def claim_directory(path):
     """A private_directory that no other controller uses within the block. Raises DirectoryRefused."""
     path = private_directory(path)
-    lock = lock_directory(path)
+    lock = _lock_directory(path)
     try:
         claim = {"host": os.uname().nodename, "pid": os.getpid(), "started": time.time(), "command": " ".join(sys.argv)}
         replace_file(path / "controller.json", json.dumps(claim).encode())
@@ -45,14 +45,14 @@ def claim_directory(path):
         lock.release()
 
 
-def lock_directory(path):
+def _lock_directory(path):
     """The lock of a directory, acquired. Native locks go with their process; where there are none, a file stands for one."""
     from filelock import FileLock, SoftFileLock, Timeout
 
     host, pid = read_claim(path)
     try:
         try:
-            return acquired(FileLock(path / "controller.lock"))
+            return _acquired(FileLock(path / "controller.lock"))
         except Timeout:  # an OSError too
             raise
         except PermissionError as error:
@@ -62,13 +62,13 @@ def lock_directory(path):
         except (NotImplementedError, OSError):
             if host == os.uname().nodename and not process_exists(pid):
                 (path / "controller.softlock").unlink(missing_ok=True)
-            return acquired(SoftFileLock(path / "controller.softlock"))
+            return _acquired(SoftFileLock(path / "controller.softlock"))
     except Timeout:
         remedy = "wait for its end, stop it, or choose another directory"
         raise DirectoryRefused(f"{path} is in use by process {pid or 'unknown'} on {host}; {remedy}") from None
 
 
-def acquired(lock):
+def _acquired(lock):
     lock.acquire(timeout=0)
     return lock
 

@@ -40,10 +40,11 @@ def replace_file(path, content, sync=False):
 
 
 class BuiltinsUnpickler(pickle.Unpickler):
-    """For what comes from elsewhere: builtin types only. Raises ForeignType."""
+    """For what comes from elsewhere: builtin types only."""
 
     def find_class(self, module, name):
-        if (module, name) == ("builtins", "complex"):  # which alone among them is pickled by name
+        """Raises ForeignType for all but one of them, which is pickled by name."""
+        if (module, name) == ("builtins", "complex"):
             return complex
         raise ForeignType(f"names {module}.{name}; only builtin types are accepted")
 

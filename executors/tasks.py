@@ -122,6 +122,7 @@ def perform(call, on_start=lambda: None, cpus=1):
 
 
 def dump(value, what):
+    """A pickle. Raises NotPicklable."""
     try:
         return pickle.dumps(value, PICKLE_PROTOCOL)
     except Exception as error:
@@ -179,11 +180,11 @@ class Shared:
 
     def get(self):
         """The value; do not change it. Raises ExecutorError."""
-        return load_shared(self.path, self.digest)
+        return _load_shared(self.path, self.digest)
 
 
 @functools.lru_cache(maxsize=4)
-def load_shared(path, digest):
+def _load_shared(path, digest):
     here = os.path.basename(path)  # where HTCondor's file transfer puts it
     try:
         pickled = Path(path if os.path.exists(path) else here).read_bytes()

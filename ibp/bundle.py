@@ -4,21 +4,17 @@
     python ibp_reduce.pyz explore --help       # explorer.py
     python ibp_reduce.pyz condor-worker …      # condor_worker.py, as jobs run it
 
-Beside the sources stands what this version of Python has compiled of them, as Python keeps none of that for a zip file (0.5 s at each
-start); another version takes the sources.
 `write_bundle` makes it, of the same files always the same bytes.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import io
-import marshal
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from executors.program import WORD
+from executors.program import WORD, add_member
 from ibp.console import write_output
 from ibp.errors import InputError
 from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_names
@@ -26,8 +22,6 @@ from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_nam
 PROGRAMS = ("condor_worker.py", "explorer.py", "ibp_reduce.py", "LICENSE")
 PACKAGES = ("executors", "ibp", "phases")
 FIRST_LINE = b"#!/usr/bin/env python3\n"
-# References within bytecode depend on what else the process holds; version 2 has none, but cannot hold all constants of Python 3.14.
-MARSHAL = 2 if marshal.version < 5 else marshal.version
 MAIN = '''\
 import importlib
 import os
@@ -61,9 +55,7 @@ def _bundle() -> bytes:
     buffer.seek(len(FIRST_LINE))
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
         for name, content in _members():
-            member = zipfile.ZipInfo(name)  # without the time of the file
-            member.external_attr = 0o644 << 16
-            archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+            add_member(archive, name, content)
     return buffer.getvalue()
 
 
@@ -72,15 +64,6 @@ def _members() -> Iterator[tuple[str, bytes]]:
     yield "__main__.py", MAIN.replace("WORD", WORD).encode()
     for path in (*map(top.joinpath, PROGRAMS), *(path for package in PACKAGES for path in sorted((top / package).glob("*.py")))):
         if path.exists():  # the licence does not stand beside installed programs
-            name, content = path.relative_to(top).as_posix(), path.read_bytes()
-            yield name, content
-            if path.suffix == ".py":
-                yield f"{name}c", _compiled(name, content)
+            yield path.relative_to(top).as_posix(), path.read_bytes()
     for name in shipped_names():
         yield MEMBERS + name, shipped(name).read_bytes()
-
-
-def _compiled(name: str, source: bytes) -> bytes:
-    """A .pyc file that is taken without a look at its source (PEP 552)."""
-    header = importlib.util.MAGIC_NUMBER + (1).to_bytes(4, "little") + importlib.util.source_hash(source)
-    return header + marshal.dumps(compile(source, name, "exec", dont_inherit=True), MARSHAL)

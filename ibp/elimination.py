@@ -84,9 +84,6 @@ def substitute_back(solved: Solved, p: int) -> None:
             subtract(row, solved[key], -row.pop(key), p)
 
 
-Having = dict[Any, set[int]]  # the rows that have a column
-
-
 def _rows_and_columns(matrix: dict[int, dict[Any, int]]) -> tuple[dict[int, dict[Any, int]], Having]:
     """A copy of a sparse matrix to eliminate in, and which rows have which column."""
     having: Having = {}

@@ -206,7 +206,7 @@ def read_jobs(path: Path, families: dict[str, KiraFamily]) -> KiraSelection:
         if kind in EXPORT_JOBS:
             parts.append(KiraSelection(named=(kind,)))
         elif kind == "reduce_user_defined_system":
-            raise InputError(f"{where}: give its equations to --system")
+            raise InputError(f"{where}: give its equations to the command 'solve'")
         elif kind == "reduce_sectors":
             parts.append(_kira_job(expect(data, dict, where), path.parent, families, where))
         else:

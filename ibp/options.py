@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # rooms are imported by the functions that need them, so that
 
 LONGEST_S = 2e6  # 23 days: what a process can wait for
 DEVICE = "'cpu' or 'cuda'; 'auto': the processor, for training a GPU if there is one"
-DEVICES = ("auto", "cpu", "cuda", "torch:cpu")
+DEVICES = ("auto", "cpu", "cuda", "torch:cpu")  # the last one for tests of what runs on a GPU
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Formats:
 
     export: tuple[str, ...] = option(
         (),
-        "also write the result for these programs, beside --output: mathematica, form, kira, json, sympy, latex; repeatable",
+        "also write the result beside --output as mathematica, form, latex or another format (README has the list); repeatable",
         metavar="NAME,...",
     )
     epsilon: str | None = option(None, "expand coefficients that are functions of d: what d is, such as 4-2*eps", metavar="EXPRESSION")
@@ -145,13 +145,6 @@ class Cluster:
     max_jobs: int = option(5000, "jobs in HTCondor's queue at a time", metavar="N", least=1, most=2_000_000, needs=("condor",))
     check_interval: float = option(
         5, "seconds between two looks at HTCondor's queue", metavar="S", above=0, below=LONGEST_S, needs=("condor",)
-    )
-    job_seconds: float | None = option(
-        None,
-        "how long a task should take (default: 60 with --condor, else 1; points of exact results: 4)",
-        metavar="S",
-        above=0,
-        below=LONGEST_S,
     )
 
 
@@ -204,12 +197,22 @@ class Reduce(Wanted, Place, Modular, Output, Stores, Machine, Cluster, Runs, For
         None, "what a task is: 'sector', 'auto' (integrals for --job-seconds), or a number of integrals (default: sector; auto with --condor)",
         pattern=("sector|auto|[1-9][0-9]{0,8}", "sector, auto, or a number of integrals"), metavar="N", excludes=("exact", "symbols"),
     )  # fmt: skip
+    job_seconds: float | None = option(
+        None,
+        "how long a task should take (default: 60 with --condor, else 1; points of exact results 4)",
+        metavar="S",
+        above=0,
+        below=LONGEST_S,
+        needs=("condor", "batch=auto", "exact", "symbols"),
+    )
     no_rules: bool = option(False, "search for every integral, reuse no path", needs=("engine=beam",))
     paths: str | None = option(
         None, "write the path found for each integral that was searched", metavar="FILE",
         needs=("engine=beam",), excludes=("exact", "symbols", "cut"),
     )  # fmt: skip
-    device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES, needs=("exact", "symbols"))
+    device: str = option(
+        "auto", f"where points are evaluated: {DEVICE}", choices=DEVICES, metavar="auto|cpu|cuda", needs=("exact", "symbols")
+    )
     cold: bool = option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = option(False, "say what would be done")
 
@@ -223,7 +226,10 @@ class Differentiate(Wanted, Place, Output, Stores, Machine, Cluster, Runs, Forma
     """
 
     variables: str | None = option(None, "invariants x, or 'all' of them, or d", metavar="NAME,...", positional="needed")
-    device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES)
+    device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES, metavar="auto|cpu|cuda")
+    job_seconds: float | None = option(
+        None, "how long a task should take (default: 60 with --condor, else 4)", metavar="S", above=0, below=LONGEST_S
+    )
     cold: bool = option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = option(False, "say what would be done")
 
@@ -234,6 +240,14 @@ class Solve(Place, Modular, Output, Stores, Machine, Cluster, Runs, Quiet):
 
     system: str | None = option(
         None, "the equations: lines 'unknown: coefficient', equations separated by empty lines", metavar="FILE", positional="needed"
+    )
+    job_seconds: float | None = option(
+        None,
+        "how long a task should take (default: 60 with --condor, else 4)",
+        metavar="S",
+        above=0,
+        below=LONGEST_S,
+        needs=("exact", "symbols"),
     )
     integrals: str | None = option(None, "file of unknowns that are wanted, one a line (default: all)", metavar="FILE")
     masters: str | None = option(None, "file of unknowns to go last, one a line", metavar="FILE")
@@ -302,7 +316,7 @@ class Train(Examples, Machine, Quiet):
     policy: str | None = option(None, "weights to write (default: policy.pt in the work directory)", metavar="FILE")
     epochs: int = option(12, "how often training goes through the examples", metavar="N", least=1, most=10_000)
     learning_rate: float = option(2e-3, "of the optimiser at the start", metavar="X", above=0)
-    device: str = option("auto", DEVICE, choices=DEVICES)
+    device: str = option("auto", DEVICE, choices=DEVICES, metavar="auto|cpu|cuda")
     fresh: bool = option(False, "begin anew, whatever checkpoint there is")
 
 
@@ -319,7 +333,7 @@ class BenchmarkPoints(Wanted, Stores, Search, Quiet):
 
     number: int | None = option(None, "how many at most", metavar="N", least=1, most=10_000_000, positional="needed")
     paper_masters_only: bool = option(False, "trianglebox: stop at the 16 published masters only", excludes=("symmetries",))
-    device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES)
+    device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES, metavar="auto|cpu|cuda")
 
 
 @dataclass(frozen=True)

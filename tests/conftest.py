@@ -65,16 +65,6 @@ def pool():
         yield executor
 
 
-@pytest.fixture(params=["inline", "local"])
-def executor(request):
-    if request.param == "local":
-        yield request.getfixturevalue("pool")
-    else:
-        with InlineExecutor() as inline:
-            inline.warm_up()
-            yield inline
-
-
 @pytest.fixture(scope="session")
 def fake_tools(tmp_path_factory):
     """The directory of the tools of a pool that is none."""

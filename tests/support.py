@@ -41,7 +41,7 @@ from ibp.tables import unpack_keys
 P31 = 2**31 - 1
 TRIANGLEBOX = BUILT_IN_FAMILIES["trianglebox"]
 HERE = Path(__file__).resolve().parent.parent
-DEADLINE_S = 15  # for events that come in a second or two on an idle machine
+DEADLINE_S = 90  # for events that come in a second or two on an idle machine
 
 
 def wait_until(condition):
@@ -217,12 +217,8 @@ def check_refused(words, directory, capsys, fragments):
     printed, said = capsys.readouterr()
     assert (code, printed) == (2, ""), said
     lines = said.splitlines()
-    if lines[0].startswith("usage: "):  # from argparse: usage, then one line
-        assert [line for line in lines if not line.startswith(("usage: ", " "))] == lines[-1:]
-        assert lines[-1].startswith("ibp_reduce.py: error: ")
-    else:
-        assert len(lines) == 1 and lines[0].startswith("ibp_reduce: "), said[:2000]
-        assert len(said) < 1000, f"{len(said)} characters"
+    assert len(lines) == 1 and lines[0].startswith("ibp_reduce: "), said[:2000]
+    assert len(said) < 1000, f"{len(said)} characters"
     assert [part for part in fragments if part not in lines[-1]] == [], lines[-1]
     assert snapshot(directory) == before
 

@@ -31,7 +31,9 @@ from ibp.symmetries import find_symmetries
 
 OTHER_PRIMES = (2147483629, 2147483587)  # the two primes below 2**31 - 1
 SHIPPED = shipped("rules.shelf")
-FAMILIES = sorted(BUILT_IN_FAMILIES)
+FAMILIES = [  # that the tables below are of; a file more in data/families needs no line here
+    *("banana3", "box", "bubble", "doublebox", "doublebox-1m", "ladder3", "nonplanar-doublebox", "pentabox", "sunrise", "trianglebox"),
+]
 needs_stored_rules = pytest.mark.skipif(not SHIPPED.exists(), reason="minutes without data/rules.shelf")
 few_examples = settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 

@@ -32,10 +32,8 @@ def test_it_holds_programs_rooms_and_data_and_nothing_else(bundle):
         assert archive.testzip() is None
     assert set(PACKAGES) | {"tests"} == {path.parent.name for path in HERE.glob("*/*.py") if path.parent.name not in ("docs", "examples")}
     sources = {path.relative_to(HERE).as_posix() for package in PACKAGES for path in (HERE / package).glob("*.py")}
-    sources |= {"condor_worker.py", "explorer.py", "ibp_reduce.py"}
-    assert sorted(names) == sorted(
-        ["LICENSE", "__main__.py", *sources, *(f"{name}c" for name in sources), *(MEMBERS + name for name in shipped_names())]
-    )
+    sources |= {"__main__.py", "condor_worker.py", "explorer.py", "ibp_reduce.py"}
+    assert sorted(names) == sorted(["LICENSE", *sources, *(f"{name}c" for name in sources), *(MEMBERS + name for name in shipped_names())])
 
 
 def test_the_same_files_give_the_same_bytes(bundle, tmp_path):

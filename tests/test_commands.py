@@ -101,7 +101,7 @@ def test_help(capsys):
     for words, shown, hidden in (
         (
             ("--help",),
-            ("About it.", "options of this command:", "Everyday:", "a name of 100 %", "low|high", "show              Show a file."),
+            ("About it.", "Further options:", "Everyday:", "a name of 100 %", "low|high", "show              Show a file."),
             ("--depth",),
         ),
         (("show", "--help"), ("usage: program.py show", "FILE", "--depth", "what to show"), ("--level", "show              Show")),

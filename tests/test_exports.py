@@ -266,7 +266,7 @@ BAD_OUTPUTS = {
     "--certificate c --condor": ("--certificate", "--condor"),
     "--certificate c --batch auto": ("--certificate", "--batch"),
     "--epsilon 4-2*eps": ("--epsilon", "not functions of d"),
-    "--order 2": ("--order 2", "--epsilon"),
+    "--order 2": ("--order", "--epsilon"),
     "--order 2000 --epsilon 4-2*eps": ("--order 2000",),
     "--order many": ("--order", "many"),
 }

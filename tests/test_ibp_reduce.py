@@ -29,7 +29,9 @@ from support import (
 
 import ibp_reduce
 from executors import __version__
+from executors.commands import parse
 from executors.files import load_builtins
+from ibp import interface
 from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.rules import NEIGHBOURHOODS
 
@@ -90,18 +92,27 @@ BAD_COMMANDS = {
     "--prime=5 --integral=1,1,1,1,1,1,-5": ("--prime", "largest index"),
     "--prime=7 --integral=7,1,1,1,1,1,0": ("--prime", "larger prime"),
     # numbers of other options
-    "--local=0": ("--local", "at least 1"),
-    "--local=-3": ("--local", "at least 1"),
+    "--local=0": ("--local", "from 1"),
+    "--local=-3": ("--local", "from 1"),
     "--local=many": ("--local", "many"),
     "--straggler-timeout=0 --local=2": ("--straggler-timeout", "above 0"),
-    "--straggler-timeout=-1 --local=1": ("--straggler-timeout", "above 0"),
+    "--straggler-timeout=-1 --local=1": ("--straggler-timeout", "auto, or seconds"),
     "--straggler-timeout=nan --local": ("--straggler-timeout",),
     "--straggler-timeout=inf --local=2": ("--straggler-timeout",),
     "--straggler-timeout=1e30 --local=2": ("--straggler-timeout",),
     # what contradicts itself, or does not exist
     "--integral=1,1,1,1,1,1,-1 --integrals=good.txt": ("--integral", "--integrals", "one of them"),
     "--integral= --integrals=good.txt": ("--integral",),
-    "--benchmark=-1": ("--benchmark -1",),
+    "--exact --symbols=d": ("--exact", "--symbols", "one of them"),
+    "--symbols=d --prime=1013": ("--prime", "--symbols"),
+    "--condor --local=2": ("--condor", "--local"),
+    "--resume --fresh": ("--resume", "--fresh"),
+    "--certificate=c --symmetries": ("--certificate", "--symmetries"),
+    "--paper-masters-only --symmetries": ("--paper-masters-only", "--symmetries"),
+    "--order=3": ("--order", "--epsilon"),
+    "--symetries": ("--symetries", "did you mean --symmetries?"),
+    "reduec": ("reduec", "did you mean reduce?"),
+    "--epochs=3": ("--epochs", "the command 'train'"),
     "--no-such-option": ("--no-such-option",),
     "--integ=1,1,1,1,1,1,-1": ("--integ",),
     "1,1,1,1,1,1,-1": ("1,1,1,1,1,1,-1",),
@@ -325,14 +336,14 @@ def test_integral_that_begins_with_minus_needs_no_equals_sign(place):
     assert results[0] == results[1] == results[2]
 
 
-@pytest.mark.parametrize(
-    "option, value",
-    [("work-dir", "w"), ("straggler-timeout", "7"), ("paper-masters-only", None), ("dry-run", None), ("list-families", None)],
-)
-def test_options_are_spelled_with_hyphen_or_underscore(option, value):
-    more = [] if value is None else [value]
-    parse = ibp_reduce.parse_options
-    assert parse([f"--{option}", *more]) == parse([f"--{option.replace('-', '_')}", *more]) != parse([])
+def options_of(*words):
+    return parse("ibp_reduce.py", ibp_reduce.COMMANDS, words)[1]
+
+
+@pytest.mark.parametrize("words", [["--work-dir", "w"], ["--local", "2", "--straggler-timeout=7"], ["--paper-masters-only"], ["--dry-run"]])
+def test_options_are_spelled_with_hyphen_or_underscore(words):
+    with_underscores = ["--" + word[2:].replace("-", "_") if word.startswith("--") else word for word in words]
+    assert options_of(*words) == options_of(*with_underscores) != options_of()
 
 
 IDLE_OPTIONS = {  # a command: options that it would ignore
@@ -341,47 +352,49 @@ IDLE_OPTIONS = {  # a command: options that it would ignore
     "trajectories=3 epochs=3 learning-rate=1 seed=3",
     "--integral=1,1,1,1,1,1,-1 --batch=3": "job-seconds=5 check-interval=2",
     "--integral=1,1,1,1,1,1,-1 --local=2": "job-seconds=5 check-interval=2 beam-width=5",
-    "--integral=1,1,1,1,1,1,-1 --symbols=d": "paths=p check-interval=2 straggler-cpus=2 seed=3 beam-width=5",
-    "--integral=1,1,1,1,1,1,-1 --symbols=d --engine=beam": "paths=p",
-    "--list-families": "family=bubble integral=1 d=3 prime=7 local=2 kira-config=k store=s work-dir=w status",
-    "--benchmark": "integral=1 integrals=good.txt certificate=c export=json store=s benchmark-search prime=7 kira-config=k",
-    "--status": "d=3 kinematics=s=1 prime=7 family=bubble integral=1 stop local=2 condor store=s output=o",
-    "--watch": "convert=good.txt resume",
-    "--stop": "integral=1 fresh kira-config=k",
-    "--list-symmetries": "integral=1 prime=7 d=3 kinematics=s=1 work-dir=w symmetries",
-    "--train-policy": "condor resume beam-width=5 engine=beam integral=1 prime=7 store=s output=o benchmark-search kira-config=k",
-    "--make-training-data": "condor epochs=3 learning-rate=1 device=cpu policy=p fresh kira-config=k",
-    "--benchmark-search=2": "epochs=3 integral=1 prime=7 work-dir=w no-rules local=2 kira-config=k",
-    "--replay=good.txt": "integral=1 prime=7 policy=p work-dir=w kira-config=k",
-    "--verify=good.txt": "integral=1 prime=7 convert=good.txt certificate=c export=json epsilon=e order=1 condor output=o",
-    "--convert=good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d kira-config=k",
-    "--benchmark-points=5": "prime=7 d=3 kinematics=s=1 symbols=d exact output=o local=2",
-    "--system=good.txt": "integral=1 beam-width=3 store=s certificate=c kira-config=k family=bubble",
+    "--integral=1,1,1,1,1,1,-1 --symbols=d": "check-interval=2 straggler-cpus=2 seed=3 beam-width=5",
+    "families": "family=bubble integral=1 d=3 local=2 store=s work-dir=w",
+    "benchmark": "integral=1 certificate=c export=json store=s prime=7 kira-config=k",
+    "status": "d=3 kinematics=s=1 family=bubble integral=1 local=2 condor output=o fresh",
+    "stop": "integral=1 fresh watch kira-config=k",
+    "train": "condor resume beam-width=5 engine=beam integral=1 prime=7 output=o kira-config=k",
+    "examples": "condor epochs=3 learning-rate=1 device=cpu policy=p fresh",
+    "benchmark-search": "epochs=3 integral=1 prime=7 work-dir=w no-rules local=2",
+    "verify good.txt": "integral=1 prime=7 certificate=c export=json epsilon=e condor output=o",
+    "convert good.txt --export=json": "integral=1 integrals=good.txt certificate=c work-dir=w prime=7 symbols=d",
+    "benchmark-points 5": "prime=7 d=3 symbols=d exact output=o local=2",
+    "solve good.txt": "integral=1 beam-width=3 certificate=c kira-config=k family=bubble device=cpu",
+    "differentiate s": "prime=7 exact symbols=d certificate=c paths=p batch=3 paper-masters-only engine=beam",
 }
 
 
 @pytest.mark.parametrize("command", IDLE_OPTIONS)
 def test_options_that_would_be_ignored_are_refused_in_one_line(command, place, capsys):
     write_input_files(place)
-    words, asked = shlex.split(command), command.split("=")[0].split()[0]
+    words = shlex.split(command)
     for option in IDLE_OPTIONS[command].split():
         name = option.partition("=")[0]
-        reduces = asked == "--integral"
-        check_refused(
-            [*words, f"--{option}"], place, capsys, [f"--{name} is for " if reduces else f"{asked} and --{name} contradict each other: "]
-        )
+        check_refused([*words, f"--{option}"], place, capsys, [f"--{name} is"])
 
 
 def test_defaults_that_are_spelled_out_are_never_refused():
-    """As an older script may have them; what each mode takes is an option that there is."""
-    options = ibp_reduce.parse_options(
-        ["--beam_width", "20", "--check-interval", "5.0", "--seed", "0", "--prime", "1009", "--device", "auto"]
+    """As an older script may have them."""
+    words = ["--beam_width", "20", "--check-interval", "5.0", "--max_steps", "1000000000000000", "--device", "auto", "--straggler-cpus=8"]
+    assert options_of(*words) == options_of()
+
+
+def test_options_of_the_published_system_stay():
+    options = options_of(
+        *("--integral", "3,2,1,3,2,2,-6", "--output", "r.pkl", "--work-dir", "w", "--paper-masters-only", "--straggler-timeout", "1800"),
+        *("--straggler-cpus", "8", "--beam_width", "20", "--max_steps", "1000000000000000", "--prime", "1009", "--check-interval", "5"),
     )
-    for mode in (None, *ibp_reduce.MODES):
-        ibp_reduce.check_used(options, mode, "")
-    names = {option.name for option in dataclasses.fields(options)}
-    words = [word for mode in ibp_reduce.MODES for word in f"{mode.asked} {mode.takes}".split()]
-    assert set(words) | {word for together, _, _ in ibp_reduce.TOGETHER for word in together.split()} < names
+    assert (options.prime, options.beam_width, options.max_steps, options.check_interval) == (1009, 20, 10**15, 5)
+
+
+@pytest.mark.parametrize("word, command", ibp_reduce.GONE.items())
+def test_old_spellings_name_the_new_command(word, command, place, capsys):
+    check_refused([word, "x"], place, capsys, [f"{word} is a command now: python ibp_reduce.py {command}"])
+    check_refused([f"{word.replace('-', '_')[2:].join(['--', ''])}=x"], place, capsys, [f"python ibp_reduce.py {command}"])
 
 
 @pytest.mark.parametrize(
@@ -394,7 +407,6 @@ def test_defaults_that_are_spelled_out_are_never_refused():
         "--fresh --work-dir w --store s --output o --prime 2147483647 --d 7/2 --kinematics m1=3",
         "--batch auto --job-seconds 3 --local 2",
         "--symbols d --job-seconds 3 --device cpu --export json --epsilon 4-2*eps --order 1",
-        "--differential-equation d --engine beam --policy fixed --no-rules",
     ],
 )  # fmt: skip
 def test_options_that_mean_something_are_taken(words, place, capsys):
@@ -402,19 +414,27 @@ def test_options_that_mean_something_are_taken(words, place, capsys):
     assert "trianglebox" in capsys.readouterr().out
 
 
-def test_help_mentions_every_option_and_the_exit_codes(capsys):
-    assert exit_code(["--help"]) == 0
+@pytest.mark.parametrize("command", ibp_reduce.COMMANDS)
+def test_help_mentions_every_option_and_the_exit_codes(command, capsys):
+    assert exit_code([command, "--help"]) == 0
     text, said = capsys.readouterr()
-    assert said == ""
-    options = {f"--{name.replace('_', '-')}" for name in vars(ibp_reduce.Options())} | {"--version", "--help"}
-    assert {option for option in options if option not in text} == set()
-    assert "130" in text
+    options = [field for field in dataclasses.fields(ibp_reduce.COMMANDS[command].options) if not field.metadata.get("positional")]
+    assert said == "" and "130" in text
+    assert [field.name for field in options if f"--{field.name.replace('_', '-')}" not in text] == []
+    assert command == "reduce" or ibp_reduce.COMMANDS[command].about.split()[0] in text
+
+
+def test_public_names():
+    assert set(ibp_reduce.__all__) == set(interface.__all__) and len(ibp_reduce.__all__) == 14
+    assert all(getattr(ibp_reduce, name).__doc__ for name in ibp_reduce.__all__)
+    with pytest.raises(AttributeError):
+        ibp_reduce.nothing  # noqa: B018
 
 
 def test_version_and_families_are_shown(place, capsys):
     assert exit_code(["--version"]) == 0
     assert capsys.readouterr().out.strip() == __version__
-    assert exit_code(["--list-families"]) == 0
+    assert exit_code(["families"]) == 0
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} >= set(BUILT_IN_FAMILIES)
     assert snapshot(place) == {}
 
@@ -526,15 +546,13 @@ def test_two_files_alone_work_in_a_directory_with_an_awkward_name(bare):
     assert len(rules_in(known(target / "ibp_work/store.shelf"))) == result["statistics"]["rules"]
 
 
-@pytest.mark.parametrize(
-    "words", [["--help"], ["--list-families"], [*BUBBLE, "--family", "x"], ["--integral=101,1,1,1,1,1,0"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [["--help"], ["families"], [*BUBBLE, "--family", "x"], ["--integral=101,1,1,1,1,1,0"]], ids=" ".join)
 def test_terminal_that_knows_only_ascii_gets_no_traceback(words, bare, place):
     run = program(bare, place, *words, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert "Traceback" not in run.stderr and run.returncode in (0, 2)
 
 
-@pytest.mark.parametrize("words", [["--list-families"], BUBBLE], ids=" ".join)
+@pytest.mark.parametrize("words", [["families"], BUBBLE], ids=" ".join)
 def test_reader_of_stdout_that_goes_away_gets_no_traceback(words, bare, place):
     reading, writing = os.pipe()
     os.close(reading)
@@ -559,7 +577,7 @@ sys.exit(ibp_reduce.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["--version"], ["--list-families"], ["--integral", SMALL], ["--integral=1,1"]], ids=" ".join)
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["families"], ["--integral", SMALL], ["--integral=1,1"]], ids=" ".join)
 def test_help_and_stored_rules_need_no_heavy_imports(words, bare, place):
     if SMALL in words:
         reduced(*words)

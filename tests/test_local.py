@@ -3,26 +3,19 @@
 import concurrent.futures
 import contextlib
 import os
-import random
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 from support import DEADLINE_S, HERE, exists, lines_of, path_to, wait_until
 from support_condor import results
 from support_executors import (
-    NotEven,
     SectorError,
-    TwoArguments,
-    Unspeakable,
-    add,
-    append_to,
     exit_self,
     fail,
     hang,
@@ -31,87 +24,16 @@ from support_executors import (
     hang_until,
     hang_within_on_one_cpu,
     kill_self,
-    leave,
     noted_square,
     pids,
-    return_lock,
-    scaled,
     square,
     state,
 )
 
-from executors.errors import NotPicklable, RemoteError, TaskDied, TaskTimeout
+from executors.errors import TaskDied, TaskTimeout
 from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, Description, TimeLimits, task_cpus
-
-
-@pytest.fixture(params=[InlineExecutor, lambda: LocalExecutor(1)], ids=["inline", "local"])
-def fresh(request):
-    with request.param() as executor:
-        yield executor
-
-
-def test_results_do_not_depend_on_order(executor):
-    numbers = list(range(60))
-    random.Random(3).shuffle(numbers)
-    futures = {executor.submit(square, x): x for x in numbers}
-    assert {futures[f]: f.result(DEADLINE_S) for f in concurrent.futures.as_completed(futures, DEADLINE_S)} == {x: x * x for x in numbers}
-    assert list(executor.map(square, numbers)) == [x * x for x in numbers]
-    assert executor.submit(add, 1, y=2).result(DEADLINE_S) == 3
-    assert executor.processes in (1, 2)
-
-
-def test_arguments_travel_by_value(executor):
-    numbers = [7]
-    assert executor.submit(append_to, numbers).result(DEADLINE_S) == [7, 1]
-    assert numbers == [7]
-
-
-def test_exception_is_raised_as_itself_with_its_origin(executor):
-    with pytest.raises(SectorError, match=r"^sector 42 is empty$") as info:
-        executor.submit(fail, SectorError, "sector 42 is empty").result(DEADLINE_S)
-    text = "".join(traceback.format_exception(info.value))
-    assert "in fail\n" in text and "raise exception_type(*args)" in text
-    with pytest.raises(SystemExit) as info:  # an outcome like others, not the end of the process
-        executor.submit(leave, 3).result(DEADLINE_S)
-    assert info.value.code == 3
-
-
-@pytest.mark.parametrize(
-    ("exception_type", "args", "message"),
-    [(TwoArguments, ("a", "b"), "TwoArguments: a and b"), (NotEven, ("7",), "NotEven: 7"), (Unspeakable, (), "Unspeakable: <")],
-)
-def test_exception_that_cannot_travel_becomes_a_remote_error(executor, exception_type, args, message):
-    with pytest.raises(RemoteError, match=message) as info:
-        executor.submit(fail, exception_type, *args).result(DEADLINE_S)
-    assert info.value.type_name == exception_type.__name__
-    assert "in fail\n" in info.value.traceback_text
-    assert executor.submit(square, 3).result(DEADLINE_S) == 9
-
-
-def test_unpicklable_result_and_task(executor):
-    with pytest.raises(NotPicklable, match="the result of return_lock .*lock"):
-        executor.submit(return_lock).result(DEADLINE_S)
-    with pytest.raises(NotPicklable, match="lambda"):
-        executor.submit(lambda: 1).result(DEADLINE_S)
-    with pytest.raises(NotPicklable, match="square or its arguments .*lock"):
-        executor.submit(square, threading.Lock()).result(DEADLINE_S)
-    assert executor.submit(square, 3).result(DEADLINE_S) == 9
-
-
-def test_arrays(executor):
-    numpy = pytest.importorskip("numpy")
-    array = numpy.arange(2_000_000, dtype=numpy.int64)  # 16 MB, far beyond the pipe's buffer
-    assert numpy.array_equal(executor.submit(scaled, array, 3).result(DEADLINE_S), 3 * array)
-
-
-def test_submit_after_shutdown(fresh):
-    assert fresh.submit(square, 2).result(DEADLINE_S) == 4
-    fresh.shutdown()
-    fresh.shutdown()
-    with pytest.raises(RuntimeError, match="cannot submit square"):
-        fresh.submit(square, 2)
 
 
 def test_keyboard_interrupt_passes_through_the_inline_executor():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import BUBBLE_JSON, P31, check_refused, combine, exit_code, numbers_of, patch_rooms, point_of, reduced, residue, said_by
+from support import BUBBLE_JSON, P31, check_refused, combine, exit_code, numbers_of, patch_rooms, point_of, reduced, residue, said, said_by
 from support_oracles import (
     BIG_PRIMES,
     FAMILIES,
@@ -353,21 +353,23 @@ def test_symmetries_and_cuts_from_outside(place, capsys):
     assert "this is the whole reduction" in capsys.readouterr().out
 
 
+def listed(capsys, *words):
+    """The lines on symmetries of the command families."""
+    return said(capsys, ["families", *words], 0).rpartition("\n\n")[2].splitlines()
+
+
 def test_list_symmetries(place, capsys):
-    assert exit_code(["--family", "box", "--list-symmetries"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = listed(capsys, "box")
     assert lines[0] == "box: 7 non-zero sectors, 5 unique, 7 maps of 5 sectors into themselves"
     assert sum(re.fullmatch(r"  (\d+) -> (?!\1 )\d+ .*", line) is not None for line in lines) == 2
     assert sum(re.fullmatch(r"  (\d+) -> \1 .*", line) is not None for line in lines) == 7
-    assert exit_code(["--family", "box", "--list-symmetries", "--cut", "1"]) == 0
-    assert capsys.readouterr().out.startswith("box: 5 non-zero sectors, 4 unique, ")
+    assert listed(capsys, "box", "--cut", "1")[0].startswith("box: 5 non-zero sectors, 4 unique, ")
 
 
 def test_family_without_symmetries(place, capsys):
     data = BUBBLE_JSON | {"propagators": [["k1", "m"], ["k1+p", "q"]], "invariants": {"s": 7, "m": 3, "q": 3}}
     Path("two.json").write_text(json.dumps(data))
-    assert exit_code(["--family", "two.json", "--list-symmetries"]) == 0
-    assert capsys.readouterr().out.splitlines() == ["bubble: 3 non-zero sectors, 3 unique, 0 maps of 0 sectors into themselves"]
+    assert listed(capsys, "two.json") == ["bubble: 3 non-zero sectors, 3 unique, 0 maps of 0 sectors into themselves"]
     words = ["--family", "two.json", "--integral", "3,2"]
     with_them, without = reduced(*words, "--symmetries"), reduced(*words)
     assert with_them["final_expr"] == without["final_expr"] and with_them["masters"] == without["masters"]
@@ -408,8 +410,7 @@ def test_several_families_from_outside(place, capsys):
 
 def test_list_symmetries_of_several_families(place, capsys):
     Path("shifted.json").write_text(json.dumps(shifted_bubble(loop_momenta=["l"], propagators=[["l-p", "m"], ["l-2*p", "m"]])))
-    assert exit_code(["--family", "bubble,shifted.json", "--list-symmetries"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = listed(capsys, "bubble,shifted.json")
     assert (
         lines[0].startswith("bubble: 3 non-zero sectors, 2 unique") and "shifted: 2 of its 2 unique sectors are sectors of bubble" in lines
     )
@@ -418,10 +419,9 @@ def test_list_symmetries_of_several_families(place, capsys):
     # the bubble of two momenta: no shift between them, as the external momenta differ; each family is what it is by itself
     triangle = shifted_bubble(name="triangle", external_momenta=["p", "q"], propagators=[["k1", "m"], ["k1+p", "m"], ["k1+q", "m"]])
     Path("triangle.json").write_text(json.dumps(triangle | {"kinematics": {"p*p": "s", "p*q": "0", "q*q": "0"}}))
-    words = ["--family", "bubble,triangle.json"]
-    assert exit_code([*words, "--list-symmetries"]) == 0
-    assert "  3 and bubble 3 have the same U and F, but no shift was found" in capsys.readouterr().out.splitlines()
-    assert set(reduced(*words, "--integral", "triangle[2,1,0]", "--symmetries")["masters"]) == {"triangle[1,0,0]", "triangle[1,1,0]"}
+    assert "  3 and bubble 3 have the same U and F, but no shift was found" in listed(capsys, "bubble,triangle.json")
+    found = reduced("--family", "bubble,triangle.json", "--integral", "triangle[2,1,0]", "--symmetries")
+    assert set(found["masters"]) == {"triangle[1,0,0]", "triangle[1,1,0]"}
 
 
 @pytest.mark.parametrize(
@@ -442,21 +442,22 @@ def test_list_symmetries_of_several_families(place, capsys):
         ("--family bubble,sunrise --integrals list --export kira", ("one family at a time", "bubble, sunrise")),
         ("--family bubble,sunrise --integrals list --exact", ("one family at a time",)),
         ("--family bubble,sunrise --integrals list --certificate c", ("one family at a time",)),
-        ("--family bubble,sunrise --differential-equation s", ("one family at a time",)),
-        ("--family bubble,sunrise --benchmark-search", ("one family at a time",)),
-        ("--family bubble,sunrise --benchmark-points 3 --integrals list", ("one family at a time",)),
-        ("--family bubble,sunrise --replay list", ("one family at a time",)),
+        ("differentiate s --family bubble,sunrise", ("one family at a time",)),
+        ("benchmark-search --family bubble,sunrise", ("one family at a time",)),
+        ("benchmark-points 3 --family bubble,sunrise --integrals list", ("one family at a time",)),
+        ("verify paths --family bubble,sunrise", ("one family at a time",)),
         ("--family bubble,sunrise --masters list --integrals list --output list", ("the same file",)),
-        ("--family bubble,other.json --list-symmetries", ("same invariants",)),
-        ("--family bubble,bubble --list-symmetries", ("two families",)),
-        ("--family bubble,sunrise --list-symmetries --cut 1", ("--cut 1", "one family")),
-        ("--family bubble --list-symmetries --cut 1 --cut 2", ("--cut 1 --cut 2", "one cut")),
-        ("--family bubble --list-symmetries --cut 3", ("--cut '3'", "from 1 to 2")),
+        ("families bubble,other.json", ("same invariants",)),
+        ("families bubble,bubble", ("two families",)),
+        ("families bubble,sunrise --cut 1", ("--cut 1", "one family")),
+        ("families bubble --cut 1 --cut 2", ("--cut 1 --cut 2", "one cut")),
+        ("families bubble --cut 3", ("--cut '3'", "from 1 to 2")),
         ("--family bubble,twin.json --integral bubble[1,1] --symmetries --output twin.json", ("twin.json", "the same file")),
     ],
 )
 def test_families_that_do_not_fit_are_refused(words, fragments, place, capsys):
     Path("list").write_text("bubble[2,1]\nsunrise[1,1,1,0,0]\n")
+    Path("paths").write_text("{}\n")
     for name, changes in (
         ("other", {"invariants": {"s": 7, "m": 4}}),
         ("turned", {"invariants": {"m": 3, "s": 7}}),
@@ -493,13 +494,13 @@ def test_bad_symmetries_and_cuts_are_one_line(place, capsys, words, says):
     Path("m.txt").write_text("1,1,1,0,0\n")
     Path("two.txt").write_text("1,1,1,-1,0\n1,1,-1,0,0\n")
     target = [] if words[0].startswith("--integral") else ["--integral", "2,1,1,-1,-2"]
-    assert exit_code(["--family", "sunrise", *target, *words, "--dry-run"]) == 2
+    assert exit_code(["--family", "sunrise", *target, *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()
     assert says in said[-1] and not list(Path().glob("results*"))
 
 
 def test_list_symmetries_of_propagators_that_are_no_basis(place, capsys):
     Path("double.json").write_text(json.dumps(BUBBLE_JSON | {"propagators": [["k1", "m"], ["-k1", "0"]]}))
-    assert exit_code(["--family", "double.json", "--list-symmetries"]) == 2
+    assert exit_code(["families", "double.json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "linearly dependent" in line
