@@ -96,7 +96,7 @@ class Simulations:
     fast_mode: bool = option(False, "L = 12 (the default mode)", excludes=("screening", "accurate", "simulation"))
     screening: bool = option(False, "L = 8, a third of the time", excludes=("fast_mode", "accurate", "simulation"))
     accurate: bool = option(False, "L = 24, never above fast", excludes=("fast_mode", "screening", "simulation"))
-    seed: int = option(0, "of everything random; the same seed gives the same run, whatever --n-jobs", metavar="N", least=0)
+    seed: int = option(0, "of everything random; the same seed gives the same run, whatever --n-jobs (default: 0)", metavar="N", least=0)
     timeout: float = option(300.0, "hard limit for each simulation", **SECONDS)
     parameters: str | None = option(
         None, 'parameter box, a JSON file or text: {"J3xy": [0, 1], "J1z": [-1, 1], "D": 0.1}; a single number stays fixed', metavar="FILE"
@@ -371,7 +371,7 @@ def write_outputs(run: Run, options: Any) -> None:
     if options.plots and pictures:
         write_pictures(run, pictures, options.quiet)
     if options.report is not None:
-        shown = {spelled(name): value for name, value in asdict(options).items() if value not in (None, False, ())}
+        shown = {spelled(name): value for name, value in sorted(asdict(options).items()) if value not in (None, False, ())}
         Path(options.report).parent.mkdir(parents=True, exist_ok=True)
         replace_file(Path(options.report), report_page(run, shown, pictures, missing).encode())
         if not options.quiet:

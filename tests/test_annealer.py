@@ -20,22 +20,6 @@ FULL |= {"hx": 0.1, "hy": -0.2, "hz": 0.3}
 BEST = {"fitting_param_2": -1.125530, "emily": -1.055194}  # the best that another annealer found
 
 
-def test_ordered_states_have_their_closed_form_energies():
-    j, L = 0.37, 4
-    i, k = grid(L, L)
-    axis = np.array([1.0, 0, 0])
-    orders = {
-        "FM": (np.ones(16), np.ones(16), -1.5 + 1.5 * j),
-        "Neel": (np.ones(16), -np.ones(16), 1.5 - 1.5 * j),
-        "zigzag": ((-1.0) ** k, -((-1.0) ** k), -(1 + 3 * j) / 2),
-        "stripy": ((-1.0) ** k, (-1.0) ** k, (1 + 3 * j) / 2),
-        "double zigzag": (1 - 2.0 * (k // 2 % 2), 1 - 2.0 * ((k + 1) // 2 % 2), -1),
-    }
-    for name, (a, b, value) in orders.items():
-        spins = np.stack([a, b], 1).reshape(-1, 1) * axis
-        assert energy(spins, Couplings(J3xy=j)) == pytest.approx(value, abs=1e-12), name
-
-
 @pytest.mark.parametrize("mode", ["screening", "fast", pytest.param("accurate", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("j", [0.1, 0.249, 0.25, 0.26, 0.30, 0.35, 0.3903, 0.3905, 0.6])
 def test_exact_truths(mode, j):

@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 from support_explorer import FULL, drawn, random_spins
 
+import phases.model as model
 from phases.benchmark import spiral_energy
 from phases.clusters import Cell, Clusters
-from phases.model import (
-    A1,
-    A2,
-    B_OFFSET,
-    BONDS,
-    PUBLISHED_FITS,
-    Couplings,
-    Lattice,
-    energy,
-    exchange_fourier,
-    local_fields,
-    luttinger_tisza,
-)
+from phases.model import A1, A2, B_OFFSET, BONDS, PUBLISHED_FITS, Couplings, Lattice, energy, grid, local_fields, luttinger_tisza
 
 
 def brute_force_energy(spins, p, L):
@@ -58,6 +47,22 @@ def test_energy_is_the_double_loop_and_the_engine_agrees(L):
         for group, sites in enumerate(clusters.groups):  # no site of a colour is coupled to its colour
             near = clusters.gather[group]
             assert not ((near >= sites.start) & (near < sites.stop)).any()
+
+
+def test_ordered_states_have_their_closed_form_energies():
+    j, L = 0.37, 4
+    i, k = grid(L, L)
+    axis = np.array([1.0, 0, 0])
+    orders = {
+        "FM": (np.ones(16), np.ones(16), -1.5 + 1.5 * j),
+        "Neel": (np.ones(16), -np.ones(16), 1.5 - 1.5 * j),
+        "zigzag": ((-1.0) ** k, -((-1.0) ** k), -(1 + 3 * j) / 2),
+        "stripy": ((-1.0) ** k, (-1.0) ** k, (1 + 3 * j) / 2),
+        "double zigzag": (1 - 2.0 * (k // 2 % 2), 1 - 2.0 * ((k + 1) // 2 % 2), -1),
+    }
+    for name, (a, b, value) in orders.items():
+        spins = np.stack([a, b], 1).reshape(-1, 1) * axis
+        assert energy(spins, Couplings(J3xy=j)) == pytest.approx(value, abs=1e-12), name
 
 
 def test_local_fields_are_the_derivative_of_the_energy():
@@ -110,7 +115,7 @@ def test_fourier_form_gives_the_energy():
     spins = random_spins(np.random.default_rng(3), 2 * L * L).reshape(L, L, 6)
     modes = np.fft.fft2(spins, axes=(0, 1)) / L
     q = np.stack(np.meshgrid(np.arange(L), np.arange(L), indexing="ij"), -1) / L
-    J = exchange_fourier(couplings, q)
+    J = model.exchange_fourier(couplings, q)
     assert np.allclose(J, J.conj().swapaxes(-1, -2))
     total = np.einsum("mni,mnij,mnj", modes.conj(), J, modes).real / 2
     assert np.isclose(total / (2 * L * L), energy(spins.reshape(-1, 3), couplings), atol=1e-13)
