@@ -21,6 +21,7 @@ from phases.learner import Explorer
 from phases.model import PARAMETERS
 
 FULL = {"J1z": 0.3, "D": 0.2, "E": -0.3, "F": 0.15, "G": -0.4, "J3xy": 0.5, "J3z": -0.2, "J2xy": 0.25, "J2z": -0.1}
+FULL |= {"hx": 0.1, "hy": -0.2, "hz": 0.3}
 
 
 def random_spins(rng, *shape):

@@ -16,7 +16,6 @@ from phases.clusters import Cell, Clusters, magnetic_cells
 from phases.errors import ExplorerError, InputError
 from phases.model import PUBLISHED_FITS, Couplings, energy, grid, local_fields
 
-FULL |= {"hx": 0.1, "hy": -0.2, "hz": 0.3}
 BEST = {"fitting_param_2": -1.125530, "emily": -1.055194}  # the best that another annealer found
 
 
