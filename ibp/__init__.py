@@ -44,7 +44,7 @@ search
     policy            A small set network that says which identity to take next, and what it sees of a position
     guide             A small network that says which rows local elimination tries first; numpy alone, no torch
     weights           the file of weights that a training leaves and that searches read
-    helpers           helper processes, which share the work of a task that has several processors: what they are given once for many calls
+    helpers           helper processes, which share the work of a task that has several processors, and what they are given once for …
     beam              beam search: several ways to a rule followed at once
     examples          examples for the policy: trajectories of which it is known what was left to do at each position
     training_data     the file of examples that policy and guide learn from: made sector by sector, and read back with everything checked
