@@ -155,7 +155,7 @@ def test_many_integrals_combinations_and_stored_rules(place):
     place.ibp(*words)
     first = place.result()
     assert set(first["reductions"]) == {(1, 1, 1, 1, 1, 1, -1), "amplitude"}
-    assert first["combinations"]["amplitude"][0] == ((1, 1, 1, 1, 1, 1, -3), "3")
+    assert first["combinations"]["amplitude"][0] == ((1, 1, 1, 1, 1, 1, -3), "3*1")
     place.write("parts.txt", "1,1,1,1,1,1,-3\n1,2,1,1,1,0,-1\n1,1,1,1,1,1,-1\n")
     place.ibp("--integrals", "parts.txt", "--paper-masters-only")
     parts, total = place.result()["reductions"], {}
