@@ -146,5 +146,6 @@ def test_of_installed_packages_only_those_of_this_program_travel(tmp_path):
     code = "import io, zipfile, ours, theirs, executors.program as program\n"
     code += "names = zipfile.ZipFile(io.BytesIO(program.packed(['ours', 'theirs', 'zipfile']))).namelist()\n"
     code += "print(program.__file__, *sorted({name.partition('/')[0] for name in names if not name.endswith('.pyc')}))"
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(site)}, capture_output=True, text=True, cwd=site)
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=site, capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.stdout.split() == [str(site / "executors" / "program.py"), "__main__.py", "condor_worker.py", "executors", "ours"], done
