@@ -94,11 +94,13 @@ class Result(Mapping[str, Any]):
     def __str__(self) -> str:
         return "\n".join(line for target, row in self["reductions"].items() for line in expression_lines(target, row))
 
-    def _repr_latex_(self) -> str:
-        """For notebooks: each target as a sum over masters."""
+    def _repr_latex_(self) -> str | None:
+        """For notebooks: each target as a sum over masters; None where integrals are names."""
         from ibp.exports import export_text
 
-        return export_text(self._record, "latex")
+        if any(isinstance(master, str) for master in self["masters"]):
+            return None
+        return "\n\n".join(f"$\\displaystyle {line}$" for line in export_text(self._record, "latex").splitlines()[1:])
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of targets, masters and coefficients."""

@@ -105,17 +105,6 @@ def test_what_travels_with_a_job(fake, make, tmp_path):
     assert not list(executor.directory.glob("*.pyz")) and not list(executor.directory.glob("*.shared")) and Path(shared.path).exists()
 
 
-def test_a_main_program_travels_too(fake, tmp_path):
-    fake.set(run="background")
-    code = "import sys, os\nfrom executors.condor import CondorExecutor\n\ndef where(x):\n    return __file__, os.getcwd(), x\n\n"
-    code += "if __name__ == '__main__':\n    with CondorExecutor(sys.argv[1], check_interval_s=0.2, transfer_files=True) as executor:\n"
-    code += "        file, home, x = executor.submit(where, 3).result()\n        print(os.path.dirname(file) == home, x)\n"
-    (tmp_path / "main.py").write_text(code)
-    command = [sys.executable, tmp_path / "main.py", tmp_path / "work"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert (done.stdout, done.stderr) == ("True 3\n", "")
-
-
 def test_a_changed_module_travels_as_it_is_now(fake, make, tmp_path, monkeypatch):
     fake.set(run="background")
     monkeypatch.syspath_prepend(str(tmp_path))
