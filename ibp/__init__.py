@@ -55,7 +55,7 @@ search
 reduction
 
     sector_tasks      what a task of one sector is given and returns: `SectorTask`, `SectorResult`, and the tables in them, `Terms` and …
-    problems          what is to be reduced where, and what came out: `Problem` and `Outcome`, of an exact run `ExactOutcome`
+    problems          what is to be reduced where, and what came out: `Problem` and `Outcome`
     sector_work       one sector at its point: rules replayed on waves of its integrals
     one_step          one-step results of the integrals of a sector, and the three ways to a rule that gives them
     carrying          coefficients carried down one-step results, from heavy integrals to light ones and from sectors to their subsectors
