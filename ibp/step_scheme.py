@@ -168,9 +168,7 @@ class StepScheme:
 class Closure:
     """All integrals that the reduction of some targets leads to, cut into tasks as they are met."""
 
-    def __init__(
-        self, state: RunState, ground: Ground, targets: Sequence[Target], results: StepResults, plan: BatchPlan, shared: Path
-    ):
+    def __init__(self, state: RunState, ground: Ground, targets: Sequence[Target], results: StepResults, plan: BatchPlan, shared: Path):
         """shared: directory of what tasks read. Raises OSError."""
         prepared = ground.prepared
         stops = {bits: ground.masters.get(bits, ()) for bits in prepared.sectors_below(integrals_in(targets))}

@@ -1,6 +1,5 @@
 """The guide: it changes what a search costs and never what it finds."""
 
-
 import itertools
 import pickle
 import subprocess
@@ -45,9 +44,6 @@ def inverted(weights):
     return turned
 
 
-
-
-
 @pytest.mark.parametrize("name", GUIDED_TARGETS)
 def test_a_guide_changes_no_result(name, reduce_at, trained_guide):
     fixed = reduce_at(name, GUIDED_TARGETS[name], shelves=[], paper_masters_only=True)
@@ -69,7 +65,9 @@ def test_a_guide_changes_no_result_of_one_step_tasks(tmp_path, trained_guide):
 def test_a_trained_guide_saves_rows_and_finds_what_it_found_before(reduce_at, trained_guide):
     targets = {"paper_masters_only": True, "shelves": []}
     fixed = reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets)
-    guided, again = (reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets, guide=pack_guide(trained_guide[0], {})) for _ in range(2))
+    guided, again = (
+        reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets, guide=pack_guide(trained_guide[0], {})) for _ in range(2)
+    )
     assert guided.reductions == fixed.reductions
     assert guided.statistics["rows"] < fixed.statistics["rows"]
     assert guided.statistics["integrals"] < 1.5 * fixed.statistics["integrals"]
