@@ -135,10 +135,10 @@ def _senseless(text: str, position: int, where: str, by_hand: bool) -> InputErro
 
 
 def _size(value: Any) -> int:
-    """About how many bits a value has, so that no power grows beyond all bounds; what is no number says it by its attribute `size`."""
+    """About how many bits a value has, so that no power grows beyond all bounds: of a number, or of what has an attribute `size`."""
     if isinstance(value, (int, Fraction)):
         return value.numerator.bit_length() + value.denominator.bit_length()
-    return value.size
+    return getattr(value, "size", 1)
 
 
 def names_in(text: str) -> set[str]:

@@ -251,7 +251,6 @@ class _Tex:
     text: str
     rank: int
     minus: bool = False
-    size = 1  # for `calculate`
 
     def __str__(self) -> str:
         return f"-{self.inside(1)}" if self.minus else self.text
@@ -394,9 +393,9 @@ def numerator_and_denominator(text: str) -> tuple[str, str]:
     else:
         above.append(text)
     if any(re.search(r"/\s*[^\s0-9]|(\*\*|\^)\s*\(?\s*-", part) for part in (*above, *below)):
-        from sympy import Symbol, fraction, sympify, together
+        from sympy import Integer, Symbol, fraction, together
 
-        quotient = together(sympify(text, locals={name: Symbol(name) for name in names_in(text)}))
+        quotient = together(calculate(text, {name: Symbol(name) for name in names_in(text)}, Integer, "coefficient"))
         above, below = ([str(part)] for part in fraction(quotient))
     return tuple("*".join(f"({p})" if len(parts) > 1 else _without_parentheses(p) for p in parts) or "1" for parts in (above, below))
 
