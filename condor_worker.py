@@ -38,7 +38,7 @@ def main(argv=None) -> int:
     faulthandler.enable()  # a crash in compiled code names the Python line
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))  # HTCondor sets them to the number of CPUs; our processes share those
     started = time.monotonic()
-    outcome = builtin_outcome(run_call(call, cpus))
+    outcome = _builtin_outcome(_run_call(call, cpus))
     content = {
         "format": OUTCOME_FORMAT,
         "task": name,
@@ -51,22 +51,22 @@ def main(argv=None) -> int:
         "peak_memory_kb": peak_memory_kb(with_children=True),
         "cpus": cpus,
     }
-    return write_outcome(directory / f"{name}.out", pickle.dumps(content, PICKLE_PROTOCOL))
+    return _write_outcome(directory / f"{name}.out", pickle.dumps(content, PICKLE_PROTOCOL))
 
 
-def run_call(call, cpus):
+def _run_call(call, cpus):
     """The outcome of a call file's call, in a process that looks to it like a child of the submitter."""
     own = sys.path[:1] if call["transferred"] else []  # the program that came with the call goes before one that stands here, too
     sys.path[:] = dict.fromkeys([*map(os.path.abspath, own + call["sys_path"]), *sys.path])
     try:
         if call["main"] is not None:
-            load_main(os.path.abspath(MAIN_COPY) if call["transferred"] else call["main"])
+            _load_main(os.path.abspath(MAIN_COPY) if call["transferred"] else call["main"])
     except BaseException as error:
         return dump_error(error)
     return perform(call["call"], cpus=cpus)
 
 
-def load_main(path):
+def _load_main(path):
     """Make what the submitter's main program defines loadable, as multiprocessing does for a spawned process.
 
     As an import, because that is compiled once and then read from __pycache__; a job may be shorter than the compilation.
@@ -78,7 +78,7 @@ def load_main(path):
     module.__spec__ = None  # or a process that a task starts would look for a module of that name instead of this file
 
 
-def builtin_outcome(outcome):
+def _builtin_outcome(outcome):
     """An outcome of `perform` without what is not of a builtin type: an error says so in the place of such a value."""
     try:
         kind, *fields = load_builtins(outcome)
@@ -89,7 +89,7 @@ def builtin_outcome(outcome):
     return outcome if kind == "ok" else pickle.dumps(("error", *fields[1:]), PICKLE_PROTOCOL)
 
 
-def write_outcome(path, content):
+def _write_outcome(path, content):
     """Exit code of the job: 0, or 3 where the disk stays full."""
     for pause_s in (*DISK_PAUSES_S, None):
         try:

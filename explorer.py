@@ -28,7 +28,6 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import Executor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from typing import Any
 from executors import __version__
 from executors.commands import Command, option, parse, spelled
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
-from executors.files import ensure_standard_streams, replace_file
+from executors.files import ensure_standard_streams, replace_file, why_not_writable
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES
 from phases.active_learning import ActiveLearningExplorer
@@ -53,22 +52,12 @@ from phases.summaries import point_text, summary_record, summary_text
 from phases.surrogate import Surrogate, fit_labels
 from phases.textures import topological_charge
 
-__all__ = [
-    "ActiveLearningExplorer",
-    "Couplings",
-    "Lattice",
-    "Run",
-    "Surrogate",
-    "classify",
-    "energy",
-    "fit_labels",
-    "luttinger_tisza",
-    "read_history",
-    "simulate",
-    "structure_factor",
-    "topological_charge",
-]
-MANY = 10**7
+__all__ = ["ActiveLearningExplorer", "Couplings", "Lattice", "Run", "Surrogate", "classify", "energy", "fit_labels", "luttinger_tisza"]
+__all__ += ["read_history", "simulate", "structure_factor", "topological_charge"]
+COUNT = {"metavar": "N", "least": 1, "most": 10**7}
+SECONDS = {"metavar": "S", "above": 0, "below": LONGEST_TIMEOUT_S}
+PHASES = tuple(phase.name for phase in PhaseType if phase.name not in NO_PHASE)
+ON_MAPS, ON_POOLS = {"needs": ("plots", "report")}, {"needs": ("condor",)}
 
 
 # ---- options: every one, its default, what it does and what it takes
@@ -85,16 +74,11 @@ class Place:
 class Points:
     """How many points, and which."""
 
-    n_initial: int = option(50, "points of the Latin hypercube at the start, beside the published fits", metavar="N", least=1, most=MANY)
+    n_initial: int = option(50, "points of the Latin hypercube at the start, beside the published fits", **COUNT)
     n_iterations: int = option(10, "iterations after that", metavar="N", least=0)
-    n_per_iteration: int = option(10, "points chosen in each iteration", metavar="N", least=1, most=MANY)
+    n_per_iteration: int = option(10, "points chosen in each iteration", **COUNT)
     strategy: str = option("balanced", "how points are chosen", choices=tuple(STRATEGIES))
-    target_phase: str | None = option(
-        None,
-        "phase that the strategies balanced and target look for, such as MERON_ANTIMERON",
-        metavar="NAME",
-        choices=tuple(phase.name for phase in PhaseType if phase.name not in NO_PHASE),
-    )
+    target_phase: str | None = option(None, "phase that balanced and target look for, such as ZIGZAG", metavar="NAME", choices=PHASES)
     stop_label_change: float | None = option(
         None, "stop when less than this share of the predicted labels changed in each of two iterations, such as 0.01", metavar="X", above=0
     )
@@ -108,19 +92,17 @@ class Simulations:
     n_jobs: int = option(
         1, "processes on this machine; -1: one for each CPU", metavar="N", pattern=(r"-1|0*[1-9]\d*", "-1 or a whole number from 1")
     )
-    lattice_size: int | None = option(
-        None, "L of L x L cells (default: the mode's; screening 8, fast 12, accurate 24)", metavar="L", least=SMALLEST_RESOLVED
-    )
+    lattice_size: int | None = option(None, "L of L x L cells (default: the mode's)", metavar="L", least=SMALLEST_RESOLVED)
     fast_mode: bool = option(False, "L = 12 (the default mode)", excludes=("screening", "accurate", "simulation"))
     screening: bool = option(False, "L = 8, a third of the time", excludes=("fast_mode", "accurate", "simulation"))
     accurate: bool = option(False, "L = 24, never above fast", excludes=("fast_mode", "screening", "simulation"))
     seed: int = option(0, "of everything random; the same seed gives the same run, whatever --n-jobs", metavar="N", least=0)
-    timeout: float = option(300.0, "hard limit for each simulation", metavar="S", above=0, below=LONGEST_TIMEOUT_S)
+    timeout: float = option(300.0, "hard limit for each simulation", **SECONDS)
     parameters: str | None = option(
         None, 'parameter box, a JSON file or text: {"J3xy": [0, 1], "J1z": [-1, 1], "D": 0.1}; a single number stays fixed', metavar="FILE"
     )
     simulation: str | None = option(
-        None, "your simulation: f(parameters) -> spins (N, 3), positions (N, 2), energy per site, N = 2 L^2", metavar="MODULE:FUNCTION"
+        None, "yours: f(parameters) -> spins (N, 3), positions (N, 2), energy per site, N = 2 L^2", metavar="MODULE:FUNCTION"
     )
 
 
@@ -133,9 +115,7 @@ class Continuation:
     fresh_start: bool = option(False, "delete the run of the directory first, its history and spins")
     skip_simulation: bool = option(False, "simulate nothing: as the command show", excludes=("dry_run",))
     dry_run: bool = option(False, "say what would be done, and stop; writes nothing")
-    checkpoint_interval: int = option(
-        10, "simulations between two times that the history is forced to disk", metavar="N", least=1, most=MANY
-    )
+    checkpoint_interval: int = option(10, "simulations between two times that the history is forced to disk", **COUNT)
 
 
 @dataclass(frozen=True)
@@ -144,20 +124,8 @@ class Outputs:
 
     plots: bool = option(False, "write pictures into the directory's plots/ (needs matplotlib)")
     report: str | None = option(None, "write one self-contained HTML page", metavar="FILE")
-    map: str | None = option(
-        None,
-        "the two parameters of the phase map (default: the two that matter most)",
-        metavar="NAME,NAME",
-        pattern=("[^,]+,[^,]+", "NAME,NAME"),
-        needs=("plots", "report"),
-    )
-    at: str | None = option(
-        None,
-        "where the map cuts the other parameters (default: the middle of each)",
-        metavar="NAME=VALUE,...",
-        pattern=("[^=,]+=[^=,]+(,[^=,]+=[^=,]+)*", "NAME=VALUE,..."),
-        needs=("plots", "report"),
-    )
+    map: str | None = option(None, "the two parameters of the phase map (default: those that matter most)", metavar="NAME,NAME", **ON_MAPS)
+    at: str | None = option(None, "where the map cuts the others (default: the middle of each)", metavar="NAME=VALUE,...", **ON_MAPS)
     verbose: bool = option(False, "print the decision path of each point and the traceback of each failure at the end", excludes=("quiet",))
     quiet: bool = option(False, "no progress, no summary")
 
@@ -167,19 +135,13 @@ class Condor:
     """HTCondor."""
 
     condor: bool = option(False, "run on an HTCondor pool; this program must be on a host that can submit jobs", excludes=("n_jobs",))
-    check_interval: float = option(
-        5.0, "seconds between two looks at HTCondor's queue", metavar="S", above=0, below=LONGEST_TIMEOUT_S, needs=("condor",)
-    )
+    check_interval: float = option(5.0, "seconds between two looks at HTCondor's queue", **SECONDS, **ON_POOLS)
     condor_option: tuple[str, ...] = option(
-        (),
-        "a further line for the submit file, such as accounting_group=x; repeatable",
-        metavar="KEY=VALUE",
-        pattern=("[^=]*=.*", "KEY=VALUE"),
-        needs=("condor",),
+        (), "a further line for the submit file; repeatable", metavar="KEY=VALUE", pattern=("[^=]*=.*", "KEY=VALUE"), **ON_POOLS
     )
-    transfer_files: bool = option(False, "let HTCondor transfer files: the execute nodes do not see the directory", needs=("condor",))
-    request_memory: int = option(1024, "memory for a job", metavar="MB", least=1, most=MANY, needs=("condor",))
-    max_jobs: int = option(5000, "jobs in HTCondor's queue at a time", metavar="N", least=1, most=MANY, needs=("condor",))
+    transfer_files: bool = option(False, "let HTCondor transfer files: the execute nodes do not see the directory", **ON_POOLS)
+    request_memory: int = option(1024, "memory for a job", metavar="MB", least=1, most=10**7, **ON_POOLS)
+    max_jobs: int = option(5000, "jobs in HTCondor's queue at a time", **COUNT, **ON_POOLS)
 
 
 @dataclass(frozen=True)
@@ -241,16 +203,15 @@ def explore(options: Explore) -> int:
         return 0
     if options.resume and not (directory / "history.jsonl").exists():
         raise InputError(f"--resume: {directory} holds no run; leave the option out to start one")
-    if options.condor:
-        check_condor(options)
-    else:
+    where = place_of(options)
+    if not options.condor:
         from phases.machine import advice, processes_of
 
         for line in advice(processes_of(options.n_jobs), plan.L, options.n_per_iteration):
             say(line)
     if options.fresh_start and directory.exists():
         forget_run(directory)
-    reason = run_plan(options, plan)
+    reason = run_plan(options, plan, where)
     found = read_history(directory)
     replace_file(directory / "summary.json", json.dumps(summary_record(found) | {"stopped": reason}, indent=1).encode())
     write_outputs(found, options)
@@ -259,8 +220,10 @@ def explore(options: Explore) -> int:
     return 0 if found.labelled else 1
 
 
-def run_plan(options: Explore, plan: Any) -> str:
-    """Why the exploration stopped."""
+def run_plan(options: Explore, plan: Any, where: Any) -> str:
+    """Why the exploration stopped. Raises InputError, DirectoryRefused, ExecutorError."""
+    from executors.choose import make_executor
+
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(plan.start(options.output_dir, options.strategy, options.target_phase))
@@ -269,7 +232,10 @@ def run_plan(options: Explore, plan: Any) -> str:
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         if options.retry_failed:
             print(f"{run.retry_failed()} failed points are simulated again")
-        executor = stack.enter_context(make_executor(options, run.output_dir))
+        try:
+            executor = stack.enter_context(make_executor(where, run.output_dir / "jobs", say))
+        except ValueError as error:
+            raise InputError(str(error)) from None
         numbers = (options.n_initial, options.n_iterations, options.n_per_iteration, options.stop_label_change, options.stop_entropy)
         how = {"executor": executor, "checkpoint_interval": options.checkpoint_interval, "timeout": options.timeout}
         reason = run.run(plan.simulation, *numbers, **how)
@@ -312,55 +278,28 @@ def plan_text(options: Explore, plan: Any) -> str:
     return "\n".join(lines)
 
 
-def make_executor(options: Explore, directory: Path) -> Executor:
-    """Raises InputError, ExecutorError."""
-    if not options.condor:
-        from executors.local import LocalExecutor
-        from phases.machine import processes_of
-
-        return LocalExecutor(processes_of(options.n_jobs), timeout_s=options.timeout, retries=0, log_dir=directory / "logs")
-    from executors.condor import CondorExecutor
-    from executors.submit_file import split_options
-
-    try:
-        return CondorExecutor(
-            directory / "jobs",
-            check_interval_s=options.check_interval,
-            timeout_s=options.timeout,
-            memory_mb=options.request_memory,
-            options=split_options(options.condor_option),
-            transfer_files=options.transfer_files,
-            max_jobs=options.max_jobs,
-            say=say,
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from None
-
-
-def check_condor(options: Explore) -> None:
-    """Raises CondorMissing, InputError."""
-    from executors.schedd import check_condor_tools
+def place_of(options: Explore) -> Any:
+    """Where simulations run. Raises CondorMissing, InputError for what HTCondor would not take."""
+    from executors.choose import Condor, Local, check_available
     from executors.submit_file import check_submit_options, split_options
+    from phases.machine import processes_of
 
-    check_condor_tools()
+    if not options.condor:
+        return Local(processes_of(options.n_jobs), options.timeout, retries=0, log_dir=Path(options.output_dir).absolute() / "logs")
+    lines = split_options(options.condor_option)
     try:
-        check_submit_options(split_options(options.condor_option))
+        check_submit_options(lines)
     except ValueError as error:
         raise InputError(f"--condor-option: {error}") from None
+    where = Condor(options.check_interval, options.timeout, options.request_memory, lines, options.transfer_files, options.max_jobs)
+    check_available(where)
+    return where
 
 
 def check_place(path: Path, what: str, is_directory: bool) -> None:
     """Raises InputError where a file or directory could not be written; creates nothing."""
-    try:
-        if path.exists() and not (path.is_dir() if is_directory else path.is_file()):
-            raise InputError(f"{what} {path}: is not a {'directory' if is_directory else 'regular file'}")
-        place = path if is_directory else path.parent
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-            raise InputError(f"{what} {path}: {place} is not a directory that can be written")
-    except OSError as error:
-        raise InputError(f"{what} {path}: {error.strerror}") from None
+    if why := why_not_writable(path, is_directory):
+        raise InputError(f"{what} {path}: {why}")
 
 
 def forget_run(directory: Path) -> None:
@@ -398,11 +337,9 @@ def map_of(options: Outputs) -> tuple[list[str] | None, dict[str, float]]:
     fixed = {}
     for item in options.at.split(",") if options.at is not None else ():
         name, _, value = (part.strip() for part in item.partition("="))
-        try:
+        with contextlib.suppress(ValueError):
             fixed[name] = float(value)
-        except ValueError:
-            fixed[name] = math.nan
-        if not math.isfinite(fixed[name]):
+        if not math.isfinite(fixed.get(name, math.nan)):
             raise InputError(f"--at {item}: expected NAME=VALUE")
     return None if options.map is None else [name.strip() for name in options.map.split(",")], fixed
 

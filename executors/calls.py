@@ -15,7 +15,7 @@ from executors.errors import ExecutorError, NoOutcome
 from executors.files import load_builtins
 from executors.tasks import PICKLE_PROTOCOL, digest_of, remote_error
 
-CALL_FORMAT = OUTCOME_FORMAT = 1
+CALL_FORMAT, OUTCOME_FORMAT = 2, 1
 MAIN_COPY = "submitter_main.py"  # the main program, where HTCondor transfers files
 
 

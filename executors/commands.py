@@ -45,9 +45,9 @@ def option(default: Any, text: str, **more: Any) -> Any:
     """A field that is an option.
 
     metavar: what stands for its value in the help; choices: the texts it may be; least, most: its range; above, below: its open range;
-    pattern: a regular expression for it, and the values in words; bare: its value where none follows it; positional: True, or "needed": it has no
-    name on the command line; needs: options, as `name` or `name=value`, one of which must be given for this one to mean anything; excludes:
-    options that cannot be given beside it.
+    pattern: a regular expression for it, and the values in words; bare: its value where none follows it; positional: True, or "needed":
+    it has no name on the command line; needs: options, as `name` or `name=value`, one of which must be given for this one to mean
+    anything; excludes: options that cannot be given beside it.
     """
     return field(default=default, metadata={"help": text, **more})
 

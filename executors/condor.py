@@ -21,7 +21,7 @@ from executors.directories import private_directory
 from executors.errors import ExecutorError, NoOutcome, NotPicklable
 from executors.follower import Follower
 from executors.job_files import JobFiles
-from executors.job_runs import read_run, remove_run
+from executors.job_runs import read_run
 from executors.local import EXIT_GRACE_S
 from executors.program import worker_command
 from executors.remedies import JobLimits, Remedies
@@ -191,12 +191,6 @@ class CondorExecutor(TaskExecutor):
             self._changed.notify_all()
         self._join_watcher(EXIT_GRACE_S)  # bounded: a tool of HTCondor may be running
         self._fail_open_futures(ExecutorError(f"left to HTCondor; recover() on {self.directory} finds it again"))
-
-    def remove_jobs(self):
-        """Detach, remove all jobs of this directory from the queue and see them gone; how many. Raises ExecutorError."""
-        self.detach()
-        self._join_watcher()
-        return remove_run(self.directory)
 
     def __exit__(self, exc_type, exc_value, exc_traceback):
         if exc_type is None:

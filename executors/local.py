@@ -124,7 +124,7 @@ class LocalExecutor(TaskExecutor):
 
     def _add_slot(self):
         slot = len(self._threads)
-        worker = LocalWorker(self._log_path(slot))  # here and not in its thread: see spawn_settings
+        worker = LocalWorker(self._log_path(slot))  # here and not in its thread: see _spawn_settings
         thread = threading.Thread(target=self._serve, args=(slot,), name=f"local-slot-{slot}", daemon=True)
         thread.start()
         self._workers.append(worker)
@@ -202,7 +202,7 @@ class LocalWorker:
         with far_end:  # closed here after the start: the process alone holds it, so that its death ends the pipe
             # no daemon: a task may have processes of its own
             self.process = context.Process(target=worker_main, args=(far_end, log_path), daemon=False)
-            with spawn_settings():
+            with _spawn_settings():
                 self.process.start()
 
     def run(self, call, cpus, timeout_s, limit_s):
@@ -251,7 +251,7 @@ class LocalWorker:
 
 
 @contextlib.contextmanager
-def spawn_settings():
+def _spawn_settings():
     """What a new process inherits: one BLAS thread, known before numpy loads, and no Ctrl-C during its imports.
 
     The caller's environment is changed only within the block. A library loaded meanwhile by another thread would see
@@ -284,7 +284,7 @@ def worker_main(pipe, log_path):
     """What a spawned process does: answer each call on the pipe by STARTED and its outcome, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the caller decides
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=exit_with_parent, name="exit-with-parent", daemon=True).start()
+    threading.Thread(target=_exit_with_parent, name="exit-with-parent", daemon=True).start()
     if log_path is not None:
         with open(log_path, "ab") as log:
             os.dup2(log.fileno(), 1)
@@ -302,7 +302,7 @@ def worker_main(pipe, log_path):
         child.kill()
 
 
-def exit_with_parent():
+def _exit_with_parent():
     """End this process, in the middle of a task too, when the parent is gone, be it by SIGKILL."""
     connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)

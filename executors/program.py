@@ -22,9 +22,7 @@ from pathlib import Path
 HOME = Path(__file__).resolve().parent.parent
 WORD = "condor-worker"  # of a zip file
 MAIN = "import sys\n\nimport condor_worker\n\nsys.exit(condor_worker.main(sys.argv[2:]))\n"
-INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-
-
+STANDARD_LIBRARY = Path(sysconfig.get_path("stdlib")).resolve()
 OLDEST = (1980, 1, 1, 0, 0, 0)  # time that a zip file can tell
 # References within bytecode depend on what else the process holds; version 2 has none, but cannot hold all constants of Python 3.14.
 MARSHAL = 2 if marshal.version < 5 else marshal.version
@@ -67,16 +65,28 @@ def add_member(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def _sources(name: str) -> Iterator[tuple[str, Path]]:
-    """The files of a top-level module or package; none of what every host has that has this Python."""
+    """The files of a top-level module or package, none of one that is installed with Python: every host has it that has this Python."""
     module = sys.modules.get(name)
     folders = [Path(folder).resolve() for folder in getattr(module, "__path__", ())]
     for folder in folders:
-        if name == "executors" or not any(map(folder.is_relative_to, INSTALLED)):
-            yield from ((path.relative_to(folder.parent).as_posix(), path) for path in sorted(folder.rglob("*.py")))
+        if not _is_installed(folder) or _is_ours(name):
+            yield from ((f"{name}/{path.relative_to(folder).as_posix()}", path) for path in sorted(folder.rglob("*.py")))
     if not folders and (file := getattr(module, "__file__", None)):
         path = Path(file).resolve()
-        if path.suffix == ".py" and path.is_file() and not any(map(path.is_relative_to, INSTALLED)):
+        if path.suffix == ".py" and path.is_file() and not _is_installed(path):
             yield f"{name}.py", path
+
+
+def _is_installed(path: Path) -> bool:
+    return bool({"site-packages", "dist-packages"}.intersection(path.parts)) or path.is_relative_to(STANDARD_LIBRARY)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a package that is installed came with this program: Python on other hosts may have everything but that."""
+    from importlib.metadata import packages_distributions
+
+    known = packages_distributions()
+    return name == "executors" or not set(known.get(name, ())).isdisjoint(known.get("executors", ()))
 
 
 def modules_of(call: bytes) -> frozenset[str]:

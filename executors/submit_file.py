@@ -45,13 +45,13 @@ def check_submittable(path: str | Path) -> str:
     return path
 
 
-def literal(text: object) -> str:
+def _literal(text: object) -> str:
     return str(text).replace("$", "$(DOLLAR)")
 
 
-def quoted(word: str) -> str:
+def _quoted(word: str) -> str:
     """A word of `arguments` or `environment`, to stand within double quotes."""
-    return "'" + literal(word).replace("'", "''").replace('"', '""') + "'"
+    return "'" + _literal(word).replace("'", "''").replace('"', '""') + "'"
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class SubmitFile:
     def text(self, cpus: int, memory_mb: int, inputs: tuple[str, ...], items: str) -> str:
         """For jobs of the same needs, one for each line "task,priority" of a file."""
         words = [inputs[0], WORD] if self.transfer_files else worker_command()
-        environment = " ".join(f"{name}={quoted(os.environ[name])}" for name in PASSED_ON if name in os.environ)
+        environment = " ".join(f"{name}={_quoted(os.environ[name])}" for name in PASSED_ON if name in os.environ)
         lines = {
             "universe": "vanilla",
-            "executable": literal(self.python),
+            "executable": _literal(self.python),
             "transfer_executable": "False",
-            "arguments": f'"{" ".join(map(quoted, words))} . $(task) {cpus}"',
+            "arguments": f'"{" ".join(map(_quoted, words))} . $(task) {cpus}"',
             "environment": f'"{environment}"',
-            "initialdir": literal(self.directory),
+            "initialdir": _literal(self.directory),
             "log": "jobs.log",
             "output": "/dev/null",
             "error": "$(task).err",

@@ -102,7 +102,7 @@ def call_name(fn):
 
 def dump_call(task):
     """Bytes for `perform`. Raises NotPicklable."""
-    return dump((task.fn, task.args, task.kwargs), f"{call_name(task.fn)} or its arguments")
+    return _dump((task.fn, task.args, task.kwargs), f"{call_name(task.fn)} or its arguments")
 
 
 def perform(call, on_start=lambda: None, cpus=1):
@@ -114,14 +114,14 @@ def perform(call, on_start=lambda: None, cpus=1):
     try:
         fn, args, kwargs = pickle.loads(call)
         on_start()
-        return dump(("ok", fn(*args, **kwargs)), f"the result of {call_name(fn)}")
+        return _dump(("ok", fn(*args, **kwargs)), f"the result of {call_name(fn)}")
     except BaseException as error:  # sys.exit() too is an outcome and must not end the process
         return dump_error(error)
     finally:
         CPUS.reset(before)
 
 
-def dump(value, what):
+def _dump(value, what):
     """A pickle. Raises NotPicklable."""
     try:
         return pickle.dumps(value, PICKLE_PROTOCOL)
@@ -134,10 +134,10 @@ def dump(value, what):
 def dump_error(error):
     summary = traceback.TracebackException.from_exception(error)  # survives an exception whose __str__ fails
     try:
-        pickled = dump(error, "the exception")
+        pickled = _dump(error, "the exception")
     except NotPicklable:
         pickled = None  # a RemoteError takes its place, from the other fields
-    return dump(("error", pickled, type(error).__qualname__, str(summary), "".join(summary.format())), "the outcome")
+    return _dump(("error", pickled, type(error).__qualname__, str(summary), "".join(summary.format())), "the outcome")
 
 
 def load_outcome(outcome):
@@ -170,7 +170,7 @@ class Shared:
     @staticmethod
     def write(value, directory) -> Shared:
         """Pickle a value into directory, unless it is there already. Raises NotPicklable, OSError."""
-        pickled = dump(value, "the shared value")
+        pickled = _dump(value, "the shared value")
         digest = digest_of(pickled)
         path = Path(directory).absolute() / f"{digest}.shared"
         if not path.exists():

@@ -44,7 +44,7 @@ search
     policy            A small set network that says which identity to take next, and what it sees of a position
     guide             A small network that says which rows local elimination tries first; numpy alone, no torch
     weights           the file of weights that a training leaves and that searches read
-    helpers           helper processes, which share the work of a task that has several processors: what they are given once for many calls
+    helpers           helper processes, which share the work of a task that has several processors, and what they are given once for …
     beam              beam search: several ways to a rule followed at once
     examples          examples for the policy: trajectories of which it is known what was left to do at each position
     training_data     the file of examples that policy and guide learn from: made sector by sector, and read back with everything checked
@@ -55,7 +55,7 @@ search
 reduction
 
     sector_tasks      what a task of one sector is given and returns: `SectorTask`, `SectorResult`, and the tables in them, `Terms` and …
-    problems          what is to be reduced where, and what came out: `Problem` and `Outcome`, of an exact run `ExactOutcome`
+    problems          what is to be reduced where, and what came out: `Problem` and `Outcome`
     sector_work       one sector at its point: rules replayed on waves of its integrals
     one_step          one-step results of the integrals of a sector, and the three ways to a rule that gives them
     carrying          coefficients carried down one-step results, from heavy integrals to light ones and from sectors to their subsectors

@@ -22,7 +22,7 @@ from ibp.shipped import MEMBERS, ROOM, in_archive, program, shipped, shipped_nam
 PROGRAMS = ("condor_worker.py", "explorer.py", "ibp_reduce.py", "LICENSE")
 PACKAGES = ("executors", "ibp", "phases")
 FIRST_LINE = b"#!/usr/bin/env python3\n"
-MAIN = '''\
+MAIN = """\
 import importlib
 import os
 import sys
@@ -38,7 +38,7 @@ def main():
 
 if __name__ == "__main__":
     sys.exit(main())
-'''
+"""
 
 
 def write_bundle(path: Path) -> None:

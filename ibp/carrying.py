@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,7 +20,6 @@ from ibp.targets import Target
 TARGETS_PER_PASS = 32  # columns of coefficients carried at once
 
 Below = dict[int, tuple[np.ndarray, np.ndarray]]  # {sector: (keys [N], coefficients [N, K])}
-Item = TypeVar("Item")
 
 
 class Flow:
@@ -66,7 +64,7 @@ class Flow:
         return dict(zip(self.targets, map(heaviest_first, self._expressions)))
 
 
-def in_passes(targets: Sequence[Item]) -> Iterator[tuple[int, Sequence[Item]]]:
+def in_passes(targets: Sequence[Target]) -> Iterator[tuple[int, Sequence[Target]]]:
     """(number of the first one, targets) of each pass."""
     for begin in range(0, len(targets), TARGETS_PER_PASS):
         yield begin, targets[begin : begin + TARGETS_PER_PASS]

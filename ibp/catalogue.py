@@ -45,7 +45,7 @@ def _definition(family: Family, shelves: Sequence[Store]) -> str:
     lines = [line + ("  (irreducible scalar product)" if number >= family.lines else "") for number, line in enumerate(lines)]
     return "\n".join(
         [
-            f"{family.name}: loop momenta {', '.join(family.loop_momenta)}; external momenta {', '.join(family.external_momenta) or 'none'}",
+            f"{family.name}: loop momenta {', '.join(family.loop_momenta)}; external {', '.join(family.external_momenta) or 'none'}",
             *lines,
             f"products   {', '.join(f'{pair} = {value}' for pair, value in family.kinematics) or 'none'}",
             f"point      d = {family.d}{''.join(f', {name} = {value}' for name, value in family.point)}",

@@ -139,9 +139,7 @@ class Controller:
         return [MasterRelation.by(*relation, prepared.geometry.functions) for relation in found]
 
 
-def whole_proof(
-    problem: Problem, wanted: Sequence[Target], parts: Sequence[Multipliers], reductions: dict[Any, Expression]
-) -> Multipliers:
+def whole_proof(problem: Problem, wanted: Sequence[Target], parts: Sequence[Multipliers], reductions: dict[Any, Expression]) -> Multipliers:
     """Of the problem's keys alone: a preferred master in a reduction brings in its own reduction, times minus its coefficient."""
     p, nothing = problem.point.prime, Multipliers.nothing(problem.family.n)
     whole = Multipliers.join([nothing, *parts]).merged(p)

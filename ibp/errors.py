@@ -5,8 +5,6 @@ from __future__ import annotations
 import pickle
 import zlib
 
-from executors import __version__ as __version__
-
 EXTRAS = {"matplotlib": "plots", "torch": "learn", "yaml": "kira"}  # of this package: which of them installs a module
 
 

@@ -39,11 +39,11 @@ class Format:
     file = "{}.txt"  # beside the output, of whose name {} is the stem
     comment = ("", "")  # what stands before and after the header in the first line
     combinations = True  # may have targets with a name, and differential equations
-    reserved = frozenset({"G"})  # names that a combination must not have
+    reserved = frozenset({"G"})  # names that a combination must not have; None where all are free
+    quotes = '""'  # around a family's name that is no plain one
 
     def head(self, family: str) -> str:
-        """A family's name as a program reads it: quoted as it demands where it is no plain one."""
-        return family if PLAIN_NAME.fullmatch(family) else f'"{family}"'
+        return family if PLAIN_NAME.fullmatch(family) else family.join(self.quotes)
 
     def brackets(self, family: str) -> tuple[str, str]:
         """What stands before and after the indices of an integral."""
@@ -147,10 +147,7 @@ class Kira(Mathematica):
 class Form(Format):
     """id statements for family(indices), D(variable)*family(indices); quotients of polynomials are num(above)*den(below)."""
 
-    file, comment = "{}.inc", ("* ", "")
-
-    def head(self, family: str) -> str:
-        return family if PLAIN_NAME.fullmatch(family) else f"[{family}]"
+    file, comment, quotes = "{}.inc", ("* ", ""), "[]"
 
     def brackets(self, family: str) -> tuple[str, str]:
         return f"{self.head(family)}(", ")"

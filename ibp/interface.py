@@ -94,11 +94,13 @@ class Result(Mapping[str, Any]):
     def __str__(self) -> str:
         return "\n".join(line for target, row in self["reductions"].items() for line in expression_lines(target, row))
 
-    def _repr_latex_(self) -> str:
-        """For notebooks: each target as a sum over masters."""
+    def _repr_latex_(self) -> str | None:
+        """For notebooks: each target as a sum over masters; None where integrals are names."""
         from ibp.exports import export_text
 
-        return export_text(self._record, "latex")
+        if any(isinstance(master, str) for master in self["masters"]):
+            return None
+        return "\n\n".join(f"$\\displaystyle {line}$" for line in export_text(self._record, "latex").splitlines()[1:])
 
     def _repr_html_(self) -> str:
         """For notebooks: a table of targets, masters and coefficients."""
@@ -184,11 +186,11 @@ def reduce(
 ) -> Result:
     """Express integrals through master integrals.
 
-    targets: the n indices of an integral, or several such. d, kinematics: numbers (int, Fraction, or text such as '7/3') for what is not to be
-    the family's default. Coefficients are integers modulo `prime` (default 1009), rational numbers (exact=True), or functions of `symbols` as
-    text that sympy parses. masters: preferred ones. cut: lines, from 1, that kept integrals must have. local: processes. work_dir: where rules
-    and unfinished work are kept for the next call; without it nothing is kept. progress: show a bar on a terminal.
-    Raises InputError for input that means nothing, ReductionError where the reduction fails; what nothing reduces is in result['unreduced'].
+    targets: the n indices of an integral, or several such. d, kinematics: numbers (int, Fraction, or text such as '7/3') for what is not
+    to be the family's default. Coefficients are integers modulo `prime` (default 1009), rational numbers (exact=True), or functions of
+    `symbols` as text that sympy parses. masters: preferred ones. cut: lines, from 1, that kept integrals must have. local: processes.
+    work_dir: where rules and unfinished work are kept for the next call; without it nothing is kept. progress: show a bar on a terminal.
+    What nothing reduces is in result['unreduced']. Raises InputError for input that means nothing, ReductionError where all fails.
 
     >>> result = reduce((2, 1), "bubble", prime=2147483647)
     >>> sorted(result["final_expr"])
@@ -286,8 +288,8 @@ def read_result(path: str | Path) -> Result:
 def verify(path: str | Path, family: str | None = None) -> str:
     """Check a certificate, a result, or a file of paths; returns what was found right, in words.
 
-    family: that of a result or of paths, if it is not built in: a family file. A result is reduced anew, at random points if it is exact, and the
-    proofs of that are checked. Raises InputError for what cannot be read, CertificateError (a ReductionError) for what is wrong.
+    family: that of a result or of paths, if it is not built in: a family file. A result is reduced anew, at random points if it is exact,
+    and the proofs of that are checked. Raises InputError for what cannot be read, CertificateError (a ReductionError) for what is wrong.
     """
     with _place(None, 1, False) as (running, shelves, _, reporter):
         return check_file(Path(path), family, None, running, shelves, reporter)

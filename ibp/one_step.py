@@ -11,13 +11,10 @@ import pickle
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Executor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import numpy as np
 
-from executors.local import LocalExecutor
-from executors.tasks import task_cpus
 from ibp.beam import BEAM_WIDENINGS, Beam, search_path
 from ibp.discovery import RuleFinder
 from ibp.families import Index
@@ -32,11 +29,6 @@ from ibp.sectors import sectors_of
 from ibp.symmetries import NumericMap
 from ibp.tables import is_member
 from ibp.weights import load_guide
-
-
-def helper_processes() -> AbstractContextManager[Executor | None]:
-    """Processes for the processors that a task may use beside its own, None if there are none: most tasks have one processor."""
-    return LocalExecutor(task_cpus()) if task_cpus() > 1 else nullcontext()
 
 
 def find_rule(context: bytes, target: Index, level: int) -> tuple[Rule | None, int]:

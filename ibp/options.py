@@ -194,7 +194,7 @@ class Reduce(Wanted, Place, Modular, Output, Stores, Machine, Cluster, Runs, For
         excludes=("condor", "symmetries", "cut", "exact", "symbols"),
     )  # fmt: skip
     batch: str | None = option(
-        None, "what a task is: 'sector', 'auto' (integrals for --job-seconds), or a number of integrals (default: sector; auto with --condor)",
+        None, "what a task is: 'sector', 'auto' (integrals for --job-seconds), or so many integrals (default: sector; auto with --condor)",
         pattern=("sector|auto|[1-9][0-9]{0,8}", "sector, auto, or a number of integrals"), metavar="N", excludes=("exact", "symbols"),
     )  # fmt: skip
     job_seconds: float | None = option(

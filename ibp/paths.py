@@ -43,9 +43,7 @@ def replay_paths(file: Path, family: Family) -> tuple[int, int]:
         if (header["kind"], header["format"]) != (PATHS_KIND, PATHS_FORMAT):
             raise InputError(f"{file}: holds no paths of this version")
         if (header["family"], header["identifier"]) != (family.name, family.identifier):
-            raise InputError(
-                f"{file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family"
-            )
+            raise InputError(f"{file}: of the family {header['family']}, not of {family.name} as it is defined here; give --family")
         point = unpack_point(header, family, f"{file}: ")
         paths = [_read_path(line, family, point.prime) for line in lines]
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What is to be reduced where, and what came out: `Problem` and `Outcome`, of an exact run `ExactOutcome`."""
+"""What is to be reduced where, and what came out: `Problem` and `Outcome`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ import numpy as np
 from executors.files import peak_memory_kb
 from ibp.carrying import Below, carry
 from ibp.families import Index
-from ibp.one_step import OneStep, helper_processes
+from ibp.helpers import helper_processes
+from ibp.one_step import OneStep
 from ibp.replay import CompiledRule
 from ibp.sector_tasks import Multipliers, SectorResult, SectorTask, Terms
 from ibp.sector_work import REPLAY_ELEMENTS, Note

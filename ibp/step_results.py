@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 
 from ibp.errors import ReductionError
-from ibp.families import Index
 from ibp.journal import Journal
 from ibp.knowledge import unpack_sector
 from ibp.run_state import RunState
 from ibp.sector_tasks import Terms
-from ibp.sectors import Layout, Sector
+from ibp.sectors import Sector
 from ibp.steps import Frontier
 from ibp.tables import is_member, merge, pack_keys, unpack_keys
 
@@ -43,7 +42,7 @@ class StepResults:
         record = {"sector": bits, "learned": packed}
         self._note(self.journal.append(record), record)
 
-    def add_steps(self, bits: int, found: dict[str, Any], frontier: Frontier, layout: Layout) -> Terms:
+    def add_steps(self, bits: int, found: dict[str, Any], frontier: Frontier) -> Terms:
         """What is new in a sector's part of a task's result: one that was thought lost, or went on beside another one, repeats some.
 
         Raises ReductionError.
@@ -52,7 +51,7 @@ class StepResults:
         new = done[~is_member(done, known) & ~is_member(done, frontier.stops[bits])]
         terms = Terms(*map(unpack_keys, found["terms"]))
         terms = terms.lines(is_member(terms.source, new))
-        sector = Sector(layout, bits)
+        sector = Sector(frontier.layout, bits)
         record = {
             "sector": bits,
             "done": pack_keys(new),
@@ -63,7 +62,7 @@ class StepResults:
             "paths": found["paths"],
         }
         self._note(self.journal.append(record), record)
-        stop_at(sector, record["unreduced"], frontier)
+        frontier.stop_at(bits, record["unreduced"])
         frontier.note(bits, new)
         frontier.drop(bits, new)
         return terms
@@ -79,12 +78,12 @@ class StepResults:
             state.count({"integrals": len(done), "references": len(unpack_keys(record["terms"][0]))})
             state.paths |= record["paths"]
 
-    def read(self, frontier: Frontier, layout: Layout, sectors: Sequence[int] | None = None) -> Iterator[Terms]:
+    def read(self, frontier: Frontier, sectors: Sequence[int] | None = None) -> Iterator[Terms]:
         """All one-step results of these sectors, by default of all; the frontier stops at what nothing reduces. Raises ReductionError."""
         for bits in self._records if sectors is None else sectors:
             for position in self._records.get(bits, ()):
                 record = self.journal.read(position)
-                stop_at(Sector(layout, bits), record["unreduced"], frontier)
+                frontier.stop_at(bits, record["unreduced"])
                 yield Terms(*map(unpack_keys, record["terms"]))
 
     def check_complete(self, bits: int, keys: np.ndarray, frontier: Frontier) -> None:
@@ -92,11 +91,3 @@ class StepResults:
         known = np.union1d(self.done.get(bits, frontier.empty), frontier.stops[bits])
         if len(lost := keys[~is_member(keys, known)]):
             raise ReductionError(f"{self.journal.path}: {len(lost)} results of sector {bits} are missing; start anew with --fresh")
-
-
-def stop_at(sector: Sector, unreduced: Sequence[Index], frontier: Frontier) -> None:
-    """What nothing reduces ends the reduction like a master, and is reported."""
-    if unreduced:
-        bits = sector.bits
-        frontier.stops[bits] = np.union1d(frontier.stops[bits], sector.encode(np.array(unreduced)))
-        frontier.drop(bits, frontier.stops[bits])

@@ -168,9 +168,7 @@ class StepScheme:
 class Closure:
     """All integrals that the reduction of some targets leads to, cut into tasks as they are met."""
 
-    def __init__(
-        self, state: RunState, ground: Ground, targets: Sequence[Target], results: StepResults, plan: BatchPlan, shared: Path
-    ):
+    def __init__(self, state: RunState, ground: Ground, targets: Sequence[Target], results: StepResults, plan: BatchPlan, shared: Path):
         """shared: directory of what tasks read. Raises OSError."""
         prepared = ground.prepared
         stops = {bits: ground.masters.get(bits, ()) for bits in prepared.sectors_below(integrals_in(targets))}
@@ -202,7 +200,7 @@ class Closure:
             running[loop.follow(future)] = self._begin(batch)
             for bits, some in batch.keys.items():
                 self.frontier.note(bits, some)
-        for terms in self.results.read(self.frontier, self.ground.layout):
+        for terms in self.results.read(self.frontier):
             self._meet(terms)
         return running
 
@@ -244,7 +242,7 @@ class Closure:
         return Batch({bits: keys}, claims, self._rules.newest()), self.plan.exploring_seconds
 
     def _take(self, batch: Batch, result: dict[str, Any]) -> None:
-        new = [self.results.add_steps(bits, found, self.frontier, self.ground.layout) for bits, found in result["sectors"].items()]
+        new = [self.results.add_steps(bits, found, self.frontier) for bits, found in result["sectors"].items()]
         for terms in new:  # only now that all of them are noted as done
             self._meet(terms)
         for bits, keys in batch.keys.items():  # a task whose time is up leaves some
@@ -268,7 +266,7 @@ class Closure:
             if bits not in flow.waiting:
                 continue
             keys, coefficients = flow.take(bits)
-            terms = Terms.join([Terms.nothing(layout.dtype), *self.results.read(self.frontier, layout, [bits])])
+            terms = Terms.join([Terms.nothing(layout.dtype), *self.results.read(self.frontier, [bits])])
             self.results.check_complete(bits, np.concatenate([keys, terms.key[terms.sector == bits]]), self.frontier)
             lines, below = carry_sector(bits, terms, keys, coefficients, self.frontier.stops[bits], point.prime)
             flow.pass_on(below)

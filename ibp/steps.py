@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +17,9 @@ import numpy as np
 from executors.files import peak_memory_kb
 from executors.tasks import Shared
 from ibp.families import Family, Index
+from ibp.helpers import helper_processes
 from ibp.knowledge import SectorKnowledge, pack_sector, unpack_sector
-from ibp.one_step import OneStep, helper_processes
+from ibp.one_step import OneStep
 from ibp.sector_reduction import BLOCK
 from ibp.sector_tasks import COUNTS, SectorTask, Terms
 from ibp.sectors import Layout, Sector, sector_order
@@ -61,7 +63,7 @@ class Frontier:
     """
 
     def __init__(self, layout: Layout, stops: dict[int, tuple[Index, ...]]):
-        self.empty = np.zeros(0, layout.dtype)
+        self.layout, self.empty = layout, np.zeros(0, layout.dtype)
         self.stops = {bits: np.sort(Sector(layout, bits).encode(np.array(some))) if some else self.empty for bits, some in stops.items()}
         self.met: dict[int, np.ndarray] = {}
         self.waiting: dict[int, np.ndarray] = {}
@@ -86,6 +88,12 @@ class Frontier:
         """These sorted keys wait no longer."""
         waiting = self.waiting.pop(bits, self.empty)
         self.wait(bits, waiting[~is_member(waiting, keys)])
+
+    def stop_at(self, bits: int, unreduced: Sequence[Index]) -> None:
+        """What nothing reduces ends the reduction like a master, and is reported."""
+        if unreduced:
+            self.stops[bits] = np.union1d(self.stops[bits], Sector(self.layout, bits).encode(np.array(unreduced)))
+            self.drop(bits, self.stops[bits])
 
     def take(self, bits: int, count: int) -> np.ndarray:
         """The heaviest of those that wait in a sector; they wait no longer."""

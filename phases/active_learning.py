@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -57,15 +56,7 @@ class ActiveLearningExplorer:
     """
 
     def __init__(
-        self,
-        output_dir: str | os.PathLike,
-        L: int = 12,
-        target_phase: Any = None,
-        strategy: str = "balanced",
-        seed: int = 0,
-        parameters: Box | Mapping[str, Sequence[float]] = DEFAULT_BOX,
-        classify: Callable = classify,
-        model: Mapping[str, Any] | None = None,
+        self, output_dir, L=12, target_phase=None, strategy="balanced", seed=0, parameters=DEFAULT_BOX, classify=classify, model=None
     ):
         self.L, self.seed, self.classify = L, seed, classify
         box = parameters if isinstance(parameters, Box) else Box.of(parameters)
@@ -146,14 +137,7 @@ class ActiveLearningExplorer:
 
     # ---- simulations
 
-    def classify_pending_points(
-        self,
-        simulation_func: Callable,
-        n_jobs: int = 1,
-        checkpoint_interval: int = 10,
-        timeout: float | None = 300,
-        executor: Executor | None = None,
-    ) -> tuple[int, int]:
+    def classify_pending_points(self, simulation_func, n_jobs=1, checkpoint_interval=10, timeout=300, executor=None) -> tuple[int, int]:
         """Simulate and classify all pending points; (completed, failed). Raises InputError.
 
         timeout in seconds is a hard limit on each: the process is killed. Give an executor to run elsewhere; it stays open, and its own
@@ -227,16 +211,7 @@ class ActiveLearningExplorer:
 
     # ---- the loop
 
-    def run(
-        self,
-        simulation_func: Callable,
-        n_initial: int = 50,
-        n_iterations: int = 10,
-        n_per_iteration: int = 10,
-        change_below: float | None = None,
-        entropy_below: float | None = None,
-        **how: Any,
-    ) -> str:
+    def run(self, simulation_func, n_initial=50, n_iterations=10, n_per_iteration=10, change_below=None, entropy_below=None, **how) -> str:
         """Explore until n_iterations have ended or a stop rule holds; why it ended. Called again after an interruption, it goes on.
 
         how: options of classify_pending_points. change_below, entropy_below: see Explorer.should_stop

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from executors.program import HOME
 from phases.active_learning import ActiveLearningExplorer
 from phases.annealer import simulate
 from phases.box import Box, latin_hypercube
@@ -217,7 +218,7 @@ def explore_spoilt(directory: str) -> None:
 def measure_chaos(full: bool) -> Measurement:
     """A run whose simulations raise, hang and crash, killed five times; every point must be accounted for, none mislabelled."""
     code = f"import sys; from {__name__} import explore_spoilt; explore_spoilt(sys.argv[1])"
-    path = os.pathsep.join([str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(HOME), os.environ.get("PYTHONPATH", "")])
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch) / "run"
         for kill_after_s in (2.0, 3.0, 4.0, 3.0, 2.5, None):

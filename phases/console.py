@@ -6,12 +6,12 @@ import contextlib
 import sys
 import time
 
+from executors.console import say_line
+
 
 def say(line: str) -> None:
     """One line on stderr, whatever is in it."""
-    line = " ".join(line.split())
-    with contextlib.suppress(OSError):  # nobody may read stderr any more; that must not end a run
-        print(f"explorer: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)
+    say_line("explorer", line)
 
 
 class Progress:

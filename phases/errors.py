@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from executors import __version__ as __version__
-
 
 class ExplorerError(Exception):
     """Root of what this program refuses or cannot do; its text is one line: what, where, what to do."""

@@ -68,6 +68,11 @@ def sound_events(path: Path, content: bytes) -> tuple[list[dict], int]:
     return events, sum(map(len, lines[: len(events)]))
 
 
+def outcome(told: Mapping[str, Any]) -> str:
+    """The label of a point, or why it has none."""
+    return told.get("phase") or told["failure"]
+
+
 @dataclass(frozen=True)
 class Run:
     """What a history amounts to: the header (version, box, model, seed), the explorer core that has seen it all, and the last answer of a
@@ -113,7 +118,7 @@ class Run:
     def states(self) -> dict[str, int]:
         """How many points have each label, failed, or are pending; the most frequent first."""
         pending = len(self.explorer.points) - len(self.told)
-        return dict(Counter([event.get("phase") or event["failure"] for event in self.told.values()] + ["pending"] * pending).most_common())
+        return dict(Counter([*map(outcome, self.told.values()), *["pending"] * pending]).most_common())
 
     def spins(self, id: int) -> tuple[np.ndarray, np.ndarray]:
         """Spins (N, 3) and positions (N, 2) of a simulated point. Raises InputError where there are none."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executors.local import LocalExecutor
+from phases.history import outcome
 from phases.plan import Plan
 
 SHORTEST_TEST_S = 3.0  # of sequential time; below it a speed-up says nothing
@@ -66,7 +67,7 @@ def timed_batch(plan: Plan, number: int, processes: int, timeout_s: float) -> tu
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             run.classify_pending_points(plan.simulation, executor=executor, timeout=timeout_s)
         seconds = time.perf_counter() - started
-        return seconds, {id: (event.get("phase") or event["failure"], event.get("energy")) for id, event in run.result.told.items()}
+        return seconds, {id: (outcome(event), event.get("energy")) for id, event in run.result.told.items()}
 
 
 def start_worker() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from phases.errors import InputError, PlotsMissing
-from phases.history import Run
+from phases.history import Run, outcome
 from phases.maps import check_map, slice_points
 from phases.model import Lattice
 from phases.names import FAILED, TIMEOUT
@@ -113,7 +113,7 @@ def draw_map_points(axes: Any, run: Run, a: str, b: str, corner: np.ndarray, sca
     units = np.array([point.unit for point in run.explorer.points]).reshape(-1, len(box.names))
     apart = squared_distances(units * away, (corner * away)[None], scales)[:, 0]
     near = np.exp(-3 * apart)
-    states = np.array([event.get("phase") or event["failure"] if (event := run.told.get(k)) else "pending" for k in range(len(units))])
+    states = np.array([outcome(run.told[id]) if id in run.told else "pending" for id in range(len(units))])
     values = np.array([list(box.parameters(unit).values()) for unit in units]).reshape(units.shape)
     x, y = values[:, box.names.index(a)], values[:, box.names.index(b)]
     for state in phase_order(states):
@@ -152,24 +152,28 @@ def draw_probability_line(run: Run) -> Any:
     return figure
 
 
+def bar_chart(names: Sequence[str], values: Sequence[float], colours: Sequence[str], label: str, fmt: str = "%g", room: float = 1.1) -> Any:
+    """The first name is the lowest; room: to the right of the longest bar, as its multiple."""
+    figure = new_figure(7, 1 + 0.36 * max(len(names), 2))
+    axes = figure.add_subplot()
+    axes.bar_label(axes.barh([plain(name) for name in names], values, color=colours), fmt=fmt, padding=3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel=label, xlim=(0, room * max(1e-9, *values)))
+    return figure
+
+
 def draw_counts(run: Run) -> Any:
     states = run.states()
-    figure = new_figure(7, 1 + 0.36 * max(len(states), 2))
-    axes, names = figure.add_subplot(), list(states)[::-1]
-    bars = axes.barh(
-        names, [states[name] for name in names], color=["#dddddd" if name == "pending" else phase_colour(name) for name in names]
-    )
-    axes.bar_label(bars, padding=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set(xlabel="points", xlim=(0, 1.1 * max(states.values(), default=1)))
-    return figure
+    names = list(states)[::-1]
+    colours = ["#dddddd" if name == "pending" else phase_colour(name) for name in names]
+    return bar_chart(names, [states[name] for name in names], colours, "points")
 
 
 def draw_timeline(run: Run) -> Any:
     """What came of the simulations, in the order of their ends: numbers of each phase, energies, and how the predictions settle."""
     figure, told = new_figure(8, 7.5), run.told
     upper, middle, lower = figure.subplots(3, height_ratios=(3, 3, 2))
-    states = np.array([event.get("phase") or event["failure"] for event in told.values()])
+    states = np.array([*map(outcome, told.values())])
     number, names = np.arange(1, len(states) + 1), phase_order(states)
     upper.stackplot(
         number, *(np.cumsum(states == name) for name in names), colors=[phase_colour(name) for name in names], alpha=0.75, step="post"
@@ -207,15 +211,8 @@ def draw_convergence(axes: Any, iterations: Sequence[Any]) -> None:
 
 def draw_importance(run: Run) -> Any:
     ranked = sorted(run.explorer.importances().items(), key=lambda item: item[1])
-    figure = new_figure(7, 1 + 0.36 * max(len(ranked), 2))
-    axes = figure.add_subplot()
-    bars = axes.barh([plain(name) for name, _ in ranked], [100 * share for _, share in ranked], color="#4477aa")
-    axes.bar_label(bars, fmt="%.0f %%", padding=3)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set(
-        xlabel="share of the changes of phase when it alone changes, %", xlim=(0, 1.12 * max(1e-9, *(100 * share for _, share in ranked)))
-    )
-    return figure
+    shares, label = [100 * share for _, share in ranked], "share of the changes of phase when it alone changes, %"
+    return bar_chart([name for name, _ in ranked], shares, ["#4477aa"] * len(ranked), label, "%.0f %%", 1.12)
 
 
 def draw_point(run: Run, id: int) -> Any:

@@ -23,7 +23,7 @@ def structure_factor(spins: np.ndarray, L: int) -> np.ndarray:
     """I(q) = sum_s |S_s(q)|^2 of spins (N, 3) on the allowed q = (m, n) / L, shape (L, L), sum 1 (Parseval), I(q) = I(-q).
 
     >>> up = np.tile([0.0, 0, 1], (72, 1))
-    >>> float(structure_factor(up, 6)[0, 0])  # all of the weight at Γ
+    >>> round(float(structure_factor(up, 6)[0, 0]), 9)  # all of the weight at Γ
     1.0
     """
     return (np.abs(amplitudes(spins, L)) ** 2).sum(axis=(2, 3))

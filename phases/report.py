@@ -73,44 +73,35 @@ def chip(name: str) -> str:
     return f'<td class="text"><span class="chip" style="background:{phase_colour(name)}"></span>{escaped(name)}</td>'
 
 
+def text(value: Any) -> str:
+    return f'<td class="text">{escaped(value)}</td>'
+
+
+def folded(summary: str, content: str) -> str:
+    """Both are HTML."""
+    return f'<td class="path"><details><summary>{summary}</summary>{content}</details></td>'
+
+
+def coordinates(run: Run, id: int) -> list[str]:
+    return [f"{value:.4f}" for value in run.parameters(id).values()]
+
+
 def points_table(run: Run) -> str:
-    names = run.explorer.box.names
     rows = []
     for id, event in sorted(run.labelled.items()):
         point, steps = run.explorer.points[id], "".join(f"<li>{escaped(step)}</li>" for step in event["path"])
-        path = f'<td class="path"><details><summary>{len(event["path"])} steps</summary><ol>{steps}</ol></details></td>'
-        values = [f"{value:.4f}" for value in run.parameters(id).values()]
-        origin = f'<td class="text">{escaped(point.origin)}, {point.iteration}</td>'
-        rows.append(
-            [
-                str(id),
-                chip(event["phase"]),
-                f"{event['confidence']:.2f}",
-                f"{event['energy']:.6f}",
-                *values,
-                f"{event['seconds']:.1f}",
-                origin,
-                path,
-            ]
-        )
+        path = folded(f"{len(event['path'])} steps", f"<ol>{steps}</ol>")
+        numbers = [f"{event['confidence']:.2f}", f"{event['energy']:.6f}", *coordinates(run, id), f"{event['seconds']:.1f}"]
+        rows.append([str(id), chip(event["phase"]), *numbers, text(f"{point.origin}, {point.iteration}"), path])
+    names = run.explorer.box.names
     return html_table(["point", "phase", "confidence", "energy", *names, "seconds", "from, iteration", "decision path"], rows)
 
 
 def failures_table(run: Run) -> str:
     rows = []
     for id, event in sorted(run.failures.items()):
-        message, trace = escaped(first_line(event["message"]) or "no message"), escaped(event["traceback"])
-        trace = f'<td class="path"><details><summary>{message}</summary><pre>{trace}</pre></details></td>'
-        values = [f"{value:.4f}" for value in run.parameters(id).values()]
-        rows.append(
-            [
-                str(id),
-                f'<td class="text">{escaped(event["failure"])}</td>',
-                f'<td class="text">{escaped(event["error"])}</td>',
-                trace,
-                *values,
-            ]
-        )
+        trace = folded(escaped(first_line(event["message"]) or "no message"), f"<pre>{escaped(event['traceback'])}</pre>")
+        rows.append([str(id), text(event["failure"]), text(event["error"]), trace, *coordinates(run, id)])
     return html_table(["point", "failure", "error", "message", *run.explorer.box.names], rows)
 
 

@@ -80,9 +80,7 @@ class Job:
         return [self.ad["executable"], *split_quoted(self.ad["arguments"])]
 
     def environment(self):
-        everything = self.ad.get("getenv", "false").lower() == "true"
-        words = split_quoted(self.ad.get("environment", '""'))
-        return (dict(os.environ) if everything else {}) | dict(word.split("=", 1) for word in words)
+        return dict(word.split("=", 1) for word in split_quoted(self.ad["environment"]))
 
 
 class Pool:
@@ -552,10 +550,6 @@ def select_jobs(pool, words):
         if word == "-constraint":
             constraint = words.pop(0)
             chosen += [job for job in jobs if satisfies(job, constraint)]
-        elif word == "-reason":
-            words.pop(0)
-        elif word in ("-all", "all"):
-            chosen += jobs
         elif re.fullmatch(r"\d+(\.\d+)?", word):
             found = [job for job in jobs if word in (str(job), str(job.cluster))]
             chosen += found
@@ -566,37 +560,23 @@ def select_jobs(pool, words):
 
 
 def satisfies(job, constraint):
-    shown = {name.lower(): value for name, value in job.attributes().items()}
-    for term in constraint.split("&&"):
-        match = re.fullmatch(r'[\s(]*(\w+)\s*(==|=\?=|!=|=!=)\s*("[^"]*"|\d+)[\s)]*', term)
-        if match is None:
-            raise ToolError(f"Error: cannot parse constraint {constraint}")
-        if (shown.get(match[1].lower()) == json.loads(match[3])) != (match[2] in ("==", "=?=")):
-            return False
-    return True
+    match = re.fullmatch(r'(\w+)==("[^"]*")', constraint)
+    if match is None:
+        raise ToolError(f"Error: cannot parse constraint {constraint}")
+    return {name.lower(): value for name, value in job.attributes().items()}.get(match[1].lower()) == json.loads(match[2])
 
 
 def condor_q(pool, arguments, settings):
+    """As it is asked here: condor_q -constraint X -json -attributes Y."""
     if settings["garbage"]:
         text, code = settings["garbage"]
         sys.stdout.write(text)
         return code
-    words, shown, chosen = list(arguments), None, []
-    while words:
-        word = words.pop(0)
-        if word == "-attributes":
-            shown = words.pop(0).split(",")
-        elif word == "-constraint":
-            chosen += [word, words.pop(0)]
-        elif word not in ("-json", "-allusers", "-nobatch"):
-            chosen.append(word)
-    jobs = select_jobs(pool, chosen or ["-all"])[0]
-    if "-json" not in arguments:
-        raise ToolError("the fake condor_q speaks JSON only")
-    ads = [job.attributes() for job in jobs]
-    if shown is not None:
-        names = {name.lower() for name in shown}
-        ads = [{name: value for name, value in ad.items() if name.lower() in names} for ad in ads]
+    constraint, json_words, attributes = arguments[:2], arguments[2:4], arguments[4]
+    if json_words != ["-json", "-attributes"]:
+        raise ToolError(f"the fake condor_q does not know {arguments}")
+    jobs, names = select_jobs(pool, constraint)[0], {name.lower() for name in attributes.split(",")}
+    ads = [{name: value for name, value in job.attributes().items() if name.lower() in names} for job in jobs]
     if ads:
         print("[\n" + "\n,\n".join(json.dumps(ad, indent=2) for ad in ads) + "\n]")
     if settings["run"] == "background" and any(job.status == IDLE for job in jobs):
@@ -629,9 +609,6 @@ TOOLS = {
     "condor_q": condor_q,
     "condor_rm": act_on_jobs(
         "marked for removal", lambda pool, job, settings: pool.remove(job, settings["removal_lingers"]), lambda job: True
-    ),
-    "condor_hold": act_on_jobs(
-        "held", lambda pool, job, settings: pool.hold(job, 1, "via condor_hold (by user me)"), lambda job: job.status != HELD
     ),
     "condor_release": act_on_jobs("released", lambda pool, job, settings: pool.release(job), lambda job: job.status == HELD),
 }

@@ -25,7 +25,7 @@ from executors.errors import (
 )
 from executors.job_runs import read_run
 from executors.schedd import Schedd
-from executors.tasks import Shared, TimeLimits
+from executors.tasks import TimeLimits
 
 
 def test_counts_tell_what_the_jobs_do(fake, make):
@@ -309,15 +309,6 @@ def test_a_pool_with_a_hostile_directory(real_pool, tmp_path):
         assert where.result(DEADLINE_S)["cwd"] == str(executor.directory) and where.result()["OMP_NUM_THREADS"] == "1"
         assert executor.report(where)["host"]
     assert task_files(executor.directory) == [] and in_the_queue(executor.directory) == 0 and not list(tmp_path.rglob("pwned"))
-
-
-@pytest.mark.condor
-def test_a_pool_with_file_transfer(real_pool, tmp_path):
-    shared = Shared.write(list(range(100)), tmp_path / "else where")
-    with CondorExecutor(tmp_path / "it's here", check_interval_s=1, transfer_files=True) as executor:
-        where, value = executor.submit(jobs.state), executor.submit(jobs.read, shared)
-        assert value.result(DEADLINE_S) == list(range(100))
-        assert not where.result(DEADLINE_S)["cwd"].startswith(str(tmp_path))
 
 
 @pytest.mark.condor

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -14,42 +13,36 @@ from support_condor import wait_for_jobs
 
 from executors.errors import TaskDied
 
+SCRIPT = """
+import sys
+from executors.condor import CondorExecutor
 
-def test_a_script_as_the_main_program(fake, tmp_path):
-    """Functions and exceptions of a script, which is not run a second time."""
+class Special(Exception):
+    pass
+
+def work(x):
+    if x < 0:
+        raise Special(f"negative: {x}")
+    return x * x, __file__
+
+if __name__ == "__main__":
+    with CondorExecutor("work", check_interval_s=0.2, transfer_files=sys.argv[1:] == ["transfer"]) as executor:
+        futures = [executor.submit(work, x) for x in (3, 4, -1)]
+        print(futures[0].result()[0], *futures[1].result(), repr(futures[2].exception()))
+"""
+
+
+@pytest.mark.parametrize("transfer", [False, True])
+def test_a_script_as_the_main_program(fake, tmp_path, transfer):
+    """Functions and exceptions of a script, which is not run a second time, and which travels where files do."""
     fake.set(run="background")
     script = tmp_path / """it's "here".py"""
-    script.write_text(
-        textwrap.dedent(
-            """
-            import sys
-            from executors.condor import CondorExecutor
-
-            class Special(Exception):
-                pass
-
-            def work(x):
-                if x < 0:
-                    raise Special(f"negative: {x}")
-                return x * x
-
-            if __name__ == "__main__":
-                with CondorExecutor(sys.argv[1], check_interval_s=0.2) as executor:
-                    futures = [executor.submit(work, x) for x in (3, 4, -1)]
-                    print(futures[0].result(), futures[1].result(), repr(futures[2].exception()))
-            """
-        ),
-        encoding="utf-8",
-    )
-    done = subprocess.run(
-        [sys.executable, script.name, tmp_path / "work"],
-        cwd=tmp_path,
-        env=os.environ | path_to(),
-        text=True,
-        capture_output=True,
-        timeout=DEADLINE_S,
-    )
-    assert done.stderr == "" and done.stdout.startswith("9 16 RemoteError('Special', 'negative: -1'")
+    script.write_text(SCRIPT, encoding="utf-8")
+    command = [sys.executable, script.name, *["transfer"] * transfer]
+    done = subprocess.run(command, cwd=tmp_path, env=os.environ | path_to(), text=True, capture_output=True, timeout=DEADLINE_S)
+    place = "/work/scratch-" if transfer else str(script)
+    assert done.stderr == "" and done.stdout.startswith("9 16 ") and "RemoteError('Special', 'negative: -1'" in done.stdout
+    assert place in done.stdout
 
 
 def test_a_result_for_which_the_disk_has_no_room(fake, make):

@@ -23,27 +23,9 @@ from support_oracles import (
 
 from executors.local import LocalExecutor
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.identities import derive_identities, evaluate_identities
 from ibp.knowledge import Knowledge
 from ibp.rules import Neighbourhood
 from ibp.sectors import layout_for
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_identities_equal_explicit_differentiation(name):
-    """Every IBP and LI operator, term by term, at the family's point and at one with fractions."""
-    family = BUILT_IN_FAMILIES[name]
-    for d, invariants in (("41", {}), ("-7/3", {symbol: f"{29 + 4 * i}/{3 + i}" for i, (symbol, _) in enumerate(family.point)})):
-        expected = [
-            {shift: [residue(value) for value in row] for shift, row in terms.items()}
-            for terms in Kinematics(family, **invariants).identities(d)
-        ]
-        equations = evaluate_identities(derive_identities(family), point_of(family, d=d, **invariants))
-        found = [{} for _ in range(equations.count)]
-        for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
-            found[operator][tuple(shift)] = row
-        assert found == expected
-
 
 # family, targets, dots and s of the seeds of the elimination
 BRUTE_FORCE = [

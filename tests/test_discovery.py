@@ -1,6 +1,5 @@
 """Discovery: the identities of a neighbourhood, and the elimination that finds a rule in them."""
 
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,6 +1,5 @@
 """The guide: it changes what a search costs and never what it finds."""
 
-
 import itertools
 import pickle
 import subprocess
@@ -43,9 +42,6 @@ def inverted(weights):
     turned["token_out"][:, GUIDE_WIDTH:] *= -1
     turned["token_out_bias"][GUIDE_WIDTH:] *= -1
     return turned
-
-
-
 
 
 @pytest.mark.parametrize("name", GUIDED_TARGETS)

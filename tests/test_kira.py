@@ -1,4 +1,4 @@
-"""kira."""
+"""Kira projects: their conventions against the built-in families, lists and cuts, and whatever is wrong with one."""
 
 import importlib.util
 import json
@@ -12,27 +12,16 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from support import (
-    BUBBLE_JSON,
-    DEADLINE_S,
-    P31,
-    TRIANGLEBOX,
-    check_refused,
-    combine,
-    exit_code,
-    numbers_of,
-    point_of,
-    reduced,
-    residue,
-)
+from support import BUBBLE_JSON, DEADLINE_S, P31, TRIANGLEBOX, check_refused, combine, exit_code, numbers_of, point_of, reduced, residue
 from support_oracles import exact_result, seeds_of, small_family
 
 from ibp.errors import InputError
 from ibp.families import BUILT_IN_FAMILIES, family_definition, load_family
 from ibp.identities import derive_identities, evaluate_identities
-from ibp.kira_families import kira_point, read_kinematics, read_kira_families, read_sector
+from ibp.kira import read_kira_project
+from ibp.kira_families import kira_point, read_sector
 
-needs_yaml = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("yaml") is None, reason="PyYAML is not installed")
 # the published family with p3 outgoing, as a Kira user writes it
 KIRA_TRIANGLEBOX = {
     "config/integralfamilies.yaml": """
@@ -147,12 +136,8 @@ def write_project(directory, files, **edits):
 
 
 def kira_families(directory):
-    return {
-        name: entry.family
-        for name, entry in read_kira_families(
-            Path(directory) / "config/integralfamilies.yaml", read_kinematics(Path(directory) / "config/kinematics.yaml")
-        ).items()
-    }
+    known = read_kira_project(Path(directory)).known
+    return {name: entry.family for name, entry in known.items()}
 
 
 def identities_at(family, **invariants):
@@ -163,7 +148,6 @@ def identities_at(family, **invariants):
     return found
 
 
-@needs_yaml
 @pytest.mark.parametrize("conservation", ["[p2, p3-p1]", "[p3, p1+p2]", "[p1, p3 - p2]"])
 def test_published_kira_input_is_trianglebox_with_p3_outgoing(place, conservation):
     """Its numbers are trianglebox's at m2 -> 2 m1 + 2 m3 - m2, and not at the same m2."""
@@ -186,7 +170,6 @@ def test_published_kira_input_is_trianglebox_with_p3_outgoing(place, conservatio
         assert family.external_momenta == ("p1", "p2")
 
 
-@needs_yaml
 def test_published_kira_input_gives_the_numbers_of_trianglebox(place, capsys):
     project = write_project(place / "project", KIRA_TRIANGLEBOX)
     found = reduced("--kira-config", project, "--kinematics", "m1=1,m2=31,m3=47")
@@ -210,7 +193,6 @@ KIRA_MASSES = """
     """
 
 
-@needs_yaml
 def test_kira_conventions_give_the_identities_of_the_built_in_families(place):
     """Products solved from rules for sums, an eliminated momentum in propagators, squared masses as powers, q in and out."""
     project = write_project(place / "two", KIRA_TWO)
@@ -228,7 +210,6 @@ def test_kira_conventions_give_the_identities_of_the_built_in_families(place):
     assert identities_at(kira_families(project)["bub"], s=5, mm=3) == identities_at(BUILT_IN_FAMILIES["bubble"], s=5, m=9)
 
 
-@needs_yaml
 def test_symbol_to_replace_by_one(place, capsys):
     one = ("          scalarproduct_rules:", "          symbol_to_replace_by_one: t\n          scalarproduct_rules:")
     project = write_project(place / "one", KIRA_TWO, edit_kinematics=one)
@@ -238,12 +219,10 @@ def test_symbol_to_replace_by_one(place, capsys):
     assert exit_code(["--kira-config", project, "--family", "box", "--integral=1,1,1,1", "--kinematics", "t=2"]) == 2
 
 
-@needs_yaml
 def test_options_that_are_not_followed_are_named(place, capsys):
     edit = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            magic_relations: true\n            permutation: [1,2,3,4]")
-    project = write_project(
-        place / "two", KIRA_TWO, edit_families=edit, edit_jobs=("select_integrals", "run_initiate: true\n              select_integrals")
-    )
+    jobs = ("select_integrals", "run_initiate: true\n              select_integrals")
+    project = write_project(place / "two", KIRA_TWO, edit_families=edit, edit_jobs=jobs)
     reduced("--kira-config", project)
     families, jobs = capsys.readouterr().err.splitlines()
     assert families.endswith("integralfamilies.yaml: not followed, as this program has its own ways: magic_relations, permutation")
@@ -275,16 +254,15 @@ def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
     definition["propagators"] = [["k1", "m"], {"bilinear": [["2*k1", "v"], "w"]}]
     (tmp_path / "f.json").write_text(json.dumps(definition))
     assert identities_at(load_family(str(tmp_path / "f.json"))) == identities_at(plain)
-    if importlib.util.find_spec("yaml") is not None:
-        text = "integralfamilies:\n- {name: heavy, loop_momenta: [k1], propagators: [[k1, m], {bilinear: [['2*k1', v], w]}]}\n"
-        kinematics = """
-            kinematics:
-              incoming_momenta: [v]
-              kinematic_invariants: [[m, 2], [w, 1]]
-              scalarproduct_rules: [[[v, v], 1]]
-            """
-        project = write_project(tmp_path, {"config/integralfamilies.yaml": text, "config/kinematics.yaml": kinematics})
-        assert identities_at(kira_families(project)["heavy"], m=3, w=5) == identities_at(plain)
+    text = "integralfamilies:\n- {name: heavy, loop_momenta: [k1], propagators: [[k1, m], {bilinear: [['2*k1', v], w]}]}\n"
+    kinematics = """
+        kinematics:
+          incoming_momenta: [v]
+          kinematic_invariants: [[m, 2], [w, 1]]
+          scalarproduct_rules: [[[v, v], 1]]
+        """
+    project = write_project(tmp_path, {"config/integralfamilies.yaml": text, "config/kinematics.yaml": kinematics})
+    assert identities_at(kira_families(project)["heavy"], m=3, w=5) == identities_at(plain)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +274,6 @@ def test_propagators_that_are_none(entry, place, capsys):
     check_refused(["--family=f.json", "--integral=1,1"], place, capsys, ["f.json", "propagator 2", "bilinear"])
 
 
-@needs_yaml
 def test_several_families_in_one_run(place):
     """Lists in both notations, a list over several families, a combination over two of them; each family's part is its own run's."""
     project = write_project(place / "two", KIRA_TWO)
@@ -325,7 +302,6 @@ def test_several_families_in_one_run(place):
     assert {term for expression in both["reductions"].values() for term in expression} <= set(both["masters"])
 
 
-@needs_yaml
 def test_one_of_several_families(place, capsys):
     project = write_project(place / "two", KIRA_TWO, edit_mixed=(KIRA_TWO["mixed"], "boxx[1,1,0,2]\n"))
     found = reduced("--kira-config", project, "--family=box")
@@ -341,7 +317,6 @@ CUT_OF_BOX = ("top_level_sectors: [15]", "top_level_sectors: [15]\n            c
 WITH_SYMMETRIES = ("select_integrals", "run_symmetries: true\n              select_integrals")
 
 
-@needs_yaml
 def test_cut_propagators_of_kira(place, capsys):
     """All of them are one cut; what is without these lines is zero."""
     plain = write_project(place / "plain", KIRA_TWO)
@@ -381,7 +356,6 @@ def test_cut_propagators_of_kira(place, capsys):
         assert all(fragment in last for fragment in fragments), last
 
 
-@needs_yaml
 def test_results_of_kira_are_verified(place, capsys):
     """With the family of the project, also where a built-in one has the same name; other families and joint results are refused."""
     project = write_project(place / "two", KIRA_TWO)
@@ -398,7 +372,6 @@ def test_results_of_kira_are_verified(place, capsys):
     check_refused(["verify", "r.pkl", *run], place, capsys, ["r.pkl: is of several families", "one family"])
 
 
-@needs_yaml
 def test_differential_equations_of_kira(place, capsys):
     """Those of the built-in box, for a family with its propagators; on a cut those of the masters that have its lines."""
     project = write_project(place / "two", KIRA_TWO)
@@ -420,7 +393,6 @@ def test_differential_equations_of_kira(place, capsys):
     check_refused([*words[:-1], same], place, capsys, ["integralfamilies.yaml: family box: propagators", "dependent"])
 
 
-@needs_yaml
 @pytest.mark.parametrize(
     "words",
     [
@@ -437,7 +409,6 @@ def test_no_file_of_a_kira_project_is_written_to(words, place, capsys):
     check_refused([*words.split(), "--kira-config", project, "--family=box"], place, capsys, ["is a file of the Kira project"])
 
 
-@needs_yaml
 def test_symmetries_of_kira(place, capsys):
     """run_symmetries is --symmetries: within families and between them."""
     plain = write_project(place / "plain", KIRA_TWO)
@@ -464,7 +435,6 @@ def test_symmetries_of_kira(place, capsys):
     assert any(master.startswith("boxx") for master in cut["masters"])  # no line of it is cut
 
 
-@needs_yaml
 def test_list_symmetries_of_a_kira_project(place, capsys):
     project = write_project(place / "two", KIRA_TWO)
     os.remove(place / "two/jobs.yaml")
@@ -490,7 +460,6 @@ RANGE = """
     """
 
 
-@needs_yaml
 def test_ranges_and_preferred_masters_of_jobs(place):
     project = write_project(place / "two", KIRA_TWO | {"jobs.yaml": RANGE, "preferred": "box[2,0,1,0]\nboxx[1,1,1,0]\n"})
     found = reduced("--kira-config", project)
@@ -503,7 +472,6 @@ def test_ranges_and_preferred_masters_of_jobs(place):
     assert reduced("--kira-config", project, "--masters=mine")["masters"] == [(3, 0, 1, 0)]
 
 
-@needs_yaml
 @pytest.mark.parametrize(
     ("old", "new", "fragments"),
     [
@@ -618,7 +586,6 @@ BAD_PROJECTS = {
 }  # fmt: skip
 
 
-@needs_yaml
 @pytest.mark.parametrize("edit", BAD_PROJECTS, ids=lambda edit: ascii("-".join(edit))[1:60])
 def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
     what, old, new = edit
@@ -629,7 +596,6 @@ def test_bad_kira_project_is_refused_in_one_line(edit, place, capsys):
         check_refused(["--kira-config=two"], place, capsys, BAD_PROJECTS[edit])
 
 
-@needs_yaml
 @pytest.mark.parametrize(
     ("words", "fragments"),
     [
@@ -657,7 +623,6 @@ def test_kira_project_with_options_that_do_not_fit(words, fragments, place, caps
     check_refused(shlex.split(words), place, capsys, fragments)
 
 
-@needs_yaml
 def test_words_of_yaml_that_mean_something_else(place):
     """no, on, null, 1e3 and the like are names like others."""
     kinematics = (
@@ -670,30 +635,14 @@ def test_words_of_yaml_that_mean_something_else(place):
     assert identities_at(family, no=3, null=5) == identities_at(BUILT_IN_FAMILIES["bubble"], s=5, m=9)
 
 
-@needs_yaml
 @pytest.mark.parametrize(
     ("what", "old", "new", "fragments"),
     [
-        (
-            "families",
-            "top_level_sectors: [15]\n            propagators:\n",
-            "propagators:\n" + 3000 * "              - [k1, 0]\n",
-            ("3004 propagators",),
-        ),
-        (
-            "kinematics",
-            "- [s, 2]\n",
-            "- [s, 2]\n" + "".join(f"            - [x{i}, 2]\n" for i in range(5000)),
-            ("kinematic_invariants", "5002"),
-        ),
-        (
-            "kinematics",
-            "outgoing_momenta: []",
-            f"outgoing_momenta: [{', '.join(f'q{i}' for i in range(2000))}]",
-            ("2004 external momenta",),
-        ),
-        ("kinematics", "[p4, -p1-p2-p3]", "[p4, " + "-" * 4000 + "p1-p2-p3]", ("momentum_conservation",)),
-        ("kinematics", "[[p4, p4], 0]", f"[[p4, p4], {'9' * 6000}]", ("scalarproduct_rules",)),
+        ("families", "top_level_sectors: [15]\n            propagators:\n", "propagators:\n" + f"{'':14}- [k1, 0]\n" * 3000, ["3004"]),
+        ("kinematics", "- [s, 2]\n", "- [s, 2]\n" + "".join(f"            - [x{i}, 2]\n" for i in range(5000)), ["5002"]),
+        ("kinematics", "outgoing_momenta: []", f"outgoing_momenta: [{', '.join(f'q{i}' for i in range(2000))}]", ["2004 external"]),
+        ("kinematics", "[p4, -p1-p2-p3]", "[p4, " + "-" * 4000 + "p1-p2-p3]", ["momentum_conservation"]),
+        ("kinematics", "[[p4, p4], 0]", f"[[p4, p4], {'9' * 6000}]", ["scalarproduct_rules"]),
     ],
     ids=["propagators", "invariants", "momenta", "minus", "digits"],
 )
@@ -704,7 +653,6 @@ def test_kira_project_of_absurd_size(what, old, new, fragments, place, capsys):
     assert time.monotonic() < started + DEADLINE_S
 
 
-@needs_yaml
 def test_yaml_that_grows_when_it_is_expanded(place, capsys):
     bomb = "integralfamilies:\n  - &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         f"  - &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(12)

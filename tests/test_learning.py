@@ -1,6 +1,5 @@
 """Losses and measures: against plain sums and ranks, and that the guide learns."""
 
-
 import math
 
 import numpy as np

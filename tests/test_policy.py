@@ -47,9 +47,7 @@ def test_scores_do_not_depend_on_company_or_order(network):
         mixed, waiting = rng.permutation(len(part.entries)), rng.permutation(len(part.open))
         n = part.indices_each
         indices = part.indices.reshape(-1, n, part.indices.shape[1])[:, rng.permutation(n)].reshape(part.indices.shape)
-        (shuffled,) = policy.scores(
-            [Features(part.entries[mixed], part.action[mixed], indices, part.actions, part.open[waiting])]
-        )
+        (shuffled,) = policy.scores([Features(part.entries[mixed], part.action[mixed], indices, part.actions, part.open[waiting])])
         assert np.abs(shuffled - scores).max() < ROUNDED
     assert max(np.ptp(scores) for scores in together) > 100 * ROUNDED  # else it would say nothing
 

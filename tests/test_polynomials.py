@@ -1,6 +1,5 @@
 """Polynomials in several variables."""
 
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

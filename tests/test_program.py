@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import types
@@ -105,17 +106,6 @@ def test_what_travels_with_a_job(fake, make, tmp_path):
     assert not list(executor.directory.glob("*.pyz")) and not list(executor.directory.glob("*.shared")) and Path(shared.path).exists()
 
 
-def test_a_main_program_travels_too(fake, tmp_path):
-    fake.set(run="background")
-    code = "import sys, os\nfrom executors.condor import CondorExecutor\n\ndef where(x):\n    return __file__, os.getcwd(), x\n\n"
-    code += "if __name__ == '__main__':\n    with CondorExecutor(sys.argv[1], check_interval_s=0.2, transfer_files=True) as executor:\n"
-    code += "        file, home, x = executor.submit(where, 3).result()\n        print(os.path.dirname(file) == home, x)\n"
-    (tmp_path / "main.py").write_text(code)
-    command = [sys.executable, tmp_path / "main.py", tmp_path / "work"]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(HERE)}, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert (done.stdout, done.stderr) == ("True 3\n", "")
-
-
 def test_a_changed_module_travels_as_it_is_now(fake, make, tmp_path, monkeypatch):
     fake.set(run="background")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -140,3 +130,22 @@ def test_modules_that_a_call_names():
     call = (jobs.fail, (jobs.SectorError, os.path.join, types.SimpleNamespace(), Path("x")), {"y": "json.loads"})
     assert modules_of(pickle.dumps(call)) == {"support_executors", "posixpath", "types", "pathlib"}
     assert modules_of(b"damaged") == frozenset()
+
+
+def test_of_installed_packages_only_those_of_this_program_travel(tmp_path):
+    site = tmp_path / "site-packages"
+    shutil.copytree(HERE / "executors", site / "executors", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(HERE / "condor_worker.py", site)
+    for project, packages in {"mine": ["executors", "ours"], "other": ["theirs"]}.items():
+        (site / f"{project}-1.dist-info").mkdir()
+        (site / f"{project}-1.dist-info" / "METADATA").write_text(f"Name: {project}\nVersion: 1\n")
+        (site / f"{project}-1.dist-info" / "top_level.txt").write_text("\n".join(packages))
+        for package in packages:
+            (site / package).mkdir(exist_ok=True)
+            (site / package / "__init__.py").touch()
+    code = "import io, zipfile, ours, theirs, executors.program as program\n"
+    code += "names = zipfile.ZipFile(io.BytesIO(program.packed(['ours', 'theirs', 'zipfile']))).namelist()\n"
+    code += "print(program.__file__, *sorted({name.partition('/')[0] for name in names if not name.endswith('.pyc')}))"
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=site, capture_output=True, text=True, timeout=DEADLINE_S)
+    assert done.stdout.split() == [str(site / "executors" / "program.py"), "__main__.py", "condor_worker.py", "executors", "ours"], done

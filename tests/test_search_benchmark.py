@@ -1,6 +1,5 @@
 """The benchmark of searches."""
 
-
 from support import patch_rooms, said
 
 from ibp.weights import load_policy

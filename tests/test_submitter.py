@@ -33,13 +33,12 @@ def test_the_heaviest_first(fake, make):
 
 def test_many_tasks_are_one_cluster(fake, make):
     executor = make(describe=priority_of_argument)
-    futures = [executor.submit(jobs.square, x) for x in range(200)]
+    for x in range(200):
+        executor.submit(jobs.square, x)
     all_jobs = wait_for_jobs(fake, 200)
     assert len({job.cluster for job in all_jobs}) == len(fake.calls("condor_submit")) <= 3
     assert {job.priority for job in all_jobs} == set(range(200))
     assert len({job.ad["log"] for job in all_jobs}) == 1
-    executor.remove_jobs()
-    assert not any(future.done() and future.exception() is None for future in futures)
 
 
 def test_max_jobs_is_respected(fake, make, tmp_path):

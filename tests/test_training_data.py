@@ -1,6 +1,5 @@
 """The file of examples: the same for the same seed, what it holds, and what is refused."""
 
-
 import json
 import math
 import os

@@ -1,6 +1,5 @@
 """Files of weights: what is written is read, and what is damaged or foreign is refused in one line."""
 
-
 import io
 import json
 import math
