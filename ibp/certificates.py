@@ -28,8 +28,7 @@ from ibp.identities import Coefficient, Point, derive_identities, external_produ
 from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
 from ibp.polynomials import Polynomial
 from ibp.problems import Outcome, Problem
-from ibp.replay import MAX_INDEX
-from ibp.sectors import show
+from ibp.sectors import MAX_INDEX, show
 from ibp.tables import sorted_rows
 from ibp.targets import Combination, show_target, show_targets
 

@@ -18,7 +18,7 @@ import numpy as np
 from ibp.beam import BEAM_WIDENINGS, Beam, search_path
 from ibp.discovery import RuleFinder
 from ibp.families import Index
-from ibp.guide import GUIDED_LEVEL, SectorGuide
+from ibp.guide import SectorGuide
 from ibp.helpers import kept_context
 from ibp.identities import Equations
 from ibp.replay import CompiledRule
@@ -169,7 +169,7 @@ class Elimination(_LevelByLevel):
     def _find(self, request: tuple[int, bytes], target: np.ndarray, equations: Equations) -> Rule | None:
         """By the guide, else as a helper has found, else here."""
         level, generic = request[0], equations is self.task.generic
-        if self.guide is not None and level == GUIDED_LEVEL and generic and (rule := self.guide.find(target, level)) is not None:
+        if self.guide is not None and generic and (rule := self.guide.find(target, level)) is not None:
             return rule
         if generic and request in self.ahead:
             rule, rows = self.ahead[request]

@@ -11,7 +11,7 @@ from ibp.arithmetic import parse_number
 from ibp.families import Expression, Family, Index
 from ibp.identities import Point
 from ibp.primes import is_usable_prime
-from ibp.replay import MAX_INDEX
+from ibp.sectors import MAX_INDEX
 
 
 def pack_point(point: Point) -> dict[str, Any]:

@@ -8,10 +8,8 @@ from ibp.identities import Equations
 from ibp.null_vectors import null_vector
 from ibp.residues import invert
 from ibp.rules import Rule
-from ibp.sectors import Sector
+from ibp.sectors import MAX_INDEX, Sector
 from ibp.tables import run_numbers, run_starts
-
-MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 
 
 class CompiledRule:

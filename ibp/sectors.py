@@ -17,6 +17,7 @@ from ibp.elimination import is_reducible
 from ibp.families import Index
 from ibp.identities import Equations
 
+MAX_INDEX = 30_000  # indices are held as int16 where many are handled
 KEY_BITS = 62
 
 

@@ -132,7 +132,8 @@ def read_policy(name: str, family: Family) -> bytes | str:
     """What `load_policy` takes, for a weights file or 'fixed' or 'random'. Raises PolicyRefused with the path."""
     if name in NO_POLICY:
         return name
-    return _read_part(name, family, lambda content: content, unpack_policy, "train one (command train), or give --policy fixed (slow)")
+    remedy = "train one by the command 'train', or give --policy fixed (slow)"
+    return _read_part(name, family, lambda content: content, unpack_policy, remedy)
 
 
 def read_guide(name: str, family: Family) -> bytes:

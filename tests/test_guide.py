@@ -63,10 +63,9 @@ def test_a_guide_changes_no_result_of_one_step_tasks(tmp_path, trained_guide):
 
 
 def test_a_trained_guide_saves_rows_and_finds_what_it_found_before(reduce_at, trained_guide):
-    targets = {"paper_masters_only": True, "shelves": []}
-    fixed = reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets)
-    guided, again = (
-        reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], **targets, guide=pack_guide(trained_guide[0], {})) for _ in range(2)
+    guide = pack_guide(trained_guide[0], {})
+    fixed, guided, again = (
+        reduce_at("trianglebox", [(1, 1, 1, 1, 1, 1, -1)], paper_masters_only=True, shelves=[], guide=own) for own in (None, guide, guide)
     )
     assert guided.reductions == fixed.reductions
     assert guided.statistics["rows"] < fixed.statistics["rows"]
