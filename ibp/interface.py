@@ -19,9 +19,10 @@ from ibp.console import Progress, Reporter
 from ibp.controller import Controller
 from ibp.cuts import read_cuts
 from ibp.differential import DifferentialProblem, parse_variables
-from ibp.errors import CertificateError, InputError, ReductionError
+from ibp.errors import CertificateError, InputError
+from ibp.errors import ReductionError as ReductionError
 from ibp.exact import parse_symbols
-from ibp.exports import read_export
+from ibp.exports import read_export as read_export
 from ibp.families import BUILT_IN_FAMILIES, Family, Index, load_family, load_one_family
 from ibp.functions import poly_text
 from ibp.geometry import Geometry, SectorMap
@@ -45,23 +46,6 @@ from ibp.systems import parse_system_values
 from ibp.targets import Request, parse_integral
 from ibp.verification import read_result as read_record
 from ibp.verification import verify_result
-
-__all__ = [
-    "Family",
-    "InputError",
-    "ReductionError",
-    "Result",
-    "differentiate",
-    "families",
-    "identities",
-    "masters",
-    "read_export",
-    "read_result",
-    "reduce",
-    "solve",
-    "symmetries",
-    "verify",
-]
 
 
 class Result(Mapping[str, Any]):
