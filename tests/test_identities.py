@@ -2,10 +2,11 @@
 
 import pytest
 from support import point_of, residue
-from support_oracles import FAMILIES, Kinematics
+from support_oracles import FAMILIES, Kinematics, small_family
 
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.identities import derive_identities, evaluate_identities
+from ibp.identities import derive_identities, evaluate_identities, mass_dimension
+from ibp.targets import Combination, parse_combination
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -22,3 +23,18 @@ def test_identities_equal_explicit_differentiation(name):
         for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
             found[operator][tuple(shift)] = row
         assert found == expected
+
+
+def test_scaling():
+    for family in BUILT_IN_FAMILIES.values():
+        assert None not in map(mass_dimension, derive_identities(family))
+    for square, mass in (("1+s", "0"), ("s", "m**2"), ("s", "1")):
+        propagators, point = (("k1", mass), ("k1+p", "0")), (("s", "7"), ("m", "3"))
+        family = small_family("no-scaling", "k1", "p", propagators, 0, (("p*p", square),), point)
+        assert None in map(mass_dimension, derive_identities(family))
+    family = BUILT_IN_FAMILIES["sunrise"]
+    for text, expected in (("s*I[2,1,1,0,0]-I[1,1,1,0,0]*d", -3), ("I[2,1,1,0,-1]/(s-9*m)", -4), ("I[2,1,1,0,0]-I[1,1,1,0,0]", None),
+                           ("(s+1)*I[1,1,1,0,0]", None), ("0*I[1,1,1,0,0]", 0)):  # fmt: skip
+        name, terms = parse_combination(f"x: {text}", [family], "here")
+        combination = Combination(name, tuple((integral, factor) for _, integral, factor in terms), "here")
+        assert mass_dimension(combination.exact(family, {}).terms) == expected

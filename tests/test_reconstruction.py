@@ -7,13 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import patch_rooms
-from support_oracles import BIG_PRIMES, SEVERAL, Oracle, are_equal, functions_of, small_family
+from support_oracles import BIG_PRIMES, SEVERAL, Oracle, are_equal, functions_of
 
 from ibp.errors import ReductionError
-from ibp.families import BUILT_IN_FAMILIES
-from ibp.identities import derive_identities, mass_dimension
 from ibp.primes import probe_primes
-from ibp.targets import Combination, parse_combination
 
 
 @st.composite
@@ -101,21 +98,6 @@ def test_points_without_values_are_replaced():
     oracle = Oracle(SEVERAL[:1], ("d", "x", "y"), bad=(2, 5, 40, 45))
     (function,) = functions_of(oracle, ("d", "x", "y"), 1)
     assert are_equal(function.text(("d", "x", "y")), SEVERAL[0], ("d", "x", "y"))
-
-
-def test_scaling():
-    for family in BUILT_IN_FAMILIES.values():
-        assert None not in map(mass_dimension, derive_identities(family))
-    for square, mass in (("1+s", "0"), ("s", "m**2"), ("s", "1")):
-        propagators, point = (("k1", mass), ("k1+p", "0")), (("s", "7"), ("m", "3"))
-        family = small_family("no-scaling", "k1", "p", propagators, 0, (("p*p", square),), point)
-        assert None in map(mass_dimension, derive_identities(family))
-    family = BUILT_IN_FAMILIES["sunrise"]
-    for text, expected in (("s*I[2,1,1,0,0]-I[1,1,1,0,0]*d", -3), ("I[2,1,1,0,-1]/(s-9*m)", -4), ("I[2,1,1,0,0]-I[1,1,1,0,0]", None),
-                           ("(s+1)*I[1,1,1,0,0]", None), ("0*I[1,1,1,0,0]", 0)):  # fmt: skip
-        name, terms = parse_combination(f"x: {text}", [family], "here")
-        combination = Combination(name, tuple((integral, factor) for _, integral, factor in terms), "here")
-        assert mass_dimension(combination.exact(family, {}).terms) == expected
 
 
 def test_points_of_further_primes():
