@@ -15,6 +15,7 @@ from typing import Any
 
 from executors.choose import Local
 from ibp.certificates import check_certificate
+from ibp.coefficients import expressions_of
 from ibp.console import Progress, Reporter
 from ibp.controller import Controller
 from ibp.cuts import read_cuts
@@ -43,7 +44,7 @@ from ibp.store import Store, open_stores
 from ibp.symmetries import find_symmetries
 from ibp.system_points import pose_system, solve_modulo
 from ibp.systems import parse_system_values
-from ibp.targets import Request, parse_integral
+from ibp.targets import Request, parse_integral, show_target
 from ibp.verification import read_result as read_record
 from ibp.verification import verify_result
 
@@ -76,7 +77,7 @@ class Result(Mapping[str, Any]):
         return f"<Result of {self['family']}: {len(self['reductions'])} targets, {len(self['masters'])} masters>"
 
     def __str__(self) -> str:
-        return "\n".join(line for target, row in self["reductions"].items() for line in expression_lines(target, row))
+        return "\n".join(line for _, target, row in expressions_of(self._record) for line in expression_lines(target, row))
 
     def _repr_latex_(self) -> str | None:
         """For notebooks: each target as a sum over masters; None where integrals are names."""
@@ -91,8 +92,8 @@ class Result(Mapping[str, Any]):
         from html import escape
 
         rows = [
-            f"<tr><td>{escape(str(target))}</td><td>{escape(str(master))}</td><td><code>{escape(str(value))}</code></td></tr>"
-            for target, row in self["reductions"].items()
+            f"<tr><td>{escape(_shown(variable, target))}</td><td>{escape(show_target(master))}</td><td><code>{escape(str(value))}</code></td></tr>"
+            for variable, target, row in expressions_of(self._record)
             for master, value in row.items()
         ]
         return f"<table><tr><th>target</th><th>master</th><th>coefficient</th></tr>{''.join(rows)}</table>"
@@ -342,6 +343,12 @@ class _place(ExitStack):
         reporter = Progress() if progress else Reporter()
         _, shelves = open_stores(work / "store.shelf", False, reporter.say)
         return Running(work, Local(None if local == 1 else local)), shelves, Outputs(scratch / "result.pkl"), reporter
+
+
+def _shown(variable: str, target: Any) -> str:
+    """A target, or a derivative of a master."""
+    shown = show_target(target)
+    return f"{shown} at d-2" if variable == "d" else f"d/d{variable} {shown}" if variable else shown
 
 
 def _family(family: str | Family) -> Family:
