@@ -457,7 +457,7 @@ def outputs_of(options: Any, symbols: Sequence[str] = ()) -> Outputs:
     from ibp.outputs import Outputs
 
     certificate, paths = getattr(options, "certificate", None), getattr(options, "paths", None)
-    if (epsilon := getattr(options, "epsilon", None)) is not None and hasattr(options, "d") and "d" not in symbols:
+    if (epsilon := getattr(options, "epsilon", None)) is not None and isinstance(options, Place) and "d" not in symbols:
         raise InputError("--epsilon: the coefficients of this run are not functions of d, or --d gives it a number; leave --epsilon out")
     return Outputs(
         Path(options.output),
@@ -477,7 +477,10 @@ def running_of(options: Any) -> Running:
     from ibp.runs import Running
 
     text = options.straggler_timeout
-    seconds = 1800.0 if text == "auto" else float(text) if text.replace(".", "", 1).isdigit() else 0.0
+    try:
+        seconds = 1800.0 if text == "auto" else float(text)
+    except ValueError:
+        seconds = 0.0
     if not 0 < seconds < LONGEST_S:
         raise InputError(f"--straggler-timeout {text}: expected auto, or seconds above 0, below {LONGEST_S:.0f}")
     stragglers = Stragglers(seconds, text == "auto", options.straggler_cpus)
