@@ -125,6 +125,23 @@ def test_only_the_programs_know_options_and_exit_codes():
     assert wrong == []
 
 
+WRITERS = {"ibp/journal.py", "ibp/store.py", "ibp/published.py", "phases/history.py"}  # beside executors/, which has the atomic write
+STARTERS = {"ibp/published.py", "phases/benchmark.py"}  # they time whole programs
+
+
+def test_files_are_written_and_processes_started_in_few_places():
+    wrong = []
+    for path in rooms("ibp", "phases"):
+        text, place = path.read_text(), at(path)
+        if re.search(r"\.write_(text|bytes)\(|\bopen\([^)]*[\"'][wax]", text) and place not in WRITERS:
+            wrong.append(f"{place} writes files itself")
+        if re.search(r"^ *import (subprocess|multiprocessing)", text, re.M) and place not in STARTERS:
+            wrong.append(f"{place} starts processes")
+        if any(room == "options" for package, room, _ in imports(path) if package == "ibp"):
+            wrong.append(f"{place} knows the options")
+    assert wrong == []
+
+
 @cache
 def our_errors():
     """Names of the exceptions that rooms define and that others see."""
