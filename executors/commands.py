@@ -140,7 +140,7 @@ def home_of(options: type, name: str) -> type:
 def add_option(group: Any, f: Any) -> None:
     more = f.metadata
     text = more["help"]
-    if f.default not in (None, False, (), "") and "default" not in text:
+    if f.default not in (None, (), "") and f.type != "bool" and "default" not in text:
         text += f" (default: {f.default:g})" if isinstance(f.default, float) else f" (default: {f.default})"
     shown = {
         "help": text.replace("%", "%%"),

@@ -40,7 +40,7 @@ class PolicyRefused(InputError):
 
 
 class StopRequested(Exception):
-    """Another terminal asked the controller to end, by --stop."""
+    """Another terminal asked the controller to end: the command stop."""
 
 
 class Unlucky(Exception):
