@@ -24,14 +24,11 @@ Rooms, each of which knows only those above it:
     local         tasks in processes of this machine
     calls         call and outcome files: what a job reads and leaves
     program       what a job runs: a script, or one file that travels with it
-    schedd        HTCondor's tools, each call with a time limit
+    schedd        HTCondor's tools, each call with a time limit; the queue, asked at intervals, and patience where it is silent
     submit_file   a job in the words of submit files
-    user_log      HTCondor's log of our jobs
     job_runs      the id that marks a directory's jobs; removing them
-    event_log     what happened to the tasks of a directory
-    job_files     the files of a directory of jobs, and what travels
+    job_files     the files of a directory of jobs, what travels, and what happened to the tasks
     condor_tasks  the record of a task that is a job; the table of all
-    condor_queue  the queue, asked at intervals; patience where it is silent
     submitter     waiting tasks made into jobs
     remedies      what is done about jobs: outcomes, holds, stragglers, losses
     follower      what becomes of jobs, as log and queue tell it

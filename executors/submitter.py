@@ -6,10 +6,10 @@ import heapq
 import re
 import time
 
-from executors.condor_queue import LONGEST_BACKOFF_S, CondorQueue
 from executors.condor_tasks import CondorTask, OpenTasks, State
 from executors.errors import ScheddSilent, SubmitFailed
 from executors.job_files import JobFiles
+from executors.schedd import LONGEST_BACKOFF_S, CondorQueue
 from executors.submit_file import SubmitFile
 
 LINGER_S = 0.1  # after the first task of a batch: its siblings come within that
