@@ -17,7 +17,7 @@ import time
 
 IDLE, RUNNING, REMOVED, _, HELD = range(1, 6)
 SCHEMA = """
-    create table if not exists calls (number integer primary key, tool text, arguments text, began real, ended real);
+    create table if not exists calls (number integer primary key, tool text, arguments text);
     create table if not exists clusters (id integer primary key autoincrement);
     create table if not exists jobs (cluster int, proc int, status int, gone text, ad text, start real, pid int, hold_code int,
         hold_reason text, primary key (cluster, proc));
@@ -116,20 +116,14 @@ class Pool:
     # what happened -------------------------------------------------------------------------------------------------
 
     def calls(self, tool=""):
-        """(tool, arguments, when it began) of the calls so far."""
+        """(tool, arguments) of the calls so far."""
         with self.database() as database:
-            rows = database.execute("select tool, arguments, began from calls where tool like ? order by number", [f"{tool}%"])
-            return [(name, json.loads(arguments), began) for name, arguments, began in rows]
+            rows = database.execute("select tool, arguments from calls where tool like ? order by number", [f"{tool}%"])
+            return [(name, json.loads(arguments)) for name, arguments in rows]
 
-    def begin(self, tool, arguments):
+    def note_call(self, tool, arguments):
         with self.database() as database:
-            return database.execute(
-                "insert into calls (tool, arguments, began) values (?, ?, ?)", [tool, json.dumps(arguments), time.time()]
-            ).lastrowid
-
-    def end(self, number):
-        with self.database() as database:
-            database.execute("update calls set ended = ? where number = ?", [time.time(), number])
+            database.execute("insert into calls (tool, arguments) values (?, ?)", [tool, json.dumps(arguments)])
 
     def history(self):
         """All jobs ever, in the order of submission."""
@@ -164,11 +158,10 @@ class Pool:
 
     def started(self, when=None):
         text = "Job executing on host: <127.0.0.1:36637?addrs=127.0.0.1-36637>\n\tSlotName: slot1_1@node\n\tCpus = 1\n\tMemory = 1024"
-        return (1, text) if when is None else (1, text, when)
+        return 1, text, when
 
     def evicted(self, when=None):
-        text = "Job was evicted.\n" + USAGE % (0, "CPU times", "", "")
-        return (4, text) if when is None else (4, text, when)
+        return 4, "Job was evicted.\n" + USAGE % (0, "CPU times", "", ""), when
 
     def start(self, job, ago_s=0, before=()):
         """The job runs, since ago_s seconds; what the log says of the time before comes together with it."""
@@ -581,7 +574,7 @@ def install(folder):
 
 def main():
     tool, pool = os.path.basename(sys.argv[0]), Pool(os.environ["FAKE_CONDOR"])
-    number = pool.begin(tool, sys.argv[1:])
+    pool.note_call(tool, sys.argv[1:])
     try:
         settings = pool.settings()
         if tool in settings["hang"]:
@@ -592,8 +585,6 @@ def main():
     except ToolError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    finally:
-        pool.end(number)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S, wait_until
-from support_condor import let_it_look, results, wait_for_jobs
+from support_condor import let_it_look, one_job, results, wait_for_jobs
 
 from executors.errors import (
     TaskTimeout,
@@ -63,9 +63,7 @@ def test_recovery_while_the_schedd_is_down(fake, make):
 
 
 def test_a_condor_rm_that_fails_is_repeated(fake, make):
-    executor = make(timeout_s=60)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make(timeout_s=60))
     let_it_look(fake, 1)
     fake.set(down=["condor_rm"])
     fake.start(job, ago_s=100)

@@ -4,15 +4,13 @@ import time
 
 import support_executors as jobs
 from support import DEADLINE_S, priority_of_argument, wait_until
-from support_condor import let_it_look, results, task_files, wait_for_jobs
+from support_condor import let_it_look, one_job, results, task_files, wait_for_jobs
 
 from executors.tasks import TimeLimits
 
 
 def test_a_second_job_of_a_task_is_removed(fake, make):
-    executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make())
     fake.copy(job)
     wait_until(lambda: len(fake.history()) == 2 and fake.history()[1].gone == "removed")
     assert fake.history()[0].gone is None
@@ -57,8 +55,7 @@ def test_jobs_of_a_run_that_is_not_recovered_are_removed(fake, make, tmp_path):
 
 def test_an_eviction_resets_the_clock(fake, make):
     executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     now = time.time()
     fake.log(job, fake.started(now - 500), fake.evicted(now - 400))
     let_it_look(fake, 3)
@@ -73,9 +70,7 @@ def test_an_eviction_resets_the_clock(fake, make):
 
 
 def test_waiting_in_the_queue_is_not_slowness(fake, make):
-    executor = make(stragglers=TimeLimits(0.3), timeout_s=0.3)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make(stragglers=TimeLimits(0.3), timeout_s=0.3))
     let_it_look(fake, 5)  # 0.7 s
     assert not fake.calls("condor_rm") and len(fake.history()) == 1
     fake.perform(job)
@@ -85,9 +80,7 @@ def test_waiting_in_the_queue_is_not_slowness(fake, make):
 
 def test_a_log_without_the_start_of_a_job(fake, make):
     """The queue tells it too."""
-    executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make(stragglers=TimeLimits(60)))
     with fake.database() as database:
         fake.change(database, job, status=2, start=time.time() - 100)
     wait_until(lambda: [again.cpus for again in fake.jobs()] == [8])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S, Planted, patch_rooms, wait_until
-from support_condor import let_it_look, results, wait_for_jobs
+from support_condor import let_it_look, one_job, results, wait_for_jobs
 
 from executors.errors import ExecutorError, TaskDied, TaskHeld, TaskTimeout
 from executors.tasks import Description, TimeLimits
@@ -17,8 +17,7 @@ from executors.tasks import Description, TimeLimits
 @pytest.mark.parametrize("logged", [True, False], ids=["removed", "vanished"])
 def test_a_job_that_somebody_removed_is_submitted_again(fake, make, logged):
     executor = make(retries=2)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     fake.start(job)
     fake.remove(job) if logged else fake.vanish(job)
     (again,) = wait_for_jobs(fake, 1)
@@ -39,9 +38,7 @@ def test_a_job_that_is_removed_again_and_again(fake, make):
 
 
 def test_a_removed_job_that_has_left_its_output(fake, make):
-    executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make())
     fake.perform(job)
     fake.remove(job)
     assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
@@ -81,8 +78,7 @@ def test_a_held_job_is_released_and_at_last_given_up(fake, make):
 def test_a_job_that_is_held_again_at_once(fake, make):
     """The queue and the log tell of the same hold, which counts once."""
     executor = make(check_interval_s=0.02)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     for releases in range(4):
         fake.hold(job, 1, "because")
         wait_until(lambda releases=releases: (len(fake.calls("condor_release")) > releases and fake.jobs(1)) or future.done())
@@ -149,9 +145,7 @@ def test_a_straggler_is_run_again_with_more_cpus(fake, make, tmp_path):
 
 
 def test_a_straggler_whose_output_is_there_first(fake, make):
-    executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make(stragglers=TimeLimits(60)))
     fake.set(removal_lingers=True)
     fake.start(job, ago_s=100)
     wait_until(lambda: fake.jobs(3))
@@ -161,9 +155,7 @@ def test_a_straggler_whose_output_is_there_first(fake, make):
 
 
 def test_a_straggler_is_not_run_twice_at_a_time(fake, make):
-    executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make(stragglers=TimeLimits(60)))
     fake.set(removal_lingers=True)
     fake.start(job, ago_s=100)
     wait_until(lambda: fake.jobs(3))
@@ -295,8 +287,7 @@ def test_an_output_file_that_comes_late_is_used(fake, make, monkeypatch):
     """As on a network file system, where the log may be seen before the file."""
     patch_rooms(monkeypatch, "executors", "GRACE_S", (0.3, 10))
     executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     fake.perform(job)
     hidden = Path(job.path(".out")).rename(Path(job.path(".hidden")))
     fake.finish(job)

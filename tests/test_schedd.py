@@ -5,7 +5,7 @@ import subprocess
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S, patch_rooms, wait_until
-from support_condor import let_it_look, results, wait_for_jobs
+from support_condor import let_it_look, one_job, results, wait_for_jobs
 
 from executors.condor import CondorExecutor
 from executors.errors import CondorMissing
@@ -44,8 +44,7 @@ def no_changes_since(fake, before):
 def test_garbage_from_the_queue_is_not_an_empty_queue(fake, make, monkeypatch):
     patch_rooms(monkeypatch, "executors", "LONGEST_BACKOFF_S", 0.05)
     executor = make(check_interval_s=0.05)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     let_it_look(fake, 1)
     before = len(fake.calls())
     for text, code in [*((text, 0) for text in GARBAGE), ("", 1), ("[]", 1)]:
@@ -71,9 +70,7 @@ def impatient(monkeypatch):
 
 
 def test_a_queue_that_hangs_is_no_empty_queue(fake, make, impatient):
-    executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make())
     let_it_look(fake, 1)
     fake.set(hang=["condor_q"])
     before = len(fake.calls())

@@ -6,13 +6,11 @@ import time
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S
-from support_condor import let_it_look, results, wait_for_jobs
+from support_condor import let_it_look, one_job, results, wait_for_jobs
 
 
 def test_an_event_that_is_half_written(fake, make):
-    executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make())
     fake.perform(job)
     event = f"005 (001.000.000) {time.strftime('%Y-%m-%d %H:%M:%S')} Job terminated.\n\t(1) Normal termination (return value 0)\n...\n"
     fake.append(job, event[:20])
