@@ -1,7 +1,9 @@
-"""What becomes of jobs, as log and queue tell it."""
+"""What becomes of jobs, as log and queue tell it; a log that is half written or tampered with."""
 
+import os
 import time
 
+import pytest
 import support_executors as jobs
 from support import DEADLINE_S, priority_of_argument, wait_until
 from support_condor import let_it_look, one_job, results, task_files, wait_for_jobs
@@ -86,3 +88,36 @@ def test_a_log_without_the_start_of_a_job(fake, make):
     wait_until(lambda: [again.cpus for again in fake.jobs()] == [8])
     fake.run(fake.jobs()[0])
     assert future.result(DEADLINE_S) == 9
+
+
+def test_an_event_that_is_half_written(fake, make):
+    future, job = one_job(fake, make())
+    fake.perform(job)
+    event = f"005 (001.000.000) {time.strftime('%Y-%m-%d %H:%M:%S')} Job terminated.\n\t(1) Normal termination (return value 0)\n...\n"
+    fake.append(job, event[:20])
+    let_it_look(fake)
+    assert not future.done()
+    fake.append(job, event[20:])
+    assert future.result(DEADLINE_S) == 9
+
+
+@pytest.mark.parametrize("how", ["truncated", "replaced", "deleted", "garbage"])
+def test_a_log_that_is_tampered_with(fake, make, how):
+    executor = make()
+    futures = [executor.submit(jobs.square, x) for x in range(3)]
+    all_jobs = wait_for_jobs(fake, 3)
+    log = executor.directory / "jobs.log"
+    fake.run(all_jobs[0])
+    assert futures[0].result(DEADLINE_S) == 0
+    if how == "truncated":
+        os.truncate(log, 0)
+    elif how == "garbage":
+        with open(log, "ab") as file:
+            file.write(b"\n...\n\xff\xfe 005 (\n...\n005 (999.999.000) 2026\n...\n001 (x.y.z) yesterday\n...\n005\n...\n...\n")
+    else:
+        log.unlink()
+        if how == "replaced":
+            log.write_text("", encoding="utf-8")
+    fake.run(all_jobs[1])
+    fake.run(all_jobs[2])
+    assert results(futures) == [0, 1, 4] and len(fake.history()) == 3
