@@ -285,7 +285,7 @@ def plan_text(options: Explore, plan: Plan) -> str:
 def place_of(options: Explore) -> Any:
     """Where simulations run. Raises CondorMissing, InputError for what HTCondor would not take."""
     from executors.choose import Condor, Local, check_available
-    from executors.submit_file import check_submit_options, split_options
+    from executors.submitter import check_submit_options, split_options
 
     if not options.condor:
         return Local(processes_of(options.n_jobs), options.timeout, retries=0, log_dir=Path(options.output_dir).absolute() / "logs")

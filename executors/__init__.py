@@ -25,11 +25,10 @@ Rooms, each of which knows only those above it:
     calls         call and outcome files: what a job reads and leaves
     program       what a job runs: a script, or one file that travels with it
     schedd        HTCondor's tools, each call with a time limit; the queue, asked at intervals, and patience where it is silent
-    submit_file   a job in the words of submit files
     job_runs      the id that marks a directory's jobs; removing them
     job_files     the files of a directory of jobs, what travels, and what happened to the tasks
     condor_tasks  the record of a task that is a job; the table of all
-    submitter     waiting tasks made into jobs
+    submitter     waiting tasks made into jobs, in the words of submit files
     remedies      what is done about jobs: outcomes, holds, stragglers, losses
     follower      what becomes of jobs, as log and queue tell it
     condor        CondorExecutor: what callers use, and the watching thread

@@ -25,8 +25,7 @@ from executors.local import EXIT_GRACE_S
 from executors.program import worker_command
 from executors.remedies import JobLimits, Remedies
 from executors.schedd import CondorQueue, Schedd, check_condor_tools
-from executors.submit_file import SubmitFile, check_submit_options, check_submittable
-from executors.submitter import Submitter
+from executors.submitter import SubmitFile, Submitter, check_submit_options, check_submittable
 from executors.tasks import TimeLimits, call_name
 
 TICK_S = 0.2  # how often the watcher looks at the user log: one stat()

@@ -104,7 +104,7 @@ class ActiveLearningExplorer:
         with contextlib.ExitStack() as until_sound:
             self.output_dir = until_sound.enter_context(claim_directory(output_dir))
             self.history = History(self.output_dir, box, {"L": L, **(model or {})}, seed)
-            until_sound.callback(self.history.close)
+            until_sound.callback(self.history.file.close)
             self.result = Run(self.output_dir, self.history.header, self.explorer, {})
             for event in self.history.past:
                 self.result.apply(event)
@@ -113,7 +113,7 @@ class ActiveLearningExplorer:
 
     def close(self) -> None:
         """Save, and give the directory back."""
-        if not self.history.closed:
+        if not self.history.file.closed:
             self.history.sync()
         self._resources.close()
 

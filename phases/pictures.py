@@ -67,14 +67,6 @@ def phase_colour(name: str) -> str:
     return PHASE_STYLES.get(name, OTHER_STYLE)[0]
 
 
-def map_axes(run: Run, wanted: Sequence[str] | None = None) -> tuple[str, str]:
-    """Two parameters for a map, the most important ones unless others are wanted."""
-    if wanted is None:
-        shares = run.explorer.importances()
-        wanted = sorted(shares, key=lambda name: -shares[name])[:2]
-    return wanted[0], wanted[1]
-
-
 def plain(text: str) -> str:
     """For matplotlib, which takes a dollar sign for the start of a formula."""
     return text.replace("$", r"\$")
@@ -299,7 +291,8 @@ def draw_all(
     new_figure(1, 1)  # without any picture to draw, say so all the same where there is no matplotlib
     several = len(core.box.names) > 1
     if core.has_labels and several:
-        a, b = map_axes(run, wanted)
+        shares = core.importances()
+        a, b = wanted or sorted(shares, key=lambda name: -shares[name])[:2]
         figures["map_" + re.sub(r"[^\w.-]", "_", f"{a}_{b}")] = (f"Phase map of {a} and {b}", draw_phase_map(run, a, b, fixed or {}))
     elif core.has_labels:
         figures["map"] = (f"Phases along {core.box.names[0]}", draw_probability_line(run))

@@ -28,7 +28,6 @@ DEFAULTS = {
     "run": "idle",  # idle: jobs wait for the test; now: within condor_submit; background: in processes, `slots` at a time
     "slots": 4,
     "down": False,  # every tool fails, or those named
-    "hang": [],  # tools that never end
     "garbage": None,  # what condor_q prints, and its exit code
     "submit_error": None,  # the message with which condor_submit fails
     "submit_after": None,  # what the next condor_submit does after it has committed: error, die, hang, silent
@@ -577,8 +576,6 @@ def main():
     pool.note_call(tool, sys.argv[1:])
     try:
         settings = pool.settings()
-        if tool in settings["hang"]:
-            signal.pause()
         if settings["down"] is True or tool in (settings["down"] or ()):
             raise ToolError("\n-- Failed to fetch ads from: <127.0.0.1:9618> : CEDAR:6001:Failed to connect to <127.0.0.1:9618>")
         return TOOLS[tool](pool, sys.argv[1:], settings)

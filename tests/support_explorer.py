@@ -119,7 +119,7 @@ def append(self, event, **fields):
     left -= 1
     if left < 0:
         line = core.encode({{"event": event, **fields}})
-        os.write(self._file.fileno(), line[: int(len(line) * {share})])
+        os.write(self.file.fileno(), line[: int(len(line) * {share})])
         os.kill(os.getpid(), 9)
     return write(self, event, **fields)
 core.History.append = append
