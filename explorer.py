@@ -35,10 +35,9 @@ from typing import Any
 
 from executors import __version__
 from executors.commands import Command, option, parse, spelled
-from executors.console import say_line
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
-from executors.files import ensure_standard_streams, replace_file, why_not_writable
+from executors.files import ensure_standard_streams, replace_file, say_line, why_not_writable
 from executors.job_runs import remove_run
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES
@@ -406,7 +405,7 @@ def stop(options: Stop) -> int:
 
 
 def run_parallel_test(options: ParallelTest) -> int:
-    from phases.parallel_test import compare_times, judge, needed_speedup
+    from phases.benchmark import compare_times, judge, needed_speedup
 
     plan, number, cores, ruler = plan_of(options), options.number, usable_cores(), "=" * 50
     processes = processes_of(options.n_jobs if options.n_jobs != 1 else -1)

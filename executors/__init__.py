@@ -15,8 +15,7 @@ Rooms, each of which knows only those above it:
 
     errors        what can go wrong with a task or a command line
     commands      a program's commands and options, each a dataclass
-    console       a line that a program says on stderr
-    files         files that are seen whole or not at all; pickles of builtin types
+    files         files that are seen whole or not at all; pickles of builtin types; a line that a program says on stderr
     directories   directories that are private and claimed by one controller
     tasks         a call, its time limits, how it travels, runs and answers
     base          what all executors have in common

@@ -25,6 +25,5 @@ Each knows only those above it, and of `executors/` only local ones; only explor
     pictures          of a run, with matplotlib
     report            one HTML page
     plan              box, lattice and simulation of an exploration
-    parallel_test     sequential against parallel
-    benchmark         the figures asked for, and what is reached
+    benchmark         the figures asked for, and what is reached; sequential against parallel
 """
