@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DEADLINE_S, HERE
+from support import DEADLINE_S, HERE, wait_until
+from support_condor import wait_for_jobs
 from support_explorer import PROGRAM, TINY, check_page, explore
 
 import explorer as ex
@@ -51,10 +51,8 @@ def interrupted(directory, cwd, after):
     """What a run by one process says that got a Ctrl-C after so many answers."""
     command = [sys.executable, str(PROGRAM), *TINY, "--output-dir", str(directory)]
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    path, deadline = Path(cwd) / directory / "history.jsonl", time.monotonic() + 60
-    while (not path.exists() or path.read_bytes().count(b'"told"') < after) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
+    path = Path(cwd) / directory / "history.jsonl"
+    wait_until(lambda: process.poll() is not None or (path.exists() and path.read_bytes().count(b'"told"') >= after))
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     return process.stderr.read()
@@ -236,12 +234,9 @@ def test_condor_controller_is_killed(undisturbed, fake, tmp_path, capsys):
     fake.set(run="idle")
     command = [sys.executable, str(PROGRAM), *CONDOR]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while len(fake.jobs()) < 8 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_jobs(fake, 8)
     process.kill()
     process.wait()
-    assert len(fake.jobs()) == 8
     fake.set(run="background")
     done = explore(*CONDOR, cwd=tmp_path)
     assert done.returncode == 0 and "using 8 parallel workers" in done.stdout
