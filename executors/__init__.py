@@ -18,8 +18,7 @@ Rooms, each of which knows only those above it:
     files         files that are seen whole or not at all; pickles of builtin types; a line that a program says on stderr
     directories   directories that are private and claimed by one controller
     tasks         a call, its time limits, how it travels, runs and answers
-    base          what all executors have in common
-    inline        tasks in this process
+    base          what all executors have in common; tasks in this process
     local         tasks in processes of this machine
     calls         call and outcome files: what a job reads and leaves
     program       what a job runs: a script, or one file that travels with it

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.base import TaskExecutor
+from executors.base import InlineExecutor, TaskExecutor
 from executors.condor import CondorExecutor
-from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from executors.schedd import check_condor_tools
 from executors.tasks import Description, TimeLimits

@@ -16,8 +16,8 @@ from fake_condor import alive
 from support import DEADLINE_S, HERE, exists, lines_of, path_to, wait_until
 from support_condor import results
 
+from executors.base import InlineExecutor
 from executors.errors import TaskDied, TaskTimeout
-from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from executors.tasks import LONGEST_TIMEOUT_S, THREAD_VARIABLES, Description, TimeLimits, task_cpus
 
