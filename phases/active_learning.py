@@ -1,8 +1,4 @@
-"""The loop of active learning, and the class that a script uses for it.
-
-`ActiveLearningExplorer` asks the explorer core for points, has them simulated and classified, and keeps every event in the history of a
-directory of its own, so that a run that was interrupted goes on as if it had not been.
-"""
+"""The loop of active learning, and the class that a script uses for it. A run that was interrupted goes on as if it had not been."""
 
 from __future__ import annotations
 
@@ -52,22 +48,19 @@ class Progress:
     def count(self, failed: bool, text: str) -> None:
         self.done, self.failed = self.done + 1, self.failed + failed
         if self.bar is not None:
-            rate = 1 - self.failed / self.done
-            self.bar.set_postfix_str(
-                f"completed: {self.done - self.failed}, failed: {self.failed}, success_rate: {rate:.1%}", refresh=False
-            )
+            self.bar.set_postfix_str(self._counts(), refresh=False)
             self.bar.update()
         self.line(text)
+
+    def _counts(self):
+        rate = 1 - self.failed / max(self.done, 1)
+        return f"completed: {self.done - self.failed}, failed: {self.failed}, success_rate: {rate:.1%}"
 
     def close(self) -> None:
         if self.bar is not None:
             self.bar.close()
         seconds = max(time.monotonic() - self.started, 1e-9)
-        rate = 1 - self.failed / max(self.done, 1)
-        self.line(
-            f"{self.done}/{self.total} done in {seconds:.1f} s: completed: {self.done - self.failed}, failed: {self.failed}, "
-            f"success_rate: {rate:.1%}, {self.done / seconds:.2f} sim/s"
-        )
+        self.line(f"{self.done}/{self.total} done in {seconds:.1f} s: {self._counts()}, {self.done / seconds:.2f} sim/s")
 
 
 class ActiveLearningExplorer:

@@ -1,8 +1,4 @@
-"""What is measured: the figures that are promised of this program, and whether parallel running works here.
-
-`FIGURES`: exact energies and boundaries, times, labels, sampling, speed-up, robustness. `compare_times`, `judge`: the same simulations by
-one process and by several, results and times compared.
-"""
+"""What is measured: FIGURES, which are promised of this program, and whether parallel running works here (`compare_times`, `judge`)."""
 
 from __future__ import annotations
 

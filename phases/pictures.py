@@ -1,7 +1,4 @@
-"""Pictures of a run, as matplotlib figures: phase map, counts, timeline, importance of the parameters, and single points.
-
-`draw_all` makes all of them as PNG; every phase has one colour and one marker in all.
-"""
+"""Pictures of a run, as matplotlib figures; `draw_all` makes all of them as PNG. Every phase has one colour and one marker in all."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """Points simulated: one in a worker, and a batch of them sent to an executor or simulated in this process.
 
-`simulate_point` is the task that a worker gets: it runs the simulation safely, checks what it returns and names its phase. Nothing that a
-simulation does (raise, hang, exit, return nonsense) gets out of it other than as a record of builtin types. `run_calls` settles the records
-of a batch in the order in which they come. What a killed worker leaves behind is removed: the temporary directories of a batch lie in one,
-which a note in the run's directory names.
+`simulate_point` is the task that a worker gets. Nothing that a simulation does (raise, hang, exit, return nonsense) gets out of it other
+than as a record of builtin types; `run_calls` settles the records of a batch as they come. The temporary directories of a batch lie in
+one, which a note in the run's directory names: what a killed worker leaves behind is removed.
 """
 
 from __future__ import annotations
