@@ -29,31 +29,38 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from executors import __version__
 from executors.commands import Command, option, parse, spelled
+from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
-from executors.files import ensure_standard_streams, replace_file, why_not_writable
+from executors.files import ensure_standard_streams, replace_file, say_line, why_not_writable
+from executors.job_runs import remove_run
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES
 from phases.active_learning import ActiveLearningExplorer
 from phases.annealer import simulate
 from phases.classification import SMALLEST_RESOLVED, classify
-from phases.console import say
 from phases.errors import ExplorerError, InputError, PlotsMissing
 from phases.history import Run, delete_run, read_history
+from phases.machine import advice, processes_of, usable_cores
 from phases.maps import check_map
 from phases.model import Couplings, Lattice, energy, luttinger_tisza
 from phases.names import NO_PHASE, PhaseType
+from phases.pictures import draw_all, draw_point, png_bytes
+from phases.plan import Plan, read_box, spin_plan, user_plan
 from phases.reciprocal import structure_factor
+from phases.report import check_is_page, report_page
 from phases.summaries import point_text, summary_record, summary_text
 from phases.surrogate import Surrogate, fit_labels
 from phases.textures import topological_charge
 
 __all__ = ["ActiveLearningExplorer", "Couplings", "Lattice", "Run", "Surrogate", "classify", "energy", "fit_labels", "luttinger_tisza"]
 __all__ += ["read_history", "simulate", "structure_factor", "topological_charge"]
+say = partial(say_line, "explorer")
 COUNT = {"metavar": "N", "least": 1, "most": 10**7}
 SECONDS = {"metavar": "S", "above": 0, "below": LONGEST_TIMEOUT_S}
 PHASES = tuple(phase.name for phase in PhaseType if phase.name not in NO_PHASE)
@@ -205,12 +212,12 @@ def explore(options: Explore) -> int:
         raise InputError(f"--resume: {directory} holds no run; leave the option out to start one")
     where = place_of(options)
     if not options.condor:
-        from phases.machine import advice, processes_of
-
         for line in advice(processes_of(options.n_jobs), plan.L, options.n_per_iteration):
             say(line)
     if options.fresh_start and directory.exists():
-        forget_run(directory)
+        with claim_directory(directory) as place:
+            drop_jobs(place)
+            delete_run(place)
     reason = run_plan(options, plan, where)
     found = read_history(directory)
     replace_file(directory / "summary.json", json.dumps(summary_record(found) | {"stopped": reason}, indent=1).encode())
@@ -220,7 +227,7 @@ def explore(options: Explore) -> int:
     return 0 if found.labelled else 1
 
 
-def run_plan(options: Explore, plan: Any, where: Any) -> str:
+def run_plan(options: Explore, plan: Plan, where: Any) -> str:
     """Why the exploration stopped. Raises InputError, DirectoryRefused, ExecutorError."""
     from executors.choose import make_executor
 
@@ -243,10 +250,8 @@ def run_plan(options: Explore, plan: Any, where: Any) -> str:
     return reason
 
 
-def plan_of(options: Simulations) -> Any:
+def plan_of(options: Simulations) -> Plan:
     """The plan that is meant. Raises InputError."""
-    from phases.plan import read_box, spin_plan, user_plan
-
     box, fixed = read_box(options.parameters)
     if options.simulation is None:
         mode = "screening" if options.screening else "accurate" if options.accurate else "fast"
@@ -256,10 +261,8 @@ def plan_of(options: Simulations) -> Any:
     return user_plan(options.simulation, options.lattice_size, options.seed, box, fixed)
 
 
-def plan_text(options: Explore, plan: Any) -> str:
+def plan_text(options: Explore, plan: Plan) -> str:
     """What a dry run says."""
-    from phases.machine import processes_of
-
     box = ", ".join(f"{name} {low:g} to {high:g}" for name, (low, high) in plan.box.bounds().items())
     path = Path(options.output_dir) / "history.jsonl"
     total = options.n_initial + options.n_iterations * options.n_per_iteration
@@ -281,8 +284,7 @@ def plan_text(options: Explore, plan: Any) -> str:
 def place_of(options: Explore) -> Any:
     """Where simulations run. Raises CondorMissing, InputError for what HTCondor would not take."""
     from executors.choose import Condor, Local, check_available
-    from executors.submit_file import check_submit_options, split_options
-    from phases.machine import processes_of
+    from executors.submitter import check_submit_options, split_options
 
     if not options.condor:
         return Local(processes_of(options.n_jobs), options.timeout, retries=0, log_dir=Path(options.output_dir).absolute() / "logs")
@@ -302,20 +304,9 @@ def check_place(path: Path, what: str, is_directory: bool) -> None:
         raise InputError(f"{what} {path}: {why}")
 
 
-def forget_run(directory: Path) -> None:
-    """Delete the run of a directory, and its jobs. Raises InputError where there is no run of this program, ExecutorError."""
-    from executors.directories import claim_directory
-
-    with claim_directory(directory) as place:
-        drop_jobs(place)
-        delete_run(place)
-
-
 def drop_jobs(directory: Path) -> None:
     """Remove the jobs that a run has in HTCondor's queue, and their files. Raises ExecutorError."""
     if (directory / "jobs").is_dir():
-        from executors.job_runs import remove_run
-
         say(f"{remove_run(directory / 'jobs')} jobs removed from HTCondor's queue")
         shutil.rmtree(directory / "jobs")
 
@@ -326,8 +317,6 @@ def drop_jobs(directory: Path) -> None:
 def check_outputs(options: Outputs) -> None:
     """Raises InputError where a page could not be written, or would replace another file."""
     if options.report is not None:
-        from phases.report import check_is_page
-
         check_place(Path(options.report), "--report", is_directory=False)
         check_is_page(Path(options.report))
 
@@ -358,9 +347,6 @@ def write_outputs(run: Run, options: Any) -> None:
         print(point_text(run, id))
     if not options.plots and options.report is None:
         return
-    from phases.pictures import draw_all
-    from phases.report import report_page
-
     pictures, missing = {}, ""
     try:
         pictures, complaints = draw_all(run, *map_of(options))
@@ -388,8 +374,6 @@ def write_pictures(run: Run, pictures: dict[str, tuple[str, bytes]], quiet: bool
 
 
 def show_point(options: ShowPoint) -> int:
-    from phases.pictures import draw_point, png_bytes
-
     run = read_history(options.output_dir)
     print(point_text(run, options.id))
     if options.id in run.labelled:
@@ -401,8 +385,6 @@ def show_point(options: ShowPoint) -> int:
 
 
 def show_status(options: Status) -> int:
-    from executors.directories import process_exists, read_claim
-
     run = read_history(options.output_dir)
     host, pid = read_claim(run.directory)
     here = host == os.uname().nodename
@@ -414,8 +396,6 @@ def show_status(options: Status) -> int:
 
 
 def stop(options: Stop) -> int:
-    from executors.directories import claim_directory
-
     with claim_directory(options.output_dir) as directory:
         drop_jobs(directory)
     return 0
@@ -425,8 +405,7 @@ def stop(options: Stop) -> int:
 
 
 def run_parallel_test(options: ParallelTest) -> int:
-    from phases.machine import processes_of, usable_cores
-    from phases.parallel_test import compare_times, judge, needed_speedup
+    from phases.benchmark import compare_times, judge, needed_speedup
 
     plan, number, cores, ruler = plan_of(options), options.number, usable_cores(), "=" * 50
     processes = processes_of(options.n_jobs if options.n_jobs != 1 else -1)

@@ -15,24 +15,18 @@ Rooms, each of which knows only those above it:
 
     errors        what can go wrong with a task or a command line
     commands      a program's commands and options, each a dataclass
-    console       a line that a program says on stderr
-    files         files that are seen whole or not at all; pickles of builtin types
+    files         files that are seen whole or not at all; pickles of builtin types; a line that a program says on stderr
     directories   directories that are private and claimed by one controller
     tasks         a call, its time limits, how it travels, runs and answers
-    base          what all executors have in common
-    inline        tasks in this process
+    base          what all executors have in common; tasks in this process
     local         tasks in processes of this machine
     calls         call and outcome files: what a job reads and leaves
     program       what a job runs: a script, or one file that travels with it
-    schedd        HTCondor's tools, each call with a time limit
-    submit_file   a job in the words of submit files
-    user_log      HTCondor's log of our jobs
+    schedd        HTCondor's tools, each call with a time limit; the queue, asked at intervals, and patience where it is silent
     job_runs      the id that marks a directory's jobs; removing them
-    event_log     what happened to the tasks of a directory
-    job_files     the files of a directory of jobs, and what travels
+    job_files     the files of a directory of jobs, what travels, and what happened to the tasks
     condor_tasks  the record of a task that is a job; the table of all
-    condor_queue  the queue, asked at intervals; patience where it is silent
-    submitter     waiting tasks made into jobs
+    submitter     waiting tasks made into jobs, in the words of submit files
     remedies      what is done about jobs: outcomes, holds, stragglers, losses
     follower      what becomes of jobs, as log and queue tell it
     condor        CondorExecutor: what callers use, and the watching thread

@@ -1,4 +1,4 @@
-"""What all executors have in common: counting what they do, and giving each task's future its outcome."""
+"""What all executors have in common: counting what they do, and giving each task's future its outcome; tasks in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import weakref
 from collections import Counter
 from concurrent.futures import Executor, Future
 
-from executors.tasks import Description, Task, call_name, load_outcome
+from executors.tasks import Description, Task, call_name, dump_call, load_outcome, perform
 
 
 class TaskExecutor(Executor):
@@ -93,3 +93,28 @@ class TaskExecutor(Executor):
 
 def local_report(started, cpus=1):
     return {"host": os.uname().nodename, "seconds": time.monotonic() - started, "peak_memory_kb": None, "cpus": cpus}
+
+
+class InlineExecutor(TaskExecutor):
+    """Runs each task within submit(), in this process, so that print, breakpoint() and profilers work.
+
+    Exceptions end in the future, except KeyboardInterrupt, which passes through submit().
+    """
+
+    def submit(self, fn, /, *args, **kwargs):
+        """A finished future. Raises RuntimeError after shutdown()."""
+        with self._changed:
+            task = self._new_task(fn, args, kwargs)
+        task.future.set_running_or_notify_cancel()
+        self._run_and_settle(task, self._run)
+        if isinstance(task.future.exception(), KeyboardInterrupt):
+            raise task.future.exception()
+        return task.future
+
+    @staticmethod
+    def _run(task):
+        call, started = dump_call(task), time.monotonic()
+        return perform(call), local_report(started)
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        self._closed = True

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.base import TaskExecutor
+from executors.base import InlineExecutor, TaskExecutor
 from executors.condor import CondorExecutor
-from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from executors.schedd import check_condor_tools
 from executors.tasks import Description, TimeLimits
@@ -25,15 +24,10 @@ class Stragglers:
     learn: bool = False
     cpus: int = 8
 
-    @property
-    def limits(self) -> TimeLimits:
-        """Raises ValueError."""
-        return TimeLimits(self.timeout_s, auto=self.learn)
-
 
 @dataclass(frozen=True)
 class Local:
-    """Processes of this machine; None: no process but this one. The rest as in LocalExecutor."""
+    """Processes of this machine; None: no process but this one. The fields are arguments of LocalExecutor."""
 
     processes: int | None = None
     timeout_s: float | None = None
@@ -44,7 +38,7 @@ class Local:
 
 @dataclass(frozen=True)
 class Condor:
-    """Jobs of HTCondor; everything as in CondorExecutor."""
+    """Jobs of HTCondor. The fields are arguments of CondorExecutor."""
 
     check_interval_s: float = 5.0
     timeout_s: float | None = None
@@ -68,19 +62,8 @@ def make_executor(
     describe: Callable[[Callable, tuple, dict], Description] | None = None,
 ) -> TaskExecutor:
     """directory: of the files of jobs. Raises ValueError for settings that mean nothing, ExecutorError, OSError."""
-    late = {"stragglers": where.stragglers.limits, "straggler_cpus": where.stragglers.cpus, "describe": describe}
+    limits, cpus = where.stragglers, where.stragglers.cpus
+    settings = vars(where) | {"stragglers": TimeLimits(limits.timeout_s, limits.learn), "straggler_cpus": cpus, "describe": describe}
     if isinstance(where, Condor):
-        return CondorExecutor(
-            directory,
-            check_interval_s=where.check_interval_s,
-            timeout_s=where.timeout_s,
-            memory_mb=where.memory_mb,
-            options=where.options,
-            transfer_files=where.transfer_files,
-            max_jobs=where.max_jobs,
-            say=say,
-            **late,
-        )
-    if where.processes is None:
-        return InlineExecutor()
-    return LocalExecutor(where.processes, where.timeout_s, where.retries, where.log_dir, **late)
+        return CondorExecutor(directory, say=say, **settings)
+    return InlineExecutor() if where.processes is None else LocalExecutor(**settings)

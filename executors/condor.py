@@ -15,7 +15,6 @@ from collections import Counter
 from pathlib import Path
 
 from executors.base import TaskExecutor
-from executors.condor_queue import CondorQueue
 from executors.condor_tasks import COUNTED_AS, CondorTask, OpenTasks, State
 from executors.directories import private_directory
 from executors.errors import ExecutorError, NoOutcome, NotPicklable
@@ -25,9 +24,8 @@ from executors.job_runs import read_run
 from executors.local import EXIT_GRACE_S
 from executors.program import worker_command
 from executors.remedies import JobLimits, Remedies
-from executors.schedd import Schedd, check_condor_tools
-from executors.submit_file import SubmitFile, check_submit_options, check_submittable
-from executors.submitter import Submitter
+from executors.schedd import CondorQueue, Schedd, check_condor_tools
+from executors.submitter import SubmitFile, Submitter, check_submit_options, check_submittable
 from executors.tasks import TimeLimits, call_name
 
 TICK_S = 0.2  # how often the watcher looks at the user log: one stat()

@@ -1,7 +1,8 @@
-"""Files that are seen whole or not at all, pickles of builtin types, and what else of the system any program needs."""
+"""Files that are seen whole or not at all, pickles of builtin types, standard streams and what else of the system any program needs."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pickle
@@ -22,6 +23,13 @@ def ensure_standard_streams():
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free, also in processes it starts
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", closefd=False))
+
+
+def say_line(program: str, line: str) -> None:
+    """One line on stderr, whatever is in it, behind the name of the program that says it."""
+    line = " ".join(line.split())
+    with contextlib.suppress(OSError):  # nobody may read stderr any more; that must not end a run
+        print(f"{program}: {line if len(line) < 900 else line[:900] + ' ...'}", file=sys.stderr, flush=True)
 
 
 def replace_file(path, content, sync=False):

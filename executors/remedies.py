@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from executors.condor_queue import CondorQueue
 from executors.condor_tasks import OpenTasks, State
 from executors.errors import NoOutcome, SubmitFailed, TaskDied, TaskHeld, TaskTimeout
 from executors.job_files import TASK_SUFFIXES, JobFiles
 from executors.local import POLL_S
+from executors.schedd import CondorQueue
 from executors.submitter import Submitter
 from executors.tasks import TimeLimits
 

@@ -9,12 +9,14 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections import Counter
 from dataclasses import dataclass
 
 from executors.errors import CondorMissing, ScheddSilent, SubmitFailed
 
 TOOL_TIMEOUT_S, SUBMIT_TIMEOUT_S = 30.0, 120.0  # of one call of condor_q and the like, and of condor_submit
+LONGEST_BACKOFF_S = 60.0
 AD_ATTRIBUTES = "ClusterId,ProcId,JobStatus,HoldReasonCode,HoldReason,CondorWorkerTask,RequestCpus,RequestMemory,JobCurrentStartDate"
 IDLE_JOB, RUNNING_JOB, REMOVED_JOB, COMPLETED_JOB, HELD_JOB, TRANSFERRING_JOB, SUSPENDED_JOB = range(1, 8)  # JobStatus
 
@@ -92,6 +94,59 @@ class Schedd:
         if cluster is None or (number and int(number[1]) != count):
             raise ScheddSilent(f"condor_submit said '{_complaint(answer.stdout)}' to {count} jobs")
         return int(cluster[1])
+
+
+class CondorQueue:
+    """The queue, asked at intervals. Where it does not answer nothing is concluded, and it is asked less and less often.
+
+    events: an EventLog; must_ask: before anything is submitted, as jobs that we do not know may be in the queue.
+    """
+
+    def __init__(self, schedd: Schedd, interval_s: float, events, must_ask: bool):
+        self.schedd, self.interval_s, self.must_ask = schedd, interval_s, must_ask
+        self._events, self._ask_at, self._backoff_s = events, 0.0, 0.0
+
+    @property
+    def silent(self):
+        """Whether HTCondor did not answer when it was called last."""
+        return self._backoff_s > 0
+
+    def is_due(self, any_jobs):
+        return time.monotonic() >= self._ask_at and (any_jobs or self.must_ask)
+
+    def ask_now(self):
+        self._ask_at, self.must_ask = time.monotonic(), True
+
+    def jobs(self):
+        """JobAds of all jobs, None where that is not known."""
+        try:
+            ads = self.schedd.jobs()
+        except ScheddSilent as error:
+            return self._wait_longer(error)
+        if self.silent:
+            self._events.say("HTCondor answers again")
+            self._events.write("answers")
+        self._backoff_s, self.must_ask = 0.0, False
+        self._ask_at = time.monotonic() + self.interval_s
+        return ads
+
+    def tell(self, tool, jobs):
+        """Call condor_rm or condor_release; whether it finished. A job that is no more is no error: the queue will tell."""
+        if self.silent:
+            return False
+        try:
+            self.schedd.call(tool, *sorted(jobs))
+        except ScheddSilent as error:
+            self._wait_longer(error)
+            return False
+        return True
+
+    def _wait_longer(self, error):
+        if not self.silent:
+            self._events.say(f"HTCondor does not answer ({error}); its jobs go on, waiting for it")
+            self._events.write("silent", reason=str(error))
+        self._backoff_s = min(2 * self._backoff_s or self.interval_s, LONGEST_BACKOFF_S)
+        self._ask_at, self.must_ask = time.monotonic() + self._backoff_s, True
 
 
 def _complaint(text):

@@ -10,8 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from executors.console import say_line
-from executors.files import replace_file
+from executors.files import replace_file, say_line
 from ibp.errors import ReductionError
 
 LINE_INTERVAL_S = 60.0  # how often a line is printed where there is no terminal for a bar

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, ReductionError

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from executors.tasks import Shared
 from ibp.console import Reporter
 from ibp.controller import Controller

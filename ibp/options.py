@@ -472,7 +472,7 @@ def outputs_of(options: Any, symbols: Sequence[str] = ()) -> Outputs:
 def running_of(options: Any) -> Running:
     """How to run. Raises InputError."""
     from executors.choose import Condor, Local, Stragglers
-    from executors.submit_file import split_options
+    from executors.submitter import split_options
     from ibp.errors import InputError
     from ibp.runs import Running
 

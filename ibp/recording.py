@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.carrying import propagate
 from ibp.console import Reporter
 from ibp.controller import Controller

@@ -11,7 +11,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import Any, Protocol
 
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.carrying import Flow, in_passes
 from ibp.families import Expression
 from ibp.master_search import find_masters

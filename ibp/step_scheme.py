@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from executors.base import InlineExecutor
 from executors.errors import ExecutorError
-from executors.inline import InlineExecutor
 from executors.tasks import Shared
 from ibp.batches import Batch, BatchPlan, SharedRules
 from ibp.carrying import Flow, carry_sector, in_passes

@@ -3,7 +3,6 @@
 Each knows only those above it, and of `executors/` only local ones; only explorer.py knows options and exit codes.
 
     errors            one root, one line for the user
-    console           messages, the progress of a batch
     model             couplings, lattice, energy, the Luttinger-Tisza bound
     clusters          all magnetic unit cells of a lattice, side by side in one array
     annealer          heat bath on magnetic cells and the whole lattice, then T = 0 relaxation
@@ -21,12 +20,10 @@ Each knows only those above it, and of `executors/` only local ones; only explor
     history           append-only events, and the run that they amount to
     summaries         a run in words
     machine           processors, memory and files of this machine
-    simulations       one point in a worker
-    batches           points sent to an executor, and what comes back
+    simulations       one point in a worker; points sent to an executor, and what comes back
     active_learning   the class that a script uses: points, batches, the loop
     pictures          of a run, with matplotlib
     report            one HTML page
     plan              box, lattice and simulation of an exploration
-    parallel_test     sequential against parallel
-    benchmark         the figures asked for, and what is reached
+    benchmark         the figures asked for, and what is reached; sequential against parallel
 """

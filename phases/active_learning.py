@@ -1,13 +1,10 @@
-"""The loop of active learning, and the class that a script uses for it.
-
-`ActiveLearningExplorer` asks the explorer core for points, has them simulated and classified, and keeps every event in the history of a
-directory of its own, so that a run that was interrupted goes on as if it had not been.
-"""
+"""The loop of active learning, and the class that a script uses for it. A run that was interrupted goes on as if it had not been."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,10 +13,8 @@ from typing import Any
 import numpy as np
 
 from executors.directories import claim_directory
-from phases.batches import must_run_here, remove_left_scratch, run_calls, scratch_directory, told_fields
 from phases.box import DEFAULT_BOX, Box, latin_hypercube
 from phases.classification import classify
-from phases.console import Progress
 from phases.errors import InputError
 from phases.history import History, Run
 from phases.learner import Explorer, Point
@@ -27,8 +22,45 @@ from phases.machine import processes_of
 from phases.maps import phase_map
 from phases.model import PARAMETERS, PUBLISHED_FITS
 from phases.names import NO_PHASE
+from phases.simulations import must_run_here, remove_left_scratch, run_calls, scratch_directory, told_fields
 from phases.summaries import first_line, summary_text
 from phases.surrogate import Surrogate
+
+
+class Progress:
+    """A tqdm bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, heading: str):
+        self.total, self.done, self.failed, self.started = total, 0, 0, time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
+
+                self.bar = tqdm(total=total, desc="Classifying", unit="sim")
+        if self.bar is None:
+            print(heading, flush=True)
+
+    def line(self, text: str) -> None:
+        if self.bar is None:
+            print(f"  {text}", flush=True)
+
+    def count(self, failed: bool, text: str) -> None:
+        self.done, self.failed = self.done + 1, self.failed + failed
+        if self.bar is not None:
+            self.bar.set_postfix_str(self._counts(), refresh=False)
+            self.bar.update()
+        self.line(text)
+
+    def _counts(self):
+        rate = 1 - self.failed / max(self.done, 1)
+        return f"completed: {self.done - self.failed}, failed: {self.failed}, success_rate: {rate:.1%}"
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        self.line(f"{self.done}/{self.total} done in {seconds:.1f} s: {self._counts()}, {self.done / seconds:.2f} sim/s")
 
 
 class ActiveLearningExplorer:
@@ -65,7 +97,7 @@ class ActiveLearningExplorer:
         with contextlib.ExitStack() as until_sound:
             self.output_dir = until_sound.enter_context(claim_directory(output_dir))
             self.history = History(self.output_dir, box, {"L": L, **(model or {})}, seed)
-            until_sound.callback(self.history.close)
+            until_sound.callback(self.history.file.close)
             self.result = Run(self.output_dir, self.history.header, self.explorer, {})
             for event in self.history.past:
                 self.result.apply(event)
@@ -74,7 +106,7 @@ class ActiveLearningExplorer:
 
     def close(self) -> None:
         """Save, and give the directory back."""
-        if not self.history.closed:
+        if not self.history.file.closed:
             self.history.sync()
         self._resources.close()
 

@@ -171,51 +171,38 @@ class History:
     """The file of events of one run, open for more. A last line that was torn by a crash is cut off; anything else unsound is refused."""
 
     def __init__(self, directory: Path, box: Box, model: Mapping[str, Any], seed: int):
-        """`past` holds the events after the header. Writes nothing where it refuses. Raises InputError."""
+        """`past` holds the events after the header; `file` is to be closed. Writes nothing where it refuses. Raises InputError."""
         self.path = directory / HISTORY
         header = {"event": "run", "version": HISTORY_VERSION, "box": box.bounds(), "model": dict(model), "seed": seed}
         self.header = json.loads(json.dumps(header))
         events, self._length = sound_events(self.path, self.path.read_bytes() if self.path.exists() else b"")
-        if events:
-            self._check_header(events[0])
+        for key in ("version", "model", "box", "seed") if events else ():
+            found, wanted = events[0].get(key), self.header[key]
+            if found != wanted or (key == "box" and list(found) != list(wanted)):
+                other = f"its {key} is {json.dumps(found)}, not {json.dumps(wanted)}"
+                raise InputError(f"{self.path} is of another run: {other}; choose another output directory, or start afresh")
         self.past = events[1:]
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115
-        self._file.truncate(self._length)
+        self.file = open(self.path, "ab", buffering=0)  # noqa: SIM115
+        self.file.truncate(self._length)
         if not events:
             self.append(**self.header)
-
-    def _check_header(self, found):
-        for key in ("version", "model", "box", "seed"):
-            wanted = self.header[key]
-            if found.get(key) != wanted or (key == "box" and list(found["box"]) != list(wanted)):
-                raise InputError(
-                    f"{self.path} is of another run: its {key} is {json.dumps(found.get(key))}, not {json.dumps(wanted)}; "
-                    "choose another output directory, or start afresh"
-                )
 
     def append(self, event: str, **fields) -> dict:
         """Write an event, safe from the death of this process once this returns. Raises ExplorerError where the disk is full."""
         whole = {"event": event, **fields}
         line = encode(whole)
         try:
-            if self._file.write(line) != len(line):
+            if self.file.write(line) != len(line):
                 raise OSError("no space left")
         except OSError as error:
-            self._file.truncate(self._length)
+            self.file.truncate(self._length)
             raise ExplorerError(f"{self.path} cannot be written ({error}); make room and resume") from error
         self._length += len(line)
         return whole
 
     def sync(self) -> None:
         """Put all on disk, safe from a power cut."""
-        os.fsync(self._file.fileno())
-
-    @property
-    def closed(self) -> bool:
-        return self._file.closed
-
-    def close(self) -> None:
-        self._file.close()
+        os.fsync(self.file.fileno())
 
 
 def delete_run(directory: Path) -> None:

@@ -1,7 +1,4 @@
-"""Ask and tell: what is known of a phase diagram, and which points to look at next.
-
-`Explorer` chooses points and learns from their labels; it knows neither the model nor who simulates it, reads no clock and writes no file.
-"""
+"""Ask and tell: what is known of a phase diagram, and which points to look at next. Reads no clock and writes no file."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Pictures of a run, as matplotlib figures: phase map, counts, timeline, importance of the parameters, and single points.
-
-`draw_all` makes all of them as PNG; every phase has one colour and one marker in all.
-"""
+"""Pictures of a run, as matplotlib figures; `draw_all` makes all of them as PNG. Every phase has one colour and one marker in all."""
 
 from __future__ import annotations
 
@@ -65,14 +62,6 @@ def phase_order(names: Iterable[str]) -> list[str]:
 
 def phase_colour(name: str) -> str:
     return PHASE_STYLES.get(name, OTHER_STYLE)[0]
-
-
-def map_axes(run: Run, wanted: Sequence[str] | None = None) -> tuple[str, str]:
-    """Two parameters for a map, the most important ones unless others are wanted."""
-    if wanted is None:
-        shares = run.explorer.importances()
-        wanted = sorted(shares, key=lambda name: -shares[name])[:2]
-    return wanted[0], wanted[1]
 
 
 def plain(text: str) -> str:
@@ -299,7 +288,8 @@ def draw_all(
     new_figure(1, 1)  # without any picture to draw, say so all the same where there is no matplotlib
     several = len(core.box.names) > 1
     if core.has_labels and several:
-        a, b = map_axes(run, wanted)
+        shares = core.importances()
+        a, b = wanted or sorted(shares, key=lambda name: -shares[name])[:2]
         figures["map_" + re.sub(r"[^\w.-]", "_", f"{a}_{b}")] = (f"Phase map of {a} and {b}", draw_phase_map(run, a, b, fixed or {}))
     elif core.has_labels:
         figures["map"] = (f"Phases along {core.box.names[0]}", draw_probability_line(run))

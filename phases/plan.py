@@ -1,8 +1,4 @@
-"""What is explored: box, lattice, and the simulation of each point, the program's own or one of the user's.
-
-`spin_plan` anneals the spin model of this program, `user_plan` calls a function of the user's; `Plan.start` opens an exploration.
-What they simulate with can be sent to other processes; the seed of a point comes from its parameters alone.
-"""
+"""What is explored: box, lattice, and the simulation of each point, by `spin_plan` the program's own, by `user_plan` one of the user's."""
 
 from __future__ import annotations
 

@@ -55,18 +55,12 @@ def escaped(value: Any) -> str:
 def html_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Cells are HTML already: '<td …>' as they are, all others as numbers."""
     lines = ["".join(cell if cell.startswith("<td") else f"<td>{cell}</td>" for cell in row) for row in rows]
-    header = "".join(f"<th>{escaped(name)}</th>" for name in head)
-    return (
-        f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>\n'
-        + "\n".join(f"<tr>{line}</tr>" for line in lines)
-        + "\n</tbody></table></div>"
-    )
+    header, body = "".join(f"<th>{escaped(name)}</th>" for name in head), "\n".join(f"<tr>{line}</tr>" for line in lines)
+    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
 def html_pairs(pairs: Mapping[str, Any]) -> str:
-    return html_table(
-        ["", ""], [[f'<td class="text">{escaped(name)}</td>', f'<td class="path">{escaped(value)}</td>'] for name, value in pairs.items()]
-    )
+    return html_table(["", ""], [[text(name), f'<td class="path">{escaped(value)}</td>'] for name, value in pairs.items()])
 
 
 def chip(name: str) -> str:

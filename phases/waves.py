@@ -1,8 +1,4 @@
-"""Wave vectors found in a structure factor.
-
-`find_waves` takes the peaks of the spins' Fourier amplitudes, strongest first, each with all allowed q that belong to it, until the rest
-could be random; `is_overtone` says which of them are harmonics of stronger ones.
-"""
+"""Wave vectors found in a structure factor: its peaks (`find_waves`), and which of them are harmonics of stronger ones (`is_overtone`)."""
 
 from __future__ import annotations
 

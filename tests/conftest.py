@@ -21,8 +21,8 @@ from support_explorer import TINY, explore
 from support_learning import guide_ground, run_training, training_in
 from support_oracles import BOX_BY_BEAM, DIFFERENTIAL, SHIPPED
 
+from executors.base import InlineExecutor
 from executors.condor import CondorExecutor
-from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 from ibp.console import Progress, Reporter
 from ibp.controller import Controller

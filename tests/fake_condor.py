@@ -15,9 +15,9 @@ import sqlite3
 import sys
 import time
 
-IDLE, RUNNING, REMOVED, COMPLETED, HELD = 1, 2, 3, 4, 5
+IDLE, RUNNING, REMOVED, _, HELD = range(1, 6)
 SCHEMA = """
-    create table if not exists calls (number integer primary key, tool text, arguments text, began real, ended real);
+    create table if not exists calls (number integer primary key, tool text, arguments text);
     create table if not exists clusters (id integer primary key autoincrement);
     create table if not exists jobs (cluster int, proc int, status int, gone text, ad text, start real, pid int, hold_code int,
         hold_reason text, primary key (cluster, proc));
@@ -28,7 +28,6 @@ DEFAULTS = {
     "run": "idle",  # idle: jobs wait for the test; now: within condor_submit; background: in processes, `slots` at a time
     "slots": 4,
     "down": False,  # every tool fails, or those named
-    "hang": [],  # tools that never end
     "garbage": None,  # what condor_q prints, and its exit code
     "submit_error": None,  # the message with which condor_submit fails
     "submit_after": None,  # what the next condor_submit does after it has committed: error, die, hang, silent
@@ -53,6 +52,7 @@ class ToolError(Exception):
 
 class Job:
     def __init__(self, row):
+        self.row = tuple(row)
         self.cluster, self.proc, self.status, self.gone, ad, self.start, self.pid, self.hold_code, self.hold_reason = row
         self.ad = json.loads(ad)  # the lines of the submit file, keys in lower case, macros replaced
         self.key = (self.cluster, self.proc)
@@ -115,20 +115,14 @@ class Pool:
     # what happened -------------------------------------------------------------------------------------------------
 
     def calls(self, tool=""):
-        """(tool, arguments, when it began) of the calls so far."""
+        """(tool, arguments) of the calls so far."""
         with self.database() as database:
-            rows = database.execute("select tool, arguments, began from calls where tool like ? order by number", [f"{tool}%"])
-            return [(name, json.loads(arguments), began) for name, arguments, began in rows]
+            rows = database.execute("select tool, arguments from calls where tool like ? order by number", [f"{tool}%"])
+            return [(name, json.loads(arguments)) for name, arguments in rows]
 
-    def begin(self, tool, arguments):
+    def note_call(self, tool, arguments):
         with self.database() as database:
-            return database.execute(
-                "insert into calls (tool, arguments, began) values (?, ?, ?)", [tool, json.dumps(arguments), time.time()]
-            ).lastrowid
-
-    def end(self, number):
-        with self.database() as database:
-            database.execute("update calls set ended = ? where number = ?", [time.time(), number])
+            database.execute("insert into calls (tool, arguments) values (?, ?)", [tool, json.dumps(arguments)])
 
     def history(self):
         """All jobs ever, in the order of submission."""
@@ -161,13 +155,12 @@ class Pool:
             finally:
                 os.close(log)
 
-    def started(self, when=None, host="127.0.0.1:36637?addrs=127.0.0.1-36637"):
-        text = f"Job executing on host: <{host}>\n\tSlotName: slot1_1@node\n\tCpus = 1\n\tMemory = 1024"
-        return (1, text) if when is None else (1, text, when)
+    def started(self, when=None):
+        text = "Job executing on host: <127.0.0.1:36637?addrs=127.0.0.1-36637>\n\tSlotName: slot1_1@node\n\tCpus = 1\n\tMemory = 1024"
+        return 1, text, when
 
     def evicted(self, when=None):
-        text = "Job was evicted.\n" + USAGE % (0, "CPU times", "", "")
-        return (4, text) if when is None else (4, text, when)
+        return 4, "Job was evicted.\n" + USAGE % (0, "CPU times", "", ""), when
 
     def start(self, job, ago_s=0, before=()):
         """The job runs, since ago_s seconds; what the log says of the time before comes together with it."""
@@ -179,8 +172,7 @@ class Pool:
 
     def perform(self, job):
         """Do the work of a job, in a process of its own; the pool does not notice. Its exit code."""
-        request = {"command": job.command(), "home": job.ad["initialdir"], "environment": job.environment(), "errors": job.path(".err")}
-        self.forge.stdin.write(f"{json.dumps(request)}\n")
+        self.forge.stdin.write(f"{json.dumps(job.row)}\n")
         self.forge.stdin.flush()
         return int(self.forge.stdout.readline())
 
@@ -234,29 +226,18 @@ class Pool:
     # jobs that run by themselves -----------------------------------------------------------------------------------
 
     def serve(self):
-        """Run what is idle, in processes, until nothing is left; in a process that outlives the caller."""
-        if os.fork():
-            os.wait()
-            return
-        os.setsid()
-        if os.fork():
-            os._exit(0)
-        null = os.open(os.devnull, os.O_RDWR)
-        for number in range(3):
-            os.dup2(null, number)
-        os.closerange(3, 256)
-        try:
-            with self.database() as database:
-                if any(alive(pid) for (pid,) in database.execute("select pid from runner")):
-                    os._exit(0)
-                database.execute("delete from runner")
-                database.execute("insert into runner values (?)", [os.getpid()])
-            self.run_all(self.settings()["slots"])
-        finally:
-            os._exit(0)
+        """Have what is idle run in processes until nothing is left, by a process that outlives the caller."""
+        import subprocess
 
-    def run_all(self, slots):
-        children = {}
+        with self.database() as database:
+            if not any(alive(pid) for (pid,) in database.execute("select pid from runner")):
+                streams = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+                runner = subprocess.Popen([sys.executable, "-IS", __file__, os.path.dirname(self.path)], start_new_session=True, **streams)
+                database.execute("delete from runner")
+                database.execute("insert into runner values (?)", [runner.pid])
+
+    def run_all(self):
+        children, slots = {}, self.settings()["slots"]
         while True:
             for job in self.claim(slots - len(children), last=not children):
                 children[self.fork(job)] = job
@@ -281,7 +262,7 @@ class Pool:
         return idle[:number]
 
     def fork(self, job):
-        pid = fork_job(job.command(), job.environment(), job.path(".err"), lambda: job_directory(job))
+        pid = fork_job(job)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         with self.database() as database:
@@ -361,8 +342,9 @@ def load_worker(path):
     return importlib.import_module("condor_worker")
 
 
-def fork_job(command, environment, errors, directory):
+def fork_job(job):
     """The process of a job."""
+    command = job.command()
     if command[1].endswith(".py"):
         load_worker(command[1])  # once, here
     pid = os.fork()
@@ -370,20 +352,14 @@ def fork_job(command, environment, errors, directory):
         os.setpgid(0, 0)
         code = 70
         try:
-            os.dup2(os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
+            os.dup2(os.open(job.path(".err"), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 2)
             os.environ.clear()
-            os.environ.update(environment)
-            with directory():
-                code = run_command(command, environment)
+            os.environ.update(job.environment())
+            with job_directory(job):
+                code = run_command(command, job.environment())
         finally:
             os._exit(code)
     return pid
-
-
-@contextlib.contextmanager
-def at(directory):
-    os.chdir(directory)
-    yield
 
 
 def forge():
@@ -391,10 +367,7 @@ def forge():
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_RDWR), 1)
     for line in sys.stdin:
-        request = json.loads(line)
-        home = request.pop("home")
-        pid = fork_job(**request, directory=lambda home=home: at(home))
-        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(fork_job(Job(json.loads(line))), 0)[1])}\n")
         answers.flush()
 
 
@@ -430,9 +403,7 @@ def job_directory(job):
 def split_quoted(value):
     """Words of HTCondor's new syntax: "one 'two words' it''s", where "" stands for a double quote."""
     if not (len(value) > 1 and value[0] == value[-1] == '"'):
-        if '"' in value or "'" in value:
-            raise ToolError(f"ERROR: quotes in old syntax: {value}")
-        return value.split()
+        raise ToolError(f"ERROR: old syntax: {value}")
     inner = value[1:-1]
     if re.search('(?<!")"("")*(?!")', inner):
         raise ToolError(f"ERROR: unescaped double quote: {value}")
@@ -542,28 +513,13 @@ def condor_submit(pool, arguments, settings):
 
 
 def select_jobs(pool, words):
-    """The jobs in the queue that ids or a constraint name, and which ids name none."""
-    jobs = pool.jobs()
-    chosen, missing, words = [], [], list(words)
-    while words:
-        word = words.pop(0)
-        if word == "-constraint":
-            constraint = words.pop(0)
-            chosen += [job for job in jobs if satisfies(job, constraint)]
-        elif re.fullmatch(r"\d+(\.\d+)?", word):
-            found = [job for job in jobs if word in (str(job), str(job.cluster))]
-            chosen += found
-            missing += [word] * (not found)
-        else:
-            raise ToolError(f"unknown argument {word}")
-    return chosen, missing, bool(jobs)
-
-
-def satisfies(job, constraint):
-    match = re.fullmatch(r'(\w+)==("[^"]*")', constraint)
+    """The jobs in the queue that a constraint or ids name."""
+    if words[0] != "-constraint":
+        return [job for job in pool.jobs() if str(job) in words]
+    match = re.fullmatch(r'(\w+)==("[^"]*")', words[1])
     if match is None:
-        raise ToolError(f"Error: cannot parse constraint {constraint}")
-    return {name.lower(): value for name, value in job.attributes().items()}.get(match[1].lower()) == json.loads(match[2])
+        raise ToolError(f"Error: cannot parse constraint {words[1]}")
+    return [job for job in pool.jobs() if job.attributes()[match[1]] == json.loads(match[2])]
 
 
 def condor_q(pool, arguments, settings):
@@ -575,7 +531,7 @@ def condor_q(pool, arguments, settings):
     constraint, json_words, attributes = arguments[:2], arguments[2:4], arguments[4]
     if json_words != ["-json", "-attributes"]:
         raise ToolError(f"the fake condor_q does not know {arguments}")
-    jobs, names = select_jobs(pool, constraint)[0], {name.lower() for name in attributes.split(",")}
+    jobs, names = select_jobs(pool, constraint), {name.lower() for name in attributes.split(",")}
     ads = [{name: value for name, value in job.attributes().items() if name.lower() in names} for job in jobs]
     if ads:
         print("[\n" + "\n,\n".join(json.dumps(ad, indent=2) for ad in ads) + "\n]")
@@ -584,34 +540,25 @@ def condor_q(pool, arguments, settings):
     return 0
 
 
-def act_on_jobs(verb, act, may_act):
-    def tool(pool, arguments, settings):
-        jobs, missing, any_left = select_jobs(pool, arguments)
-        if not any_left:
-            sys.stderr.write(f"{os.path.basename(sys.argv[0])}:0:There are no jobs in the queue\n")
-            return 0
-        for job in filter(may_act, jobs):
-            act(pool, job, settings)
-            print(f"Job {job} {verb}")
-        for word in missing:
-            sys.stderr.write(f"\nJob {word} not found\n")
-        if not jobs and not missing:
-            sys.stderr.write("\nCouldn't find/remove all jobs matching constraint\n")
-        if settings["run"] == "background":
-            pool.serve()
-        return 0 if any(map(may_act, jobs)) else 1
-
-    return tool
+def condor_rm(pool, arguments, settings):
+    return act_on_jobs(pool, arguments, settings, lambda job: pool.remove(job, settings["removal_lingers"]), lambda job: True)
 
 
-TOOLS = {
-    "condor_submit": condor_submit,
-    "condor_q": condor_q,
-    "condor_rm": act_on_jobs(
-        "marked for removal", lambda pool, job, settings: pool.remove(job, settings["removal_lingers"]), lambda job: True
-    ),
-    "condor_release": act_on_jobs("released", lambda pool, job, settings: pool.release(job), lambda job: job.status == HELD),
-}
+def condor_release(pool, arguments, settings):
+    return act_on_jobs(pool, arguments, settings, pool.release, lambda job: job.status == HELD)
+
+
+def act_on_jobs(pool, arguments, settings, act, may_act):
+    """Exit code 0 if there was a job to act on; what the real tools print is read by nobody."""
+    jobs = [job for job in select_jobs(pool, arguments) if may_act(job)]
+    for job in jobs:
+        act(job)
+    if settings["run"] == "background":
+        pool.serve()
+    return 0 if jobs else 1
+
+
+TOOLS = {tool.__name__: tool for tool in (condor_submit, condor_q, condor_rm, condor_release)}
 
 
 def install(folder):
@@ -626,20 +573,16 @@ def install(folder):
 
 def main():
     tool, pool = os.path.basename(sys.argv[0]), Pool(os.environ["FAKE_CONDOR"])
-    number = pool.begin(tool, sys.argv[1:])
+    pool.note_call(tool, sys.argv[1:])
     try:
         settings = pool.settings()
-        if tool in settings["hang"]:
-            signal.pause()
         if settings["down"] is True or tool in (settings["down"] or ()):
             raise ToolError("\n-- Failed to fetch ads from: <127.0.0.1:9618> : CEDAR:6001:Failed to connect to <127.0.0.1:9618>")
         return TOOLS[tool](pool, sys.argv[1:], settings)
     except ToolError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    finally:
-        pool.end(number)
 
 
 if __name__ == "__main__":
-    forge()
+    Pool(sys.argv[1]).run_all() if sys.argv[1:] else forge()

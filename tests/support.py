@@ -21,8 +21,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import ibp_reduce
+from executors.base import InlineExecutor
 from executors.files import load_builtins
-from executors.inline import InlineExecutor
 from executors.tasks import Description, load_outcome, perform
 from ibp.batches import BatchPlan
 from ibp.console import Reporter

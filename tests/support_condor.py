@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import support_executors
 from support import DEADLINE_S, HERE, path_to, wait_until
 
 SHORT_WAITS = {"TICK_S": 0.02, "POLL_S": 0.1, "LINGER_S": 0.02, "SUBMIT_SPACING_S": 0.02, "GRACE_S": (0.1, 0.1), "LONGEST_BACKOFF_S": 0.2}
@@ -15,6 +16,18 @@ def wait_for_jobs(fake, number, *status):
     """The jobs in the queue, once there are so many."""
     wait_until(lambda: len(fake.jobs(*status)) == number)
     return fake.jobs(*status)
+
+
+def one_job(fake, executor, fn=support_executors.square, *args):
+    """A task, which squares 3 unless it is told otherwise, and its job in the queue."""
+    future = executor.submit(fn, *(args or (3,)))
+    (job,) = wait_for_jobs(fake, 1)
+    return future, job
+
+
+def no_changes_since(fake, before):
+    """Whether the tools were called only to ask since there were so many calls."""
+    return [call for call in fake.calls()[before:] if call[0] != "condor_q"] == []
 
 
 def let_it_look(fake, times=3):

@@ -75,15 +75,8 @@ def hostile(params):
     if kind == 3:
         ctypes.PyDLL(None).sleep(60)  # holds the interpreter's lock, so that only a kill ends it
     spins, positions, energy = toy_simulation({"x": 0.0, "y": 1.0})
-    if kind == 4:
-        return spins[:, :2], positions, energy
-    if kind == 5:
-        return spins * np.nan, positions, energy
-    if kind == 6:
-        return spins * 2, positions, energy
-    if kind == 7:
-        return spins, positions
-    return spins, positions, energy
+    sound = (spins, positions, energy)
+    return {4: (spins[:, :2], *sound[1:]), 5: (spins * np.nan, *sound[1:]), 6: (spins * 2, *sound[1:]), 7: sound[:2]}.get(kind, sound)
 
 
 def make_run(path, **changes):
@@ -119,7 +112,7 @@ def append(self, event, **fields):
     left -= 1
     if left < 0:
         line = core.encode({{"event": event, **fields}})
-        os.write(self._file.fileno(), line[: int(len(line) * {share})])
+        os.write(self.file.fileno(), line[: int(len(line) * {share})])
         os.kill(os.getpid(), 9)
     return write(self, event, **fields)
 core.History.append = append

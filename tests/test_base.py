@@ -10,8 +10,8 @@ import support_executors as jobs
 from support import DEADLINE_S, wait_until
 from support_condor import results
 
+from executors.base import InlineExecutor
 from executors.errors import NotPicklable, RemoteError
-from executors.inline import InlineExecutor
 from executors.local import LocalExecutor
 
 

@@ -13,8 +13,8 @@ import pytest
 from support import BUBBLE_JSON, P31, TRIANGLEBOX, bits_of, combine, exit_code, patch_rooms, point_of, reduced, residue
 from support_oracles import FAMILIES, GOLDEN, Kinematics, any_kinematics, needs_stored_rules
 
+from executors.base import InlineExecutor
 from executors.files import load_builtins
-from executors.inline import InlineExecutor
 from ibp.certificates import Verifier, make_certificate, pack_certificate, unpack_certificate, verify_certificate
 from ibp.console import Progress
 from ibp.controller import Controller

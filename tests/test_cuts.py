@@ -16,7 +16,7 @@ from support_oracles import (
     line_mask,
 )
 
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.cuts import lowest_sectors, merge_cuts

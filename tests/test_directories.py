@@ -1,5 +1,6 @@
 """Directories that are private and claimed by one controller."""
 
+import contextlib
 import json
 import os
 import re
@@ -59,11 +60,16 @@ with claim_directory(sys.argv[1]):
 """
 
 
-def claim_elsewhere(path):
-    """A process that holds the claim on a directory."""
+@contextlib.contextmanager
+def claimed_elsewhere(path):
+    """A process that holds the claim on a directory; it is killed at the end."""
     process = subprocess.Popen([sys.executable, "-c", CLAIM, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
-    assert process.stdout.readline() == "claimed\n"
-    return process
+    try:
+        assert process.stdout.readline() == "claimed\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_second_claim_names_the_first(tmp_path):
@@ -73,14 +79,10 @@ def test_a_second_claim_names_the_first(tmp_path):
         claim_directory(tmp_path / "mine"),
     ):
         pass
-    process = claim_elsewhere(tmp_path / "mine")
-    try:
+    with claimed_elsewhere(tmp_path / "mine") as process:
         with pytest.raises(DirectoryRefused, match=rf"(?=.*{re.escape(os.uname().nodename)})(?=.*\b{process.pid}\b)") as info:
             claim_directory(tmp_path / "mine").__enter__()
         assert "\n" not in str(info.value)
-    finally:
-        process.kill()
-        process.communicate()
     with claim_directory(tmp_path / "mine"):  # free again after a SIGKILL
         with pytest.raises(DirectoryRefused):
             claim_directory(tmp_path / "mine").__enter__()
@@ -118,13 +120,9 @@ def test_a_claim_where_native_locks_fail(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"pid": []}'])
 def test_a_claim_beside_a_damaged_controller_file(tmp_path, content):
-    process = claim_elsewhere(tmp_path / "mine")
-    try:
+    with claimed_elsewhere(tmp_path / "mine"):
         path = tmp_path / "mine" / "controller.json"
         path.unlink() if content is None else path.write_text(content, encoding="utf-8")
         with pytest.raises(DirectoryRefused, match="mine") as info:
             claim_directory(tmp_path / "mine").__enter__()
         assert "\n" not in str(info.value)
-    finally:
-        process.kill()
-        process.communicate()

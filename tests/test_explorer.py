@@ -9,13 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support import DEADLINE_S, HERE
+from support import DEADLINE_S, HERE, wait_until
+from support_condor import wait_for_jobs
 from support_explorer import PROGRAM, TINY, check_page, explore
 
 import explorer as ex
@@ -47,16 +47,15 @@ def content(directory):
     return [(p.unit, p.origin, p.iteration) for p in run.explorer.points], answers, run.explorer.iterations
 
 
-def interrupted(directory, cwd, number, after):
-    """A run by one process that got a signal after so many answers: (return code, stderr)."""
+def interrupted(directory, cwd, after):
+    """What a run by one process says that got a Ctrl-C after so many answers."""
     command = [sys.executable, str(PROGRAM), *TINY, "--output-dir", str(directory)]
     process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    path, deadline = Path(cwd) / directory / "history.jsonl", time.monotonic() + 60
-    while (not path.exists() or path.read_bytes().count(b'"told"') < after) and time.monotonic() < deadline:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.002)
-    process.send_signal(number)
-    return process.wait(30), process.stderr.read()
+    path = Path(cwd) / directory / "history.jsonl"
+    wait_until(lambda: process.poll() is not None or (path.exists() and path.read_bytes().count(b'"told"') >= after))
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    return process.stderr.read()
 
 
 # ---- options
@@ -82,28 +81,17 @@ def test_options_have_two_spellings_and_one_default():
         ("--resume --fresh-start", "contradict"),
         ("--skip-simulation --dry-run", "contradict"),
         ("--status", "explorer.py status"),
-        ("--point 3", "explorer.py point"),
         ("--test-parallel 4", "explorer.py test-parallel"),
-        ("--benchmark all", "explorer.py benchmark"),
-        ("--stop", "explorer.py stop"),
         ("--resume", "holds no run"),
         ("--skip-simulation", "no run to read"),
-        ("status", "no run to read"),
         ("point 3", "no run to read"),
         ("point", "ID is missing"),
         ("--lattice-size 5", "from 6"),
-        ("--seed -1", "from 0"),
         ("--timeout 0", "--timeout 0"),
-        ("--timeout nan", "--timeout nan"),
-        ("--n-initial 0", "--n-initial 0"),
         ("--target-phase SKYRMION", "MERON_ANTIMERON"),
-        ("--parameters nowhere.json", "nowhere.json"),
-        ('--parameters {"J4":[0,1]}', "J4"),
         ("--simulation math:sin", "--parameters"),
-        ('--simulation math:pi --parameters {"x":[0,1]}', "not a function"),
         ('--simulation math:sin --accurate --parameters {"x":[0,1]}', "contradict"),
         ("--plots --at D", "NAME=VALUE"),
-        ("--plots --at D=x", "NAME=VALUE"),
         ("--plots --at J9=0", "no parameter of this run"),
         ("--plots --at J1z=7", "outside of its bounds"),
         ("--plots --map D,D", "give two of J1z"),
@@ -112,7 +100,6 @@ def test_options_have_two_spellings_and_one_default():
         ("--condor --condor-option accounting", "KEY=VALUE"),
         ("--report .", "not a regular file"),
         ("--output-dir file", "not a directory"),
-        ("benchmark most", "quick or all"),
         ("test-parallel 1", "from 2"),
     ],
 )
@@ -164,16 +151,9 @@ def test_number_of_processes_changes_nothing(undisturbed, tmp_path):
     assert content(tmp_path / "exploration") == content(undisturbed[0])
 
 
-def test_kill_and_the_same_command_again(undisturbed, tmp_path):
-    assert interrupted("run", tmp_path, signal.SIGKILL, after=3)[0] == -signal.SIGKILL
-    assert len(read_history(tmp_path / "run").told) < 14
-    assert explore(*TINY, "--output-dir", "run", cwd=tmp_path).returncode == 0
-    assert content(tmp_path / "run") == content(undisturbed[0])
-
-
 def test_interrupt_and_the_printed_command(undisturbed, tmp_path):
-    code, printed = interrupted("a 'run'", tmp_path, signal.SIGINT, after=2)
-    assert code == 130 and printed.count("\n") == 1
+    printed = interrupted("a 'run'", tmp_path, after=2)
+    assert printed.count("\n") == 1 and len(read_history(tmp_path / "a 'run'").told) < 14
     command = printed.partition("go on with: ")[2].strip()
     assert shlex.split(command)[1] == str(PROGRAM)
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=100)
@@ -246,60 +226,20 @@ def test_all_failed_is_exit_code_1(tmp_path):
     assert done.returncode == 1 and "failed 3 x ValueError" in done.stdout and "no point could be labelled" in done.stderr
 
 
-GUIDE = """
-from explorer import ActiveLearningExplorer, simulate
-
-def simulation_func(params):
-    return simulate(params, L=6, mode="screening")
-
-if __name__ == "__main__":
-    explorer = ActiveLearningExplorer("my_exploration", L=6, target_phase="MERON_ANTIMERON")
-    explorer.add_known_seeds()
-    explorer.add_lhs_samples(4, seed=1)
-    explorer.classify_pending_points(simulation_func)                      # old calls work
-    for _ in range(2):
-        explorer.select_next_points(2, "balanced")
-        explorer.classify_pending_points(simulation_func, n_jobs=2, checkpoint_interval=10, timeout=300)
-    explorer.fit_surrogate()
-    print(explorer.predict_phase({"J1z": 0, "D": 0, "E": 0, "F": 0, "G": 0, "J3xy": 0.9, "J3z": 0})[0])
-    print(explorer.get_phase_boundaries("J3xy", "J1z", n_grid=20)["phases"].shape)
-    explorer.print_summary()
-"""
-
-
-def test_the_api_of_the_guide(tmp_path):
-    (tmp_path / "mine.py").write_text(GUIDE)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROGRAM.parent), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"\n[A-Z_0-9]+\n\(20, 20\)\n", done.stdout)
-    assert "using 2 parallel workers" in done.stdout and "12 points" in done.stdout
-
-
 # ---- HTCondor, by the fake tools
 CONDOR = [*TINY, "--condor", "--check-interval", "0.1"]
-
-
-def test_condor_gives_the_same(undisturbed, fake, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    fake.set(run="background")
-    assert ex.main(CONDOR) == 0
-    assert "using 8 parallel workers" in capsys.readouterr().out
-    assert content(Path("exploration")) == content(undisturbed[0])
 
 
 def test_condor_controller_is_killed(undisturbed, fake, tmp_path, capsys):
     fake.set(run="idle")
     command = [sys.executable, str(PROGRAM), *CONDOR]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 30
-    while len(fake.jobs()) < 8 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for_jobs(fake, 8)
     process.kill()
     process.wait()
-    assert len(fake.jobs()) == 8
     fake.set(run="background")
-    assert explore(*CONDOR, cwd=tmp_path).returncode == 0
+    done = explore(*CONDOR, cwd=tmp_path)
+    assert done.returncode == 0 and "using 8 parallel workers" in done.stdout
     assert len(fake.history()) == 14  # the jobs in the queue were found again
     assert content(tmp_path / "exploration") == content(undisturbed[0])
     assert ex.main(["stop", "--output-dir", str(tmp_path / "exploration")]) == 0
@@ -356,34 +296,26 @@ def of_points(directory, name):
     return [event.get(name) for event in read_history(Path(directory)).told.values()]
 
 
-@pytest.mark.parametrize("function, error", [("leaves", "SystemExit"), ("interrupts", "KeyboardInterrupt"), ("unspeakable", "ValueError")])
+@pytest.mark.parametrize(
+    "function, error",
+    [("leaves", "SystemExit"), ("interrupts", "KeyboardInterrupt"), ("unspeakable", "ValueError"), ("slow_server", "TimeoutError")],
+)
 def test_whatever_a_simulation_raises_costs_its_points_only(function, error, hostile_place):
     assert ex.main([*TOY_RUN, "--simulation", f"hostile_model:{function}"]) == 1
     assert of_points("run", "failure") == ["FAILED"] * 2 and of_points("run", "error") == [error] * 2
 
 
-def test_timeout_of_the_simulation_itself_is_no_time_limit(hostile_place):
-    assert ex.main([*TOY_RUN, "--simulation", "hostile_model:slow_server"]) == 1
-    assert of_points("run", "failure") == ["FAILED"] * 2
-
-
-@pytest.mark.parametrize("function", ["state", "by_sublattice"])
-def test_sites_are_put_in_order_by_their_positions(function, hostile_place):
-    assert ex.main([*TOY_RUN, "--simulation", f"hostile_model:{function}"]) == 0
-    assert of_points("run", "phase") == ["AFM"] * 2
-
-
-@pytest.mark.parametrize("call", ["", "n_jobs=2"])
-def test_script_without_a_guard(call, hostile_place):
+@pytest.mark.parametrize("guard, call", [("", ""), ("", "n_jobs=2"), ("if __name__ == '__main__':", "n_jobs=2")])
+def test_scripts_with_and_without_a_guard(guard, call, hostile_place):
     (hostile_place / "script.py").write_text(
         "import hostile_model\nfrom explorer import ActiveLearningExplorer\n"
         "def simulate(p): return hostile_model.state(p)\n"
-        "run = ActiveLearningExplorer('api', L=6, parameters={'x': (0, 1), 'y': (0, 1)})\nrun.add_lhs_samples(3)\n"
-        f"print(run.classify_pending_points(simulate, {call}))\nrun.close()\n"
+        f"{guard or 'if True:'}\n    run = ActiveLearningExplorer('api', L=6, parameters={{'x': (0, 1), 'y': (0, 1)}})\n"
+        f"    run.add_lhs_samples(3)\n    print(run.classify_pending_points(simulate, {call}))\n    run.close()\n"
     )
     environment = os.environ | {"PYTHONPATH": f"{HERE}:{hostile_place}"}
     run = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, env=environment, timeout=DEADLINE_S)
-    if call:
+    if call and not guard:
         assert run.returncode == 1 and "__main__" in run.stderr.splitlines()[-1]
         assert of_points("api", "phase") == []  # no point was spent on it
     else:
@@ -407,6 +339,6 @@ def test_what_lies_there_is_not_overwritten(hostile_place, capsys):
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_spoil_nothing(closed, hostile_place):
-    command = shlex.join([sys.executable, str(HERE / "explorer.py"), *TOY_RUN, "--simulation", "hostile_model:state"])
+    command = shlex.join([sys.executable, str(PROGRAM), *TOY_RUN, "--simulation", "hostile_model:by_sublattice"])
     assert subprocess.run(["sh", "-c", f"{command} {closed}"], timeout=DEADLINE_S).returncode == 0
     assert of_points("run", "phase") == ["AFM"] * 2

@@ -12,7 +12,7 @@ from support import bits_of, patch_rooms, point_of, run_steps, said_by, ship_fro
 from support_learning import guide_ground, guide_of, weights_file
 
 import ibp_reduce
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.beam import Beam
 from ibp.console import Progress
 from ibp.controller import Controller

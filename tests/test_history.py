@@ -51,7 +51,7 @@ def test_torn_line_at_every_byte(tmp_path):
         history = History(tmp_path / "run", SMALL_BOX, {"L": 2}, 7)
         sound = content[: content.rfind(b"\n", 0, end) + 1] or content[: content.find(b"\n") + 1]
         assert path.read_bytes() == sound and len(history.past) == sound.count(b"\n") - 1
-        history.close()
+        history.file.close()
 
 
 def test_damage_and_foreign_histories_are_refused(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import support_executors as jobs
 from support import DEADLINE_S, Planted, patch_rooms, wait_until
-from support_condor import let_it_look, results, wait_for_jobs
+from support_condor import let_it_look, one_job, results, wait_for_jobs
 
 from executors.errors import ExecutorError, TaskDied, TaskHeld, TaskTimeout
 from executors.tasks import Description, TimeLimits
@@ -17,8 +17,7 @@ from executors.tasks import Description, TimeLimits
 @pytest.mark.parametrize("logged", [True, False], ids=["removed", "vanished"])
 def test_a_job_that_somebody_removed_is_submitted_again(fake, make, logged):
     executor = make(retries=2)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     fake.start(job)
     fake.remove(job) if logged else fake.vanish(job)
     (again,) = wait_for_jobs(fake, 1)
@@ -39,9 +38,7 @@ def test_a_job_that_is_removed_again_and_again(fake, make):
 
 
 def test_a_removed_job_that_has_left_its_output(fake, make):
-    executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, make())
     fake.perform(job)
     fake.remove(job)
     assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
@@ -56,7 +53,7 @@ HOLDS = [
 
 def test_a_held_job_is_released_and_at_last_given_up(fake, make):
     said = []
-    executor = make(check_interval_s=0.02, say=lambda *words: said.append(" ".join(map(str, words))))
+    executor = make(check_interval_s=0.02, say=said.append)
     futures = [executor.submit(jobs.square, x) for x in range(len(HOLDS))]
     held = wait_for_jobs(fake, len(HOLDS))
 
@@ -81,8 +78,7 @@ def test_a_held_job_is_released_and_at_last_given_up(fake, make):
 def test_a_job_that_is_held_again_at_once(fake, make):
     """The queue and the log tell of the same hold, which counts once."""
     executor = make(check_interval_s=0.02)
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     for releases in range(4):
         fake.hold(job, 1, "because")
         wait_until(lambda releases=releases: (len(fake.calls("condor_release")) > releases and fake.jobs(1)) or future.done())
@@ -148,22 +144,10 @@ def test_a_straggler_is_run_again_with_more_cpus(fake, make, tmp_path):
     assert executor.statistics["stragglers"] == 3 and not Path("pwned").exists()
 
 
-def test_a_straggler_whose_output_is_there_first(fake, make):
-    executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
-    fake.set(removal_lingers=True)
-    fake.start(job, ago_s=100)
-    wait_until(lambda: fake.jobs(3))
-    fake.perform(job)
-    fake.remove(job)
-    assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 1
-
-
-def test_a_straggler_is_not_run_twice_at_a_time(fake, make):
-    executor = make(stragglers=TimeLimits(60))
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+@pytest.mark.parametrize("output", [True, False])
+def test_a_straggler_whose_job_goes_slowly(fake, make, output):
+    """It is not run twice at a time, and only where it has left no output."""
+    future, job = one_job(fake, make(stragglers=TimeLimits(60)))
     fake.set(removal_lingers=True)
     fake.start(job, ago_s=100)
     wait_until(lambda: fake.jobs(3))
@@ -172,11 +156,14 @@ def test_a_straggler_is_not_run_twice_at_a_time(fake, make):
     let_it_look(fake, 2)
     assert len(fake.history()) == 1
     fake.set(down=False, removal_lingers=False)
+    if output:
+        fake.perform(job)
     fake.remove(job)
-    (again,) = wait_for_jobs(fake, 1)
-    assert again.key != job.key and again.cpus == 8
-    fake.run(again)
-    assert future.result(DEADLINE_S) == 9
+    if not output:
+        (again,) = wait_for_jobs(fake, 1)
+        assert again.key != job.key and again.cpus == 8
+        fake.run(again)
+    assert future.result(DEADLINE_S) == 9 and len(fake.history()) == 2 - output
 
 
 def test_the_hard_time_limit(fake, make):
@@ -261,42 +248,31 @@ def test_a_damaged_output_file_is_made_anew_and_nothing_in_it_is_executed(fake, 
     assert len(fake.history()) == 2 * len(BAD_OUTCOMES) and not (tmp_path / "trap").exists()
 
 
-@pytest.mark.parametrize("name", ["truncated", "planted within"])
-def test_an_output_file_that_is_always_damaged(fake, make, tmp_path, name):
-    executor = make(retries=1)
-    future = executor.submit(jobs.square, 3)
-    for attempt in range(2):
-        wait_until(lambda attempt=attempt: len(fake.history()) == attempt + 1)
-        (job,) = fake.jobs()
-        leave_damaged(fake, job, name, tmp_path / "trap")
-        fake.finish(job)
-    with pytest.raises(TaskDied, match=r"square.*\.err") as info:
-        future.result(DEADLINE_S)
-    assert "\n" not in str(info.value) and not (tmp_path / "trap").exists() and len(fake.history()) == 2
-
-
-@pytest.mark.parametrize(("exit_code", "said"), [(3, r"\b3\b"), (-9, "SIGKILL|signal 9")])
-def test_a_job_that_ends_without_output(fake, make, exit_code, said):
+@pytest.mark.parametrize(
+    ("output", "exit_code", "said"),
+    [("truncated", 0, ""), ("planted within", 0, ""), ("missing", 3, r"\b3\b"), ("missing", -9, "SIGKILL|signal 9")],
+)
+def test_a_job_that_leaves_no_sound_output_twice(fake, make, tmp_path, output, exit_code, said):
     executor = make(retries=1)
     future = executor.submit(jobs.square, 3)
     for attempt in range(2):
         wait_until(lambda attempt=attempt: len(fake.history()) == attempt + 1)
         (job,) = fake.jobs()
         fake.start(job)
+        leave_damaged(fake, job, output, tmp_path / "trap")
         Path(job.path(".err")).write_text("loading\nlast words\n", encoding="utf-8")
         fake.finish(job, exit_code)
-    with pytest.raises(TaskDied, match=f"(?=.*({said}))(?=.*{job.task}.err)(?=.*last words)") as info:
+    with pytest.raises(TaskDied, match=f"square(?=.*({said}))(?=.*{job.task}.err)(?=.*last words)") as info:
         future.result(DEADLINE_S)
-    assert "\n" not in str(info.value) and "loading" not in str(info.value)
-    assert executor.statistics["failed"] == 1 and executor.statistics["retries"] == 1
+    assert "\n" not in str(info.value) and "loading" not in str(info.value) and not (tmp_path / "trap").exists()
+    assert executor.statistics["failed"] == 1 and executor.statistics["retries"] == 1 and len(fake.history()) == 2
 
 
 def test_an_output_file_that_comes_late_is_used(fake, make, monkeypatch):
     """As on a network file system, where the log may be seen before the file."""
     patch_rooms(monkeypatch, "executors", "GRACE_S", (0.3, 10))
     executor = make()
-    future = executor.submit(jobs.square, 3)
-    (job,) = wait_for_jobs(fake, 1)
+    future, job = one_job(fake, executor)
     fake.perform(job)
     hidden = Path(job.path(".out")).rename(Path(job.path(".hidden")))
     fake.finish(job)

@@ -12,7 +12,7 @@ from support_learning import BAD_BYTES, guide_ground
 from support_oracles import ROUNDED, positions_on_the_way
 
 import ibp.examples
-from executors.inline import InlineExecutor
+from executors.base import InlineExecutor
 from ibp.console import Reporter
 from ibp.errors import PolicyRefused
 from ibp.examples import Example, local_rule
