@@ -91,11 +91,12 @@ class Result(Mapping[str, Any]):
         """For notebooks: a table of targets, masters and coefficients."""
         from html import escape
 
-        rows = [
-            f"<tr><td>{escape(_shown(variable, target))}</td><td>{escape(show_target(master))}</td><td><code>{escape(str(value))}</code></td></tr>"
+        cells = [
+            (_shown(variable, target), show_target(master), f"<code>{escape(str(value))}</code>")
             for variable, target, row in expressions_of(self._record)
             for master, value in row.items()
         ]
+        rows = (f"<tr><td>{escape(target)}</td><td>{escape(master)}</td><td>{value}</td></tr>" for target, master, value in cells)
         return f"<table><tr><th>target</th><th>master</th><th>coefficient</th></tr>{''.join(rows)}</table>"
 
 
