@@ -38,6 +38,7 @@ from executors.commands import Command, option, parse, spelled
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
 from executors.files import ensure_standard_streams, replace_file, say_line, why_not_writable
+from executors.program import HOME
 from executors.job_runs import remove_run
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES
@@ -482,7 +483,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def remedy(words: Sequence[str], options: Any) -> str:
     """How to go on after an interruption."""
-    program = [sys.executable, sys.argv[0]]
+    program = [sys.executable, sys.argv[0], *(["explore"] if HOME.is_file() else [])]  # the word of the bundle
     if not isinstance(options, Explore):
         return ""
     again = shlex.join([*program, *(word for word in words if word.replace("_", "-") not in ("--fresh-start", "--retry-failed"))])
