@@ -38,8 +38,8 @@ from executors.commands import Command, option, parse, spelled
 from executors.directories import claim_directory, process_exists, read_claim
 from executors.errors import CondorMissing, DirectoryRefused, ExecutorError, UsageError
 from executors.files import ensure_standard_streams, replace_file, say_line, why_not_writable
-from executors.program import HOME
 from executors.job_runs import remove_run
+from executors.program import HOME
 from executors.tasks import LONGEST_TIMEOUT_S
 from phases.acquisition import STRATEGIES
 from phases.active_learning import ActiveLearningExplorer
