@@ -9,17 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from support import P31, TRIANGLEBOX, bits_of, combine, patch_rooms, point_of, residue
-from support_oracles import (
-    FAMILIES,
-    GOLDEN,
-    LAW_TARGETS,
-    SAMPLES,
-    Kinematics,
-    Laporta,
-    any_kinematics,
-    needs_stored_rules,
-    seeds_of,
-)
+from support_oracles import FAMILIES, GOLDEN, LAW_TARGETS, SAMPLES, Kinematics, Laporta, any_kinematics, needs_stored_rules, seeds_of
 
 from executors.local import LocalExecutor
 from ibp.families import BUILT_IN_FAMILIES

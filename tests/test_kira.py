@@ -12,7 +12,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
-from support import BUBBLE_JSON, DEADLINE_S, P31, TRIANGLEBOX, check_refused, combine, exit_code, numbers_of, point_of, reduced, residue
+from support import DEADLINE_S, P31, TRIANGLEBOX, check_refused, combine, exit_code, numbers_of, point_of, reduced, residue
 from support_oracles import exact_result, seeds_of, small_family
 
 from ibp.errors import InputError
@@ -263,15 +263,6 @@ def test_ibp_of_a_bilinear_propagator_are_those_of_a_product(tmp_path):
         """
     project = write_project(tmp_path, {"config/integralfamilies.yaml": text, "config/kinematics.yaml": kinematics})
     assert identities_at(kira_families(project)["heavy"], m=3, w=5) == identities_at(plain)
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [{"bilinear": [["k1"], "w"]}, {"bilinear": [["k1", "v"]]}, {"bilinear": [["k1", "v"], "w"], "x": 1}, ["k1", "m", "n"], [["k1"], "m"]],
-)
-def test_propagators_that_are_none(entry, place, capsys):
-    (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"propagators": ["k1", entry]}))
-    check_refused(["--family=f.json", "--integral=1,1"], place, capsys, ["f.json", "propagator 2", "bilinear"])
 
 
 def test_several_families_in_one_run(place):
