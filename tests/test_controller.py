@@ -14,6 +14,7 @@ from support_oracles import FAMILIES, GOLDEN, LAW_TARGETS, SAMPLES, Kinematics, 
 from executors.local import LocalExecutor
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.knowledge import Knowledge
+from ibp.lifting import rational_number
 from ibp.rules import Neighbourhood
 from ibp.sectors import layout_for
 
@@ -246,18 +247,6 @@ def test_rules_cost_time_only(reduce_at, shelves, lawful, change, prime):
     assert outcome.reductions == expected and not outcome.unreduced
 
 
-def reconstruct(value, modulus):
-    """The fraction with numerator and denominator below sqrt(modulus / 2), by the extended Euclidean algorithm (Wang
-    1981).
-    """
-    bound = math.isqrt(modulus // 2)
-    (r0, s0), (r1, s1) = (modulus, 0), (value, 1)
-    while r1 > bound:
-        q = r0 // r1
-        (r0, s0), (r1, s1) = (r1, s1), (r0 - q * r1, s0 - q * s1)
-    return Fraction(r1, s1)
-
-
 @pytest.mark.parametrize(
     ("name", "target"),
     [("trianglebox", (1, 1, 1, 1, 0, 1, -1)), ("trianglebox", (2, 0, 1, 1, 1, 0, 0)), ("sunrise", (2, 1, 2, -1, 0)), ("box", (2, 1, 2, 1))],
@@ -272,7 +261,7 @@ def test_small_primes_agree_with_exact_coefficients(reduce_at, name, target):
     exact = {}
     for master in images[0]:
         value = sum(image[master] * (modulus // q) * pow(modulus // q, -1, q) for image, q in zip(images, primes)) % modulus
-        exact[master] = reconstruct(value, modulus)
+        exact[master] = rational_number(value, modulus)
         assert max(abs(exact[master].numerator), exact[master].denominator) < 2**150  # accidental values would fill the bound, 2^154
     tested = 0
     for prime in (53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 103, 107, 109, 113, 127, 131, 1009):

@@ -1,4 +1,4 @@
-"""ibp reduce."""
+"""The command line: what is refused, what is ignored, what a run says; imports and heavy packages."""
 
 import dataclasses
 import json

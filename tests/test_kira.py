@@ -29,43 +29,25 @@ KIRA_TRIANGLEBOX = {
           - name: "trianglebox"
             loop_momenta: [k1, k2]
             top_level_sectors: [b1111110]
-            propagators:
-              - ["k1", 0]
-              - ["k2", 0]
-              - ["k1+k2", 0]
-              - ["k1+p1", 0]
-              - ["k2+p3", 0]
-              - ["k2-p1", 0]
-              - ["k1+p3", 0]
+            propagators: [["k1", 0], ["k2", 0], ["k1+k2", 0], ["k1+p1", 0], ["k2+p3", 0], ["k2-p1", 0], ["k1+p3", 0]]
         """,
     "config/kinematics.yaml": """
         kinematics:
           incoming_momenta: [p1, p2]
           outgoing_momenta: [p3]
           momentum_conservation: [p2, p3-p1]
-          kinematic_invariants:
-            - [m1, 2]
-            - [m2, 2]
-            - [m3, 2]
-          scalarproduct_rules:
-            - [[p1, p1], m1]
-            - [[p2, p2], m2]
-            - [[p3, p3], m3]
+          kinematic_invariants: [[m1, 2], [m2, 2], [m3, 2]]
+          scalarproduct_rules: [[[p1, p1], m1], [[p2, p2], m2], [[p3, p3], m3]]
         """,
     "jobs.yaml": """
         jobs:
           - reduce_sectors:
-              reduce:
-                - {topologies: [trianglebox], sectors: [63], r: 8, s: 3}
-              select_integrals:
-                select_mandatory_list:
-                  - [trianglebox, wanted]
+              reduce: [{topologies: [trianglebox], sectors: [63], r: 8, s: 3}]
+              select_integrals: {select_mandatory_list: [[trianglebox, wanted]]}
               run_initiate: true
               run_triangular: true
               run_back_substitution: true
-          - kira2math:
-              target:
-                - [trianglebox, wanted]
+          - kira2math: {target: [[trianglebox, wanted]]}
         """,
     "wanted": "trianglebox[1,1,1,1,1,1,-1]\ntrianglebox[1,2,1,1,1,0,-1]\n",
 }
@@ -148,26 +130,24 @@ def identities_at(family, **invariants):
     return found
 
 
-@pytest.mark.parametrize("conservation", ["[p2, p3-p1]", "[p3, p1+p2]", "[p1, p3 - p2]"])
-def test_published_kira_input_is_trianglebox_with_p3_outgoing(place, conservation):
-    """Its numbers are trianglebox's at m2 -> 2 m1 + 2 m3 - m2, and not at the same m2."""
-    project = write_project(place / "project", KIRA_TRIANGLEBOX, edit_kinematics=("[p2, p3-p1]", conservation))
-    if "[p1," in conservation:  # p1 is eliminated: other identities of the same integrals
-        words = ("--kira-config", project, "--integral", "1,1,1,1,1,1,-1", "--kinematics", "m1=1,m2=31,m3=47", "--prime", str(P31))
-        found = reduced(*words)
-        expected = reduced("--integral=1,1,1,1,1,1,-1", "--paper-masters-only", "--kinematics", "m1=1,m2=65,m3=47", "--prime", str(P31))
-        assert found["final_expr"] == expected["final_expr"]
-        return
-    family = kira_families(project)["trianglebox"]
+def test_published_kira_input_is_trianglebox_with_p3_outgoing(place):
+    """Its identities are trianglebox's at m2 -> 2 m1 + 2 m3 - m2, and not at the same m2."""
+    family = kira_families(write_project(place / "project", KIRA_TRIANGLEBOX))["trianglebox"]
     found = identities_at(family, m1=1, m2=31, m3=47)
-    assert family.isps == 1
-    if family.external_momenta == TRIANGLEBOX.external_momenta:
-        assert found == identities_at(TRIANGLEBOX, m1=1, m2=65, m3=47)
-        assert found != identities_at(TRIANGLEBOX, m1=1, m2=31, m3=47)
-        m1, m2, m3 = Fraction(3, 7), Fraction(-11), Fraction(29, 2)
-        assert identities_at(family, m1=m1, m2=m2, m3=m3) == identities_at(TRIANGLEBOX, m1=m1, m2=2 * m1 + 2 * m3 - m2, m3=m3)
-    else:  # p1 and p2 are the independent ones
-        assert family.external_momenta == ("p1", "p2")
+    assert family.isps == 1 and family.external_momenta == TRIANGLEBOX.external_momenta
+    assert found == identities_at(TRIANGLEBOX, m1=1, m2=65, m3=47) != identities_at(TRIANGLEBOX, m1=1, m2=31, m3=47)
+    m1, m2, m3 = Fraction(3, 7), Fraction(-11), Fraction(29, 2)
+    assert identities_at(family, m1=m1, m2=m2, m3=m3) == identities_at(TRIANGLEBOX, m1=m1, m2=2 * m1 + 2 * m3 - m2, m3=m3)
+
+
+@pytest.mark.parametrize("conservation", ["[p3, p1+p2]", "[p1, p3 - p2]"])
+def test_another_momentum_is_eliminated(place, conservation):
+    """Other identities of the same integrals."""
+    project = write_project(place / "project", KIRA_TRIANGLEBOX, edit_kinematics=("[p2, p3-p1]", conservation))
+    integral = ("--integral=1,1,1,1,1,1,-1", "--prime", str(P31))
+    found = reduced("--kira-config", project, *integral, "--kinematics", "m1=1,m2=31,m3=47")
+    expected = reduced(*integral, "--paper-masters-only", "--kinematics", "m1=1,m2=65,m3=47")
+    assert found["final_expr"] == expected["final_expr"]
 
 
 def test_published_kira_input_gives_the_numbers_of_trianglebox(place, capsys):

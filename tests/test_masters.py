@@ -88,22 +88,6 @@ def test_preferred_masters(reduce_at, name, target, preferred):
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "preferred"),
-    [
-        ("bubble", [(1, 1), (2, 0), (3, 0)]),
-        ("sunrise", [(2, 1, 1, 0, 0), (1, 2, 1, 0, 0), (1, 1, 2, 0, 0), (1, 1, 1, -1, 0), (1, 1, 1, 0, -1),
-             (1, 1, 0, 0, 0), (0, 1, 1, 0, 0), (1, 0, 1, 0, 0)]),
-        ("trianglebox", [(1, 0, 2, 0, 1, 0, 0), (2, 0, 1, 0, 1, 0, 0)]),
-        ("trianglebox", [(1, 1, 0, 0, 0, 0, 0)]),
-    ],
-)  # fmt: skip
-def test_dependent_preferred_masters(reduce_at, name, preferred):
-    """More integrals than masters, two of a sector with one master, and an integral that is zero."""
-    with pytest.raises(InputError, match="linear"):
-        reduce_at(name, preferred[:1], preferred_masters=tuple(preferred))
-
-
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 5), st.integers(0, 4), st.sampled_from([101, P31]), st.randoms(use_true_random=False))
 def test_change_basis_is_invertible(size, chosen, p, draw):
