@@ -255,7 +255,7 @@ def run_verify(options: Verify) -> int:
 def run_convert(options: Convert) -> int:
     from ibp.coefficients import epsilon_summary
     from ibp.errors import InputError
-    from ibp.outputs import convert_result
+    from ibp.reductions import convert_result
 
     source, own = Path(options.file), options.output is not None
     outputs = outputs_of(replace(options, output=options.output if own else str(source)))

@@ -89,7 +89,9 @@ class Controller:
     def _reduce(self) -> tuple[dict[Any, Expression], list[Index], list[Index]]:
         """Reductions, basis of masters, and what is not reduced."""
         problem, state, p = self.problem, self.state, self.problem.point.prime
-        prepared = self._prepare()
+        state.start()
+        prepared = prepare(problem, state.known)
+        self.scheme.resume(state)
         masters = self._find_masters(prepared)
         self.relations = self._find_relations(prepared, masters)
         self.together = (*self.wanted, *self.relations)
@@ -105,12 +107,6 @@ class Controller:
             reductions = change_basis(reductions, problem.preferred_masters, p)
             known = {term for expression in reductions.values() for term in expression}.union(problem.preferred_masters)
         return reductions, sorted(known, key=weight), unreduced
-
-    def _prepare(self) -> Prepared:
-        self.state.start()
-        prepared = prepare(self.problem, self.state.known)
-        self.scheme.resume(self.state)
-        return prepared
 
     def _find_masters(self, prepared: Prepared) -> dict[int, tuple[Index, ...]]:
         """The integrals to stop at, by sector: published or found; without paper_masters_only also corners of sectors without any."""

@@ -24,7 +24,6 @@ import ibp_reduce
 from executors.files import load_builtins
 from executors.inline import InlineExecutor
 from executors.tasks import Description, load_outcome, perform
-from ibp.batches import BatchPlan
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.families import BUILT_IN_FAMILIES, family_definition
@@ -34,7 +33,7 @@ from ibp.problems import Problem
 from ibp.run_directory import RunDirectory
 from ibp.shipped import shipped
 from ibp.step_scheme import StepScheme
-from ibp.steps import reduce_steps
+from ibp.steps import BatchPlan, reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
 
