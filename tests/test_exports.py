@@ -30,6 +30,7 @@ TO_EXPORT = {
     "symbolic": SYMBOLIC,
     "many": MANY,
     "signs": record_of({SUNRISES[0]: {SUNRISE_CORNER: Fraction(-3, 4), (1, 1, 0, 1, 1, 0, 0): Fraction(2), (0, 0, 1, 1, 1, 0, 0): -7}}),
+    "a family called like a derivative": record_of({(1, 2): {(1, 1): 3}}, prime=1009) | {"family": "DG"},
     "a name with a hyphen": record_of({(1,) * 7 + (-1, 0): {(0, 1, 0, 1, 0, 1, 1, 0, 0): 5}}, "nonplanar-doublebox", prime=1009),
 }
 
@@ -37,13 +38,6 @@ TO_EXPORT = {
 def value_at(coefficient, **values):
     names = {"d": Fraction(77, 5), "m1": Fraction(13), "m2": Fraction(-17, 3), "eps": Fraction(5, 7)} | values
     return calculate(str(coefficient), names, Fraction, "test")
-
-
-@pytest.mark.parametrize("name", EXPORTS)
-def test_family_may_be_called_like_a_derivative(name, tmp_path):
-    record = record_of({(1, 2): {(1, 1): 3}}, prime=1009) | {"family": "DG"}
-    (path,) = write_exports(record, tmp_path / "r.pkl", [name])
-    assert read_export(path)["reductions"] == record["reductions"]
 
 
 @pytest.mark.parametrize("name", EXPORTS)
