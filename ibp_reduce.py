@@ -108,8 +108,8 @@ def run_reduce(options: Reduce) -> int:
         return run_exact(options, exact_problem(options, only_request(options, say)))
     from ibp.cuts import read_cuts
     from ibp.errors import InputError, ReductionError
-    from ibp.preparation import known_nonzero_sectors
     from ibp.reductions import reduce_joint, reduce_modulo
+    from ibp.run_state import known_nonzero_sectors
     from ibp.store import open_stores
 
     if options.batch == "sector" and options.condor:

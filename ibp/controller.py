@@ -20,9 +20,8 @@ from ibp.geometry import SectorMap
 from ibp.identities import generic_point, identities_digest
 from ibp.master_search import find_relations
 from ibp.masters import MasterRelation, change_basis, use_relations
-from ibp.preparation import Ground, Prepared, prepare
 from ibp.problems import Outcome, Problem
-from ibp.run_state import RunState
+from ibp.run_state import Ground, Prepared, RunState, prepare
 from ibp.sector_scheme import Scheme, SectorScheme
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import corner, layout_for, sector_of, weight

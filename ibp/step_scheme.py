@@ -26,9 +26,8 @@ from ibp.families import Expression
 from ibp.journal import Journal
 from ibp.knowledge import unpack_sector
 from ibp.master_search import search_masters
-from ibp.preparation import Ground, Prepared
 from ibp.run_directory import RunDirectory
-from ibp.run_state import RunState
+from ibp.run_state import Ground, Prepared, RunState
 from ibp.sector_tasks import Terms
 from ibp.sectors import Sector, sector_of, sector_order
 from ibp.status import Monitor, executor_totals
@@ -124,10 +123,6 @@ class StepResults:
         self.done: dict[int, np.ndarray] = {}
         self._records: dict[int, list[int]] = {}  # positions in the journal, by sector
 
-    @property
-    def count(self) -> int:
-        return sum(map(len, self.done.values()))
-
     def restore(self) -> None:
         """Take over what an earlier controller wrote. Raises ReductionError."""
         for position, record in self.journal.records():
@@ -206,7 +201,8 @@ class StepScheme:
         self._results.restore()
         self._recovered = state.executor.recover()
         if self._results.done or self._recovered:
-            left = f"{self._results.count:,} integrals are done already, {len(self._recovered)} tasks are taken over"
+            done = sum(map(len, self._results.done.values()))
+            left = f"{done:,} integrals are done already, {len(self._recovered)} tasks are taken over"
             state.reporter.say(f"going on: {left}")
 
     def _taken_over(self, fn: Callable) -> list[tuple[Future, tuple]]:

@@ -65,11 +65,7 @@ KIRA_TWO = {
           - name: boxx
             loop_momenta: [k1]
             top_level_sectors: [b1101, 5]
-            propagators:
-              - ["k1", 0]
-              - ["k1+p2", 0]
-              - ["k1+p2+p3", 0]
-              - ["k1+p1+p2+p3", "0"]
+            propagators: [["k1", 0], ["k1+p2", 0], ["k1+p2+p3", 0], ["k1+p1+p2+p3", "0"]]
         """,
     "config/kinematics.yaml": """
         kinematics:

@@ -44,16 +44,6 @@ def test_frontier_equals_one_of_sets(actions):
 
 
 @laws
-@given(st.lists(some_keys, max_size=6), st.randoms(use_true_random=False))
-def test_order_of_meeting_does_not_matter(meetings, draw):
-    first, second = Frontier(LAYOUT, STOPS), Frontier(LAYOUT, STOPS)
-    for frontier, order in (first, meetings), (second, draw.sample(meetings * 2, 2 * len(meetings))):
-        for bits, keys in order:
-            frontier.meet(bits, np.array(keys, np.int64))
-    assert state(first.met) == state(second.met) == state(first.waiting) == state(second.waiting)
-
-
-@laws
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(0, 10**6), st.floats(0, 1e4)), max_size=12),
     st.floats(1e-6, 1e4),
