@@ -371,26 +371,19 @@ def test_locked_store_is_given_up_with_one_line_and_does_not_cost_the_result(pla
     assert kept["final_expr"] == reduced(*BUBBLE, "--store", "other")["final_expr"]
 
 
-# the program, which says 'done' after each search for masters, or each time that it has learned something
+# the program, which says 'done' each time that it has learned something
 ANNOUNCING = f"""{PATCHING}
 from ibp.console import Progress
-from ibp.master_search import find_masters
 
-_, when, interval_s, *words = sys.argv
+_, interval_s, *words = sys.argv
+advance = Progress.advance
 
-def announced(function):
-    def call(*arguments):
-        result = function(*arguments)
-        print('done', flush=True)
-        return result
-    call.__module__, call.__qualname__ = function.__module__, function.__qualname__  # pickles by name, as the original does
-    return call
+def announced(*arguments):
+    advance(*arguments)
+    print('done', flush=True)
 
 replace("FLUSH_INTERVAL_S", float(interval_s))
-if when == 'searched':
-    replace("find_masters", announced(find_masters))
-else:
-    Progress.advance = announced(Progress.advance)
+Progress.advance = announced
 sys.argv = ['ibp_reduce.py', *words]
 sys.exit(ibp_reduce.main())
 """
@@ -412,18 +405,13 @@ for bits in range(first, last + 1):
     store.merge(family, point, Knowledge(sectors={bits: SectorKnowledge(None, rules)}))
     print(bits, flush=True)
 """
-INTERRUPTED = {
-    "sectors": ("trianglebox", "learned", ["--paper-masters-only", "--integral", "3,2,1,3,2,2,-6"]),
-    "sectors in two processes": ("trianglebox", "learned", ["--paper-masters-only", "--local", "2", "--integral", "3,2,1,3,2,2,-6"]),
-    "masters": ("doublebox", "searched", ["--integral", "1,1,1,1,1,1,1,-1,-1"]),
-    "masters in two processes": ("doublebox", "learned", ["--local", "2", "--integral", "1,1,1,1,1,1,1,-1,-1"]),
-}
+SECTORS, MASTERS = ["--paper-masters-only", "--integral", "3,2,1,3,2,2,-6"], ["--integral", "1,1,1,1,1,1,1,-1,-1"]
 
 
-@pytest.mark.parametrize("phase", INTERRUPTED)
-def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(phase, bare, place):
-    name, when, words = INTERRUPTED[phase]
-    with ended(start_python(bare, place, ANNOUNCING, when, 3600, "--cold", "--family", name, *words)) as run:
+@pytest.mark.parametrize("local", ["1", "2"])
+@pytest.mark.parametrize(("name", "words"), [("trianglebox", SECTORS), ("doublebox", MASTERS)], ids=["sectors", "masters"])
+def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(name, words, local, bare, place):
+    with ended(start_python(bare, place, ANNOUNCING, 3600, "--cold", "--family", name, "--local", local, *words)) as run:
         for _ in range(4):
             assert run.stdout.readline() == "done\n"
         run.send_signal(signal.SIGINT)
@@ -453,7 +441,7 @@ def test_command_of_an_interrupted_run_can_be_pasted_and_uses_the_rules_found(ba
 
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_killed_run_leaves_a_sound_store(after, bare, place):
-    with ended(start_python(bare, place, ANNOUNCING, "learned", 0, "--cold", *PUBLISHED)) as run:
+    with ended(start_python(bare, place, ANNOUNCING, 0, "--cold", *PUBLISHED)) as run:
         for _ in range(after):
             assert run.stdout.readline() == "done\n"
         run.kill()
