@@ -108,8 +108,8 @@ def run_reduce(options: Reduce) -> int:
         return run_exact(options, exact_problem(options, only_request(options, say)))
     from ibp.cuts import read_cuts
     from ibp.errors import InputError, ReductionError
-    from ibp.preparation import known_nonzero_sectors
     from ibp.reductions import reduce_joint, reduce_modulo
+    from ibp.run_state import known_nonzero_sectors
     from ibp.store import open_stores
 
     if options.batch == "sector" and options.condor:
@@ -255,7 +255,7 @@ def run_verify(options: Verify) -> int:
 def run_convert(options: Convert) -> int:
     from ibp.coefficients import epsilon_summary
     from ibp.errors import InputError
-    from ibp.outputs import convert_result
+    from ibp.reductions import convert_result
 
     source, own = Path(options.file), options.output is not None
     outputs = outputs_of(replace(options, output=options.output if own else str(source)))

@@ -3,9 +3,8 @@
 words
 
     errors            errors: one root, one line for the user
-    console           what a person sees of a run: lines, progress, times, and the files that it leaves
+    console           what a person sees of a run: lines, progress, times, and the files that it leaves; tables, and figures where …
     shipped           what comes with the program: rules, weights, published figures, families; each a real file on disk
-    figures           tables and figures for people: comma-separated values, and PNG where matplotlib is installed
     run_directory     the files that a run keeps in its work directory
 
 numbers
@@ -63,11 +62,8 @@ reduction
     master_search     the masters of a sector, integrals that nothing reduces, and what maps of the sector into itself say about them
     store             what is known of families, on disk and shared by programs: `Store`
     journal           what a run has finished, in one file that only grows: `Journal`; `read_record` reads one without a claim on it
-    run_state         what a run knows, and what it counts: shared by its controller and the scheme by which it distributes its work
-    preparation       what a run has before it reduces anything: identities, non-zero sectors, symmetries; where its integrals may lead …
-    steps             one-step tasks: batches of integrals for any executor, and what a closure under one-step reduction has met
-    step_results      one-step results as the journal holds them: which integrals are done, what they lead to, and what nothing reduces
-    batches           one-step tasks cut to size: how many integrals make one, and what its processes are given to know
+    run_state         a run at work: what it knows, what it has before it reduces anything, and what it counts, for its controller …
+    steps             one-step tasks: batches of integrals for any executor, how they are cut to size, and what a closure under …
     status            what a run's files say of it: status.json, written by `Monitor` while one-step tasks run, and the tables that …
     sector_scheme     sectors from the top down, each as one task once all sectors above it are done
     step_scheme       one-step results of integrals as tasks, in batches, with no barrier between sectors or levels; a later controller …
@@ -100,14 +96,12 @@ exact
 
 results
 
-    packing           points, integrals and expressions as JSON holds them in certificates and paths, checked when they are read
     certificates      certificates: results with the identities that prove them, and a verification that derives everything anew
     paths             what beam searches found, as a file that can be checked by itself: `write_paths` and `replay_paths`
     records           results as records of builtin types, which the pickle holds, and as the lines that a person sees at the end
     coefficients      coefficients of results as texts of rational functions: which names they have, and their expansion around a dimension
     exports           results in the formats of other programs, and back
     verification      results read back, and verified by reducing them anew with certificates, at random points
-    outputs           what a run writes: its result, and what was asked for beside it
     kira_families     families of a Kira project: integralfamilies.yaml and kinematics.yaml
     kira              what a Kira project wants: jobs.yaml, its lists and ranges, for the families of `kira_families`
     catalogue         families as a person reads them: the list of what is built in, and one family with its sectors, masters and symmetries

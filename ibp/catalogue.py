@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ibp.families import BUILT_IN_FAMILIES, Family
 from ibp.geometry import Geometry
-from ibp.preparation import known_nonzero_sectors
+from ibp.run_state import known_nonzero_sectors
 from ibp.sectors import show, weight
 from ibp.store import Store
 from ibp.symmetries import describe_symmetries
@@ -43,15 +43,10 @@ def describe_families(families: Sequence[Family], cuts: Sequence[int], shelves: 
 def _definition(family: Family, shelves: Sequence[Store]) -> str:
     lines = [f"{number:4}  {text}" for number, text in enumerate(_propagators(family), 1)]
     lines = [line + ("  (irreducible scalar product)" if number >= family.lines else "") for number, line in enumerate(lines)]
-    return "\n".join(
-        [
-            f"{family.name}: loop momenta {', '.join(family.loop_momenta)}; external {', '.join(family.external_momenta) or 'none'}",
-            *lines,
-            f"products   {', '.join(f'{pair} = {value}' for pair, value in family.kinematics) or 'none'}",
-            f"point      d = {family.d}{''.join(f', {name} = {value}' for name, value in family.point)}",
-            _masters_line(family, shelves),
-        ]
-    )
+    heading = f"{family.name}: loop momenta {', '.join(family.loop_momenta)}; external {', '.join(family.external_momenta) or 'none'}"
+    products = f"products   {', '.join(f'{pair} = {value}' for pair, value in family.kinematics) or 'none'}"
+    point = f"point      d = {family.d}{''.join(f', {name} = {value}' for name, value in family.point)}"
+    return "\n".join([heading, *lines, products, point, _masters_line(family, shelves)])
 
 
 def _masters_line(family: Family, shelves: Sequence[Store]) -> str:

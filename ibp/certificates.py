@@ -1,6 +1,7 @@
 """Certificates: results with the identities that prove them, and a verification that derives everything anew.
 
-`make_certificate`, `pack_certificate` and `unpack_certificate` are the file; `Verifier` knows the identities at a point and which sectors
+`make_certificate`, `pack_certificate` and `unpack_certificate` are the file; `pack_point` and `checked_…` serve files of paths, too: they
+raise ValueError, or another of UNREADABLE, for what is not what it should be. `Verifier` knows the identities at a point and which sectors
 are scaleless, by other ways than the reduction; `verify_certificate` adds the identities up.
 """
 
@@ -19,17 +20,17 @@ from typing import Any
 import numpy as np
 
 from executors import __version__
-from ibp.arithmetic import evaluate
+from ibp.arithmetic import evaluate, parse_number
 from ibp.elimination import difference
 from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import BUILT_IN_FAMILIES, Expression, Family, Index, define_family, family_definition
 from ibp.geometry import symanzik
 from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form, show_point
-from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
 from ibp.polynomials import Polynomial
+from ibp.primes import is_usable_prime
 from ibp.problems import Outcome, Problem
 from ibp.sectors import MAX_INDEX, show
-from ibp.tables import sorted_rows
+from ibp.tables import sorted_rows, sum_by_key
 from ibp.targets import Combination, show_target, show_targets
 
 # A certificate is: one line of text that says what it is, one line of JSON (the Certificate without its arrays), the arrays, compressed,
@@ -142,13 +143,8 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
     unpacker = zlib.decompressobj()
     total = sum(kind.itemsize * size for kind, size in sizes)
     data = unpacker.decompress(packed, total + 1)
-    if (
-        len(data) != total
-        or not unpacker.eof
-        or unpacker.unused_data
-        or list(header["arrays"]) != list(ARRAYS)
-        or len(sizes) != len(ARRAYS)
-    ):
+    whole = len(data) == total and unpacker.eof and not unpacker.unused_data
+    if not whole or list(header["arrays"]) != list(ARRAYS) or len(sizes) != len(ARRAYS):
         raise ValueError("arrays of another size")
     arrays, begin = [], 0
     for kind, size in sizes:
@@ -185,6 +181,35 @@ def _read_certificate(header: dict[str, Any], packed: bytes) -> Certificate:
         multiplier,
         combinations,
     )
+
+
+def pack_point(point: Point) -> dict[str, Any]:
+    return {"prime": point.prime, "d": str(point.d), "kinematics": {name: str(value) for name, value in point.invariants}}
+
+
+def unpack_point(header: dict[str, Any], family: Family, where: str = "") -> Point:
+    """Raises InputError, or one of UNREADABLE."""
+    values = tuple((name, parse_number(header["kinematics"][name], where + name)) for name, _ in family.point)
+    return Point(parse_number(header["d"], f"{where}d"), values, checked_prime(header["prime"]))
+
+
+def checked_prime(value: Any) -> int:
+    if not is_usable_prime(value):
+        raise ValueError(f"{value!r} is no prime number in use")
+    return value
+
+
+def checked_indices(value: Any, family: Family) -> Index:
+    if len(value) != family.n or any(type(a) is not int or abs(a) > MAX_INDEX for a in value):
+        raise ValueError(f"{value} is no integral of the family")
+    return tuple(value)
+
+
+def checked_expression(terms: Any, family: Family, p: int) -> Expression:
+    expression = {checked_indices(term, family): value for term, value in terms}
+    if len(expression) != len(terms) or any(type(value) is not int or not 0 < value < p for value in expression.values()):
+        raise ValueError("a coefficient that is none modulo the prime, or twice")
+    return expression
 
 
 class Verifier:
@@ -303,12 +328,8 @@ class Verifier:
 
 def _added_up(keys: list[np.ndarray], values: list[np.ndarray], p: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Values of equal keys added up modulo p, without zeros."""
-    key, value = np.concatenate(keys), np.concatenate(values)
-    order = np.argsort(key, kind="stable")
-    key, value = key[order], value[order]
-    first = np.flatnonzero(np.append(True, key[1:] != key[:-1])[: len(key)])
-    total = np.add.reduceat(value, first) % p if len(first) else value
-    return [key[first][total != 0]], [total[total != 0]]
+    key, total = sum_by_key(np.concatenate(keys), np.concatenate(values)[:, None], p)
+    return [key], [total[:, 0]]
 
 
 def verify_certificate(certificate: Certificate, verifier: Verifier | None = None) -> int:

@@ -1,12 +1,15 @@
-"""What a person sees of a run: lines, progress, times, and the files that it leaves.
+"""What a person sees of a run: lines, progress, times, and the files that it leaves; tables, and figures where matplotlib is installed.
 
 The core is given a `Reporter` and knows no terminal: the plain one tells nobody, `Progress` shows a bar and says lines on stderr.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +116,26 @@ def write_output(path: Path, content: bytes, what: str = "output", remedy: str =
         replace_file(path, content, sync=True)
     except OSError as error:
         raise ReductionError(f"{what} {path}: {error.strerror or error}; {remedy}") from None
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> None:
+    """Comma-separated values. Raises ReductionError."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_output(path, text.getvalue().encode(), "table")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty matplotlib Figure of this size in inches, None where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def write_figure(path: Path, figure: Any) -> None:
+    """PNG. Raises ReductionError."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_output(path, buffer.getvalue(), "figure")

@@ -20,9 +20,8 @@ from ibp.geometry import SectorMap
 from ibp.identities import generic_point, identities_digest
 from ibp.master_search import find_relations
 from ibp.masters import MasterRelation, change_basis, use_relations
-from ibp.preparation import Ground, Prepared, prepare
 from ibp.problems import Outcome, Problem
-from ibp.run_state import RunState
+from ibp.run_state import Ground, Prepared, RunState, prepare
 from ibp.sector_scheme import Scheme, SectorScheme
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import corner, layout_for, sector_of, weight
@@ -89,7 +88,9 @@ class Controller:
     def _reduce(self) -> tuple[dict[Any, Expression], list[Index], list[Index]]:
         """Reductions, basis of masters, and what is not reduced."""
         problem, state, p = self.problem, self.state, self.problem.point.prime
-        prepared = self._prepare()
+        state.start()
+        prepared = prepare(problem, state.known)
+        self.scheme.resume(state)
         masters = self._find_masters(prepared)
         self.relations = self._find_relations(prepared, masters)
         self.together = (*self.wanted, *self.relations)
@@ -105,12 +106,6 @@ class Controller:
             reductions = change_basis(reductions, problem.preferred_masters, p)
             known = {term for expression in reductions.values() for term in expression}.union(problem.preferred_masters)
         return reductions, sorted(known, key=weight), unreduced
-
-    def _prepare(self) -> Prepared:
-        self.state.start()
-        prepared = prepare(self.problem, self.state.known)
-        self.scheme.resume(self.state)
-        return prepared
 
     def _find_masters(self, prepared: Prepared) -> dict[int, tuple[Index, ...]]:
         """The integrals to stop at, by sector: published or found; without paper_masters_only also corners of sectors without any."""

@@ -292,14 +292,7 @@ def _tex_name(name: str) -> str:
     return (letter if len(letter) == 1 else _upright(letter)) + (f"_{{{number}}}" if number else "")
 
 
-FORMATS: dict[str, Format] = {
-    "mathematica": Mathematica(),
-    "form": Form(),
-    "kira": Kira(),
-    "json": Json(),
-    "sympy": Sympy(),
-    "latex": Latex(),
-}
+FORMATS: dict[str, Format] = {form.__name__.lower(): form() for form in (Mathematica, Form, Kira, Json, Sympy, Latex)}
 
 
 def parse_formats(texts: Iterable[str]) -> tuple[str, ...]:
@@ -337,10 +330,8 @@ def expanded_record(record: dict[str, Any]) -> dict[str, Any]:
         return {row: {term: series_text(c, own["symbol"]) for term, c in entries.items() if c} for row, entries in rows.items()}
 
     about = {name: own[name] for name in ("d", "symbol", "order")}
-    result = {key: value for key, value in record.items() if key != "epsilon"} | {
-        "reductions": texts(own["reductions"]),
-        "truncated": about,
-    }
+    result = record | {"reductions": texts(own["reductions"]), "truncated": about}
+    del result["epsilon"]
     if "matrices" in own:
         matrices = {x: texts(matrix) for x, matrix in own["matrices"].items()}
         result["differential_equation"] = record["differential_equation"] | {"matrices": matrices}
@@ -429,7 +420,8 @@ def read_export(path: str | Path) -> dict[str, Any]:
     where = f"export {path}"
     try:
         first, _, body = Path(path).read_text(encoding="utf-8").partition("\n")
-        header = json.loads(first.removeprefix('{"header": ').removesuffix(",") if first.startswith('{"header": ') else _uncommented(first))
+        in_json = first.startswith('{"header": ')
+        header = json.loads(first.removeprefix('{"header": ').removesuffix(",") if in_json else first.lstrip("(*#% ").removesuffix(" *)"))
         if header["program"] != "ibp_reduce" or header["format"] != EXPORT_FORMAT:
             raise ValueError("another program or format")
         modular = header["prime"] is not None
@@ -442,10 +434,6 @@ def read_export(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{where}: {error.strerror}") from None
     except (*UNREADABLE, SyntaxError) as error:
         raise InputError(f"{where}: not readable ({in_short(error)})") from None
-
-
-def _uncommented(line: str) -> str:
-    return line.lstrip("(*#% ").removesuffix(" *)")
 
 
 def _read_coefficient(text: str, modular: bool) -> int | Fraction | str:

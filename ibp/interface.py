@@ -29,15 +29,14 @@ from ibp.functions import poly_text
 from ibp.geometry import Geometry, SectorMap
 from ibp.identities import Operator, derive_identities
 from ibp.kira import KiraProject
-from ibp.outputs import Outputs
 from ibp.paths import replay_paths
 from ibp.point_runs import reduce_at_points
-from ibp.preparation import known_nonzero_sectors
 from ibp.primes import MAX_PRIME
 from ibp.problems import Outcome, Problem
 from ibp.records import expression_lines, system_record, write_pickle
-from ibp.reductions import pose_exact, pose_problem, reduce_exactly, reduce_modulo
+from ibp.reductions import Outputs, pose_exact, pose_problem, reduce_exactly, reduce_modulo
 from ibp.requests import check_prime, parse_point
+from ibp.run_state import known_nonzero_sectors
 from ibp.runs import Running, make_executor
 from ibp.sectors import corner
 from ibp.store import Store, open_stores

@@ -68,7 +68,11 @@ def reduce_families(
     masters = {joint.joint(number, m) for number, outcome in outcomes.items() for m in outcome.masters if m not in images[number]}
     unreduced = {joint.joint(number, integral) for number, outcome in outcomes.items() for integral in outcome.unreduced}
     if preferred and not unreduced:
-        reductions = _change_joint_basis(joint, reductions, preferred, p)
+        try:
+            reductions = change_basis(reductions, preferred, p)
+        except InputError as error:
+            named = re.sub(r"I\[([-\d,]+)\]", lambda match: joint.label(tuple(map(int, match[1].split(",")))), str(error))
+            raise InputError(named) from None
         masters = {*preferred, *(term for expression in reductions.values() for term in expression)}
     wanted: dict[str, Expression] = {}
     for number, problem in enumerate(problems):
@@ -109,13 +113,3 @@ def _joined_reductions(
             for integral, value in expression.items():
                 subtract(row, in_joint.get(integral, {joint.joint(number, integral): 1}), p - value, p)
     return {target: heaviest_first(row) for target, row in total.items()}
-
-
-def _change_joint_basis(
-    joint: JointFamilies, reductions: dict[Index | str, Expression], preferred: Sequence[Index], p: int
-) -> dict[Index | str, Expression]:
-    try:
-        return change_basis(reductions, preferred, p)
-    except InputError as error:
-        named = re.sub(r"I\[([-\d,]+)\]", lambda match: joint.label(tuple(map(int, match[1].split(",")))), str(error))
-        raise InputError(named) from None

@@ -78,16 +78,14 @@ class KiraProject:
                     f"not below top_level_sectors [{', '.join(map(str, tops))}]"
                 )
 
-    def cut_notes(self, requests: Iterable[Request]) -> list[str]:
-        """What to say of the cuts: what has not all of the cut lines is zero."""
-        notes = []
+    def say_cuts(self, requests: Iterable[Request], say: Callable[[str], None]) -> None:
+        """What has not all of the cut lines is zero."""
         for request in requests:
             if cut := request.cut:
                 integrals = integrals_in((*request.targets, *request.combinations))
                 zero = sum(cut & sector_of(integral) != cut for integral in integrals)
                 more = f"; zero, as without these lines: {zero} of {len(integrals)} integrals" if zero else ""
-                notes.append(f"{self.config}: family {request.family.name}: cut_propagators {cut_lines(cut)}: taken as --cut{more}")
-        return notes
+                say(f"{self.config}: family {request.family.name}: cut_propagators {cut_lines(cut)}: taken as --cut{more}")
 
 
 @dataclass(frozen=True)
@@ -152,8 +150,7 @@ def read_kira_requests(
     if selection.symmetries:
         taken = "taken as --symmetries" if asked.symmetries else "not followed, as --certificate knows no symmetries"
         say(f"{project.jobs}: run_symmetries is true: {taken}")
-    for note in project.cut_notes(requests):
-        say(note)
+    project.say_cuts(requests, say)
     return requests
 
 
@@ -162,8 +159,7 @@ def read_kira_corners(asked: Asked, project: KiraProject, say: Callable[[str], N
     known = [project.known[family.name] for family in project.chosen]
     requests = [Request(own.family, tuple(corner(top, own.family.n) for top in own.tops if own.cut & top == own.cut)) for own in known]
     request = only_one(project.complete(asked, requests))
-    for note in project.cut_notes([request]):
-        say(note)
+    project.say_cuts([request], say)
     return request
 
 

@@ -6,8 +6,10 @@ how Kira goes about it is named. `read_yaml` and `expect` serve jobs.yaml, too.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
+import operator
 import re
 import reprlib
 from collections.abc import Sequence
@@ -26,12 +28,8 @@ LARGEST_COUNT = 60  # propagators, momenta or invariants
 FAMILY_KEYS = ("name", "loop_momenta", "top_level_sectors", "propagators", "cut_propagators", "zero_sectors")
 FAMILY_NAMED = ("magic_relations", "permutation", "permutation_option", "symbolic_ibp")
 KINEMATICS_KEYS = (
-    "incoming_momenta",
-    "outgoing_momenta",
-    "momentum_conservation",
-    "kinematic_invariants",
-    "scalarproduct_rules",
-    "symbol_to_replace_by_one",
+    *("incoming_momenta", "outgoing_momenta", "momentum_conservation"),
+    *("kinematic_invariants", "scalarproduct_rules", "symbol_to_replace_by_one"),
 )
 _NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
@@ -197,10 +195,10 @@ def linear_form(text: str, names: Sequence[str], where: str) -> dict[str, Fracti
     known = dict(zip(names, generators)) | {"1": momenta.one}
     try:
         form = momenta(evaluate(text.replace("^", "**"), known, where))
+        if any(sum(monomial) != 1 for monomial in form.monoms()):
+            raise TypeError("constants, or products")
     except (TypeError, ArithmeticError, BasePolynomialError):
         raise InputError(f"{where}: {text!r} is not a linear combination of momenta") from None
-    if any(sum(monomial) != 1 for monomial in form.monoms()):
-        raise InputError(f"{where}: {text!r} is not a linear combination of momenta")
     return {names[monomial.index(1)]: Fraction(int(c.numerator), int(c.denominator)) for monomial, c in form.terms()}
 
 
@@ -279,9 +277,7 @@ def _kira_family(name: str, data: dict, kinematics: KiraKinematics, where: str) 
         raise InputError(f"{where}: {n} propagators; expected 1 to {LARGEST_COUNT}")
     tops = expect_texts(data.get("top_level_sectors", [str(2**n - 1)]), f"{where}: top_level_sectors")
     sectors = tuple(dict.fromkeys(read_sector(text, n, f"{where}: top_level_sectors") for text in tops))
-    union = 0
-    for bits in sectors:
-        union |= bits
+    union = functools.reduce(operator.or_, sectors, 0)
     if not union:
         raise InputError(f"{where}: top_level_sectors: no sector in it")
     cut = _kira_cut(data.get("cut_propagators", ""), union, sectors, f"{where}: cut_propagators")

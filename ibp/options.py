@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # rooms are imported by the functions that need them, so that
     from ibp.beam import Beam
     from ibp.families import Family
     from ibp.kira import KiraProject
-    from ibp.outputs import Outputs
     from ibp.problems import Problem
+    from ibp.reductions import Outputs
     from ibp.requests import Asked
     from ibp.runs import Running
     from ibp.targets import Request
@@ -454,7 +454,7 @@ def outputs_of(options: Any, symbols: Sequence[str] = ()) -> Outputs:
     """symbols: what the coefficients will be functions of. Raises InputError."""
     from ibp.errors import InputError
     from ibp.exports import parse_formats
-    from ibp.outputs import Outputs
+    from ibp.reductions import Outputs
 
     certificate, paths = getattr(options, "certificate", None), getattr(options, "paths", None)
     if (epsilon := getattr(options, "epsilon", None)) is not None and isinstance(options, Place) and "d" not in symbols:

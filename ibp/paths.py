@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ibp.certificates import checked_expression, checked_indices, pack_point, unpack_point
 from ibp.console import write_output
 from ibp.elimination import Solved, difference, solve_for, substitute
 from ibp.errors import UNREADABLE, InputError, ReductionError
 from ibp.families import Expression, Family, Index
 from ibp.identities import Equations, derive_identities, evaluate_identities, generic_point
-from ibp.packing import checked_expression, checked_indices, pack_point, unpack_point
 from ibp.positions import StepPath
 from ibp.problems import Problem
 from ibp.sectors import find_nonzero_sectors, sector_of, show, weight

@@ -15,25 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from executors.files import load_builtins
+from ibp.console import new_figure, write_figure, write_table
 from ibp.errors import InputError, ReductionError, how_to_install
 from ibp.families import load_family
-from ibp.figures import new_figure, write_figure, write_table
 from ibp.sectors import show
 from ibp.shipped import program, shipped
 
 COLUMNS = {  # name: format
-    "integral": "18",
-    "r": "3",
-    "s": "3",
-    "dots": "5",
-    "here_s": "8.2f",
-    "here_mb": "8.0f",
-    "kira_s": "8.1f",
-    "kira_mb": "8.0f",
-    "sailir_s": "9.1f",
-    "kira/here": "10.0f",
-    "kira/here_mb": "13.0f",
-    "sailir/here": "12.0f",
+    **{"integral": "18", "r": "3", "s": "3", "dots": "5"},
+    **{"here_s": "8.2f", "here_mb": "8.0f", "kira_s": "8.1f", "kira_mb": "8.0f", "sailir_s": "9.1f"},
+    **{"kira/here": "10.0f", "kira/here_mb": "13.0f", "sailir/here": "12.0f"},
 }
 
 
@@ -73,17 +64,8 @@ def _published() -> list[dict[str, str]]:
 def _measure(words: Sequence[str], scratch: Path) -> tuple[float, float]:
     """Seconds of the whole process and its peak MB."""
     output = scratch / "result.pkl"
-    command = [
-        sys.executable,
-        str(program()),
-        *words,
-        "--paper-masters-only",
-        "--quiet",
-        "--work-dir",
-        str(scratch),
-        "--output",
-        str(output),
-    ]
+    places = ["--work-dir", str(scratch), "--output", str(output)]
+    command = [sys.executable, str(program()), *words, "--paper-masters-only", "--quiet", *places]
     started = time.perf_counter()
     run = subprocess.run(command, capture_output=True, text=True)
     seconds = time.perf_counter() - started

@@ -19,7 +19,6 @@ from executors.directories import claim_directory, private_directory
 from executors.errors import DirectoryRefused
 from executors.job_runs import remove_run
 from executors.tasks import Description, call_name
-from ibp.batches import BatchPlan
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.errors import InputError, StopRequested
@@ -28,7 +27,7 @@ from ibp.problems import Outcome, Problem
 from ibp.run_directory import RunDirectory
 from ibp.sectors import sector_order
 from ibp.step_scheme import StepScheme
-from ibp.steps import reduce_steps
+from ibp.steps import BatchPlan, reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
 

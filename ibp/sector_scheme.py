@@ -15,8 +15,7 @@ from executors.base import InlineExecutor
 from ibp.carrying import Flow, in_passes
 from ibp.families import Expression
 from ibp.master_search import find_masters
-from ibp.preparation import Ground, Prepared
-from ibp.run_state import RunState
+from ibp.run_state import Ground, Prepared, RunState
 from ibp.sector_reduction import reduce_sector
 from ibp.sector_tasks import SectorResult
 from ibp.targets import Target, integrals_in

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from executors.files import replace_file
+from ibp.console import new_figure, write_figure, write_table
 from ibp.errors import InputError, PolicyRefused, ReductionError
-from ibp.figures import new_figure, write_figure, write_table
 from ibp.learning import first_guide, measure_guide, measure_policy, position_losses, train_guide
 from ibp.policy import action_scores, make_network
 from ibp.residues import check_device

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
@@ -19,7 +19,7 @@ import numpy as np
 
 from executors.files import BuiltinsUnpickler
 from ibp.arithmetic import calculate, names_in, parse_number
-from ibp.certificates import Verifier
+from ibp.certificates import Verifier, checked_prime
 from ibp.coefficients import expressions_of, is_number, symbols_of
 from ibp.differential import equations_for
 from ibp.elimination import difference, substitute, subtract
@@ -27,7 +27,6 @@ from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Operator, Point, generic_point, show_point
 from ibp.masters import MasterRelation, solve_labelled
-from ibp.packing import checked_prime
 from ibp.primes import MAX_PRIME, is_prime
 from ibp.problems import Outcome, Problem
 from ibp.sector_tasks import Multipliers
@@ -72,11 +71,8 @@ def _what_was_checked(record: dict[str, Any], points: Sequence[Point]) -> str:
     symbols = ", ".join(sorted(symbols_of(record)))
     values = f" and values of {symbols}" if symbols else ""
     own = record.get("differential_equation")
-    what = (
-        show_targets(record["reductions"])
-        if own is None
-        else f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
-    )
+    equations = own and f"the equations in {', '.join(own['matrices'])} of {len(own['masters'])} masters"
+    what = equations or show_targets(record["reductions"])
     cuts = " | ".join(",".join(map(str, lines)) for lines in record.get("cuts", ()))
     where += f" on the cut{'s' * ('|' in cuts)} {cuts}" if cuts else ""
     return f"{what} of {record['family']} {where}{values}"
@@ -128,7 +124,9 @@ def _check_claims(
 def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[str, Index], Operator]:
     """Left sides of the equations of a result, derived anew, after a look at its integrals. Raises CertificateError."""
     used = {integral for _, row, expression in expressions_of(record) for integral in (row, *expression) if isinstance(integral, tuple)}
-    _check_range(used.union(integral for terms in record.get("combinations", {}).values() for integral, _ in terms), family)
+    for integral in used.union(integral for terms in record.get("combinations", {}).values() for integral, _ in terms):
+        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_INDEX or max(integral[family.lines :], default=0) > 0:
+            raise CertificateError(f"{show(integral)} is no integral of {family.name}")
     own = record.get("differential_equation")
     if own is None:
         return {}
@@ -140,12 +138,6 @@ def _claimed_combinations(record: dict[str, Any], family: Family) -> dict[tuple[
     except InputError as error:
         raise CertificateError(str(error).removeprefix("--")) from None
     return {(variable, tuple(master)): combination for (variable, *master), combination in combinations.items()}
-
-
-def _check_range(integrals: Iterable[Index], family: Family) -> None:
-    for integral in integrals:
-        if len(integral) != family.n or max(map(abs, integral)) > LARGEST_INDEX or max(integral[family.lines :], default=0) > 0:
-            raise CertificateError(f"{show(integral)} is no integral of {family.name}")
 
 
 def _draw_check(record: dict[str, Any], family: Family, combinations: dict) -> tuple[Point, dict[str, Expression]]:

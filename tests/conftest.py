@@ -1,4 +1,4 @@
-"""conftest."""
+"""Fixtures: executors, stores, places to run in, what is learned or computed once for many tests."""
 
 import contextlib
 import functools

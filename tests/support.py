@@ -1,4 +1,4 @@
-"""support."""
+"""What the tests of several rooms share."""
 
 import concurrent.futures
 import contextlib
@@ -24,7 +24,6 @@ import ibp_reduce
 from executors.base import InlineExecutor
 from executors.files import load_builtins
 from executors.tasks import Description, load_outcome, perform
-from ibp.batches import BatchPlan
 from ibp.console import Reporter
 from ibp.controller import Controller
 from ibp.families import BUILT_IN_FAMILIES, family_definition
@@ -34,7 +33,7 @@ from ibp.problems import Problem
 from ibp.run_directory import RunDirectory
 from ibp.shipped import shipped
 from ibp.step_scheme import StepScheme
-from ibp.steps import reduce_steps
+from ibp.steps import BatchPlan, reduce_steps
 from ibp.store import Store
 from ibp.tables import unpack_keys
 
@@ -130,23 +129,20 @@ def program(bare, place, *words, **more):
     return subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=DEADLINE_S, **more)
 
 
-def python(bare, place, code, *words):
-    """Run a script that can import the copied program, nothing of this directory."""
-    environment = os.environ | {"PYTHONPATH": str(bare)}
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=place, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
-    )
+def start(command, place, **more):
+    return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
 
 
 def start_python(bare, place, code, *words):
+    """Start a script that can import the copied program, nothing of this directory."""
+    return start([sys.executable, "-c", code, *map(str, words)], place, env=os.environ | {"PYTHONPATH": str(bare)})
+
+
+def python(bare, place, code, *words):
+    """As start_python, to its end."""
     environment = os.environ | {"PYTHONPATH": str(bare)}
-    return subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, words)],
-        cwd=place,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=place, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
     )
 
 
@@ -169,10 +165,6 @@ def snapshot(directory):
 
 
 BUBBLE_JSON = {key: value for key, value in family_definition(BUILT_IN_FAMILIES["bubble"]).items() if key != "d"}
-
-
-def default_point(family, prime=1009):
-    return Point(Fraction(family.d), tuple((name, Fraction(value)) for name, value in family.point), prime)
 
 
 def known(path, family=TRIANGLEBOX, point=None):
@@ -252,10 +244,13 @@ def numbers_of(expression):
     return {tuple(map(int, term.partition("[")[2][:-1].split(","))): value for term, value in expression.items()}
 
 
+def problem_of(name, targets, prime=P31, **options):
+    return Problem(BUILT_IN_FAMILIES[name], point_of(BUILT_IN_FAMILIES[name], prime), tuple(targets), **options)
+
+
 def run_steps(work, name, targets, batch=None, job_seconds=1.0, executor=None, shelves=(), said=None, **options):
     """Outcome of a run of one-step tasks in a work directory, where its journal stays."""
-    family = BUILT_IN_FAMILIES[name]
-    problem = Problem(family, point_of(family, options.pop("prime", P31)), tuple(targets), **options)
+    problem = problem_of(name, targets, **options)
     directory, reporter = RunDirectory(Path(work)), Reporter()
     directory.path.mkdir(exist_ok=True)
     reporter.say = (said if said is not None else []).append
@@ -327,18 +322,10 @@ def done_in(journal):
     return [pair for record in records_of(journal) if "done" in record for pair in pairs({record["sector"]: record["done"]})]
 
 
-def problem_of(name, targets, **options):
-    return Problem(BUILT_IN_FAMILIES[name], point_of(BUILT_IN_FAMILIES[name]), tuple(targets), **options)
-
-
 def with_cpus(cpus, fn, *args):
     value, error = load_outcome(perform(pickle.dumps((fn, args, {})), cpus=cpus))
     assert error is None, error
     return value
-
-
-def start(command, place):
-    return subprocess.Popen(command, cwd=place, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 # at the head of a script: replace(name, value) in all rooms that have the name, as patch_rooms does

@@ -1,16 +1,15 @@
-"""exports."""
+"""Results in the formats of other programs, and back."""
 
 import json
 import os
 import pickle
 import re
-import shlex
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from support import BUBBLE, check_refused, exit_code, patch_rooms, said, write_input_files
+from support import BUBBLE, check_refused, exit_code, patch_rooms, said
 from support_oracles import EXACT, MODULAR, SUNRISE_CORNER, SUNRISES, SYMBOLIC, are_equal, coefficient_texts, record_of
 
 from executors.files import replace_file
@@ -31,6 +30,7 @@ TO_EXPORT = {
     "symbolic": SYMBOLIC,
     "many": MANY,
     "signs": record_of({SUNRISES[0]: {SUNRISE_CORNER: Fraction(-3, 4), (1, 1, 0, 1, 1, 0, 0): Fraction(2), (0, 0, 1, 1, 1, 0, 0): -7}}),
+    "a family called like a derivative": record_of({(1, 2): {(1, 1): 3}}, prime=1009) | {"family": "DG"},
     "a name with a hyphen": record_of({(1,) * 7 + (-1, 0): {(0, 1, 0, 1, 0, 1, 1, 0, 0): 5}}, "nonplanar-doublebox", prime=1009),
 }
 
@@ -38,13 +38,6 @@ TO_EXPORT = {
 def value_at(coefficient, **values):
     names = {"d": Fraction(77, 5), "m1": Fraction(13), "m2": Fraction(-17, 3), "eps": Fraction(5, 7)} | values
     return calculate(str(coefficient), names, Fraction, "test")
-
-
-@pytest.mark.parametrize("name", EXPORTS)
-def test_family_may_be_called_like_a_derivative(name, tmp_path):
-    record = record_of({(1, 2): {(1, 1): 3}}, prime=1009) | {"family": "DG"}
-    (path,) = write_exports(record, tmp_path / "r.pkl", [name])
-    assert read_export(path)["reductions"] == record["reductions"]
 
 
 @pytest.mark.parametrize("name", EXPORTS)
@@ -248,35 +241,6 @@ def test_what_is_no_export(text, tmp_path):
     with pytest.raises(InputError, match="^export ") as caught:
         read_export(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
-
-
-# words: what the line on stderr must contain
-BAD_OUTPUTS = {
-    "--export foo": ("--export 'foo'", "mathematica"),
-    "--export json,": ("--export ''", "mathematica"),
-    '--export json --output "a file/r.pkl"': ("--output", "a file"),
-    "--export json --output r.json": ("--output", "--export json", "r.json"),
-    "--export sympy --store reduction.py --output reduction.pkl": ("--store", "--export sympy"),
-    "--export json --output taken.pkl": ("--export json", "taken.json"),
-    '--certificate "a file/c"': ("--certificate", "a file"),
-    "--certificate directory": ("--certificate", "directory"),
-    "--certificate=": ("--certificate",),
-    "--certificate same --output same": ("--output", "--certificate", "same"),
-    "--certificate ibp_work/run.journal": ("--certificate", "own files"),
-    "--certificate c --condor": ("--certificate", "--condor"),
-    "--certificate c --batch auto": ("--certificate", "--batch"),
-    "--epsilon 4-2*eps": ("--epsilon", "not functions of d"),
-    "--order 2": ("--order", "--epsilon"),
-    "--order 2000 --epsilon 4-2*eps": ("--order 2000",),
-    "--order many": ("--order", "many"),
-}
-
-
-@pytest.mark.parametrize("command", BAD_OUTPUTS)
-def test_bad_output_is_refused_before_the_run(command, place, capsys):
-    write_input_files(place)
-    (place / "taken.json").mkdir()
-    check_refused([*shlex.split(command), "--integral=1,1,1,1,1,1,-1"], place, capsys, BAD_OUTPUTS[command])
 
 
 def test_bad_conversion_is_refused(place, capsys):

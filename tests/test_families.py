@@ -220,3 +220,117 @@ def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, 
     """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
     outcome = agrees_with_oracle(reduce_at, family, targets, dots, s)
     assert masters is None or len(outcome.masters) == masters
+
+
+CODE = '__import__("os").system("touch broken-out")'
+DROP = object()
+NAMES = {"s": 7, "m": 3}
+# no arithmetic, as the second propagator; too much of it
+NO_ARITHMETIC = [
+    "",
+    CODE,
+    "k1.__class__",
+    "(lambda: p)()",
+    "(k1 := p)",
+    '"p"',
+    "(k1+p)^2",
+    "k1\u2212p",
+    "k1\0",
+    ["k1+p", 1.5],
+    ["k1+p", CODE],
+]
+TOO_MUCH = ["(" * 5000 + "p" + ")" * 5000, "-" * 20_000 + "p", "+".join(["p"] * 20_000), "k1**1000000", "2**9**9**9*k1"]
+# key of a definition of a bubble, its value, what the line on stderr must contain
+BAD_FAMILIES = [
+    *((key, DROP, key, "missing") for key in BUBBLE_JSON),
+    ("propagator", [], "'propagator'", "known"),
+    ("name", 7, "name", "str"),
+    ("name", "two\nlines", "name", "letters"),
+    ("loop_momenta", "k1", "loop_momenta", "list"),
+    ("loop_momenta", {"k1": 1}, "loop_momenta", "list"),
+    ("loop_momenta", [1], "'1'", "name"),
+    ("loop_momenta", [None], "k1"),
+    ("loop_momenta", [], "0 loop"),
+    ("loop_momenta", [f"k{i}" for i in range(1, 1001)], "1000 loop"),
+    ("loop_momenta", ["k1", "k1"], "'k1'", "twice"),
+    ("external_momenta", ["k1"], "'k1'", "twice"),
+    ("external_momenta", [["p"]], "name"),
+    ("propagators", {"k1": "m"}, "propagators", "list"),
+    *(("isps", value, "isps", "int") for value in (0.0, "0", False)),
+    ("isps", -1, "isps = -1", "0 <= isps"),
+    ("isps", 2, "isps = 2", "isps < propagators"),
+    ("isps", 10**30, "isps"),
+    ("kinematics", ["p*p"], "kinematics", "dict"),
+    ("invariants", ["s", "m"], "invariants", "dict"),
+    ("invariants", NAMES | {"p": 1}, "'p'", "twice"),
+    ("invariants", NAMES | {"d": 4}, "'d'"),
+    *(("invariants", NAMES | {name: 6}, f"'{name}'", "name") for name in ("2m", "")),
+    *(("invariants", NAMES | {"s": value}, f"s = {shown}") for value, shown in ((None, "'None'"), ([7], ""), ("2*m", "'2*m'"))),
+    ("d", None, "d"),
+    ("d", "4-2*eps", "'4-2*eps'"),
+    ("propagators", ["k1"], "1 propagators", "exactly 2"),
+    ("propagators", ["k1", "k1+p", "k1-p"], "3 propagators", "exactly 2"),
+    ("propagators", [["k1", "m"], ["-k1", "0"]], "linearly dependent"),
+    *(("propagators", ["k1", second], *shown) for second, *shown in (
+        ("p", "linearly dependent"),
+        ("k1+q", "'q'", "'k1+q'", "known"),
+        (["k1+p", "M"], "'M'", "known"),
+        (["k1+p", "p"], "'p'", "known"),
+        *((text, f"'{text}'", "neither") for text in ("k1*k1*p", "1", "p-p", "k1*p+k1")),
+        ("(k1+p)**2-m", "(k1+p)**2-m", "masses"),
+        *((text, f"'{text}'") for text in ("k1/p", "1/k1", 2, None)),
+        ({"p": "m"}, "propagator 2", "bilinear", "{'p': 'm'}"),
+        *((value, "propagator 2", "bilinear") for value in (
+            [], ["k1", "p", "m"], [["k1"], "m"], {"bilinear": [["k1"], "w"]}, {"bilinear": [["k1", "p"]]},
+            {"bilinear": [["k1", "p"], "w"], "x": 1})),
+        (["k1+p", None], "undefined symbol 'None'"),
+        (["k1+p", "m/(s-s)"], "division by zero", "m/(s-s)"),
+        *((value, "arithmetic") for value in NO_ARITHMETIC),
+        *((text,) for text in TOO_MUCH),
+    )),
+    ("kinematics", {}, "p*p"),
+    ("kinematics", {"p*p": "s", "p**2": "s"}, "two", "p*p"),
+    ("kinematics", {"p*p": "s", "q*q": "0"}, "'q*q'", "external momenta p"),
+    *(("kinematics", {"p*p": "s", pair: "0"}, f"'{pair}'") for pair in ("k1*p", "p*p*p", "")),
+    *(("kinematics", {"p*p": value}, *shown) for value, *shown in (
+        ("u", "'u'", "known"),
+        ("s/0", "division by zero", "s/0"),
+        (None, "undefined symbol 'None'"),
+        *((value, "arithmetic") for value in (["s"], 3.5, "", CODE)),
+        ("1" * 5000,),
+        ("s*" + "(" * 5 + "7" + "**16)" * 5,),
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fragments"), [(key, value, shown) for key, value, *shown in BAD_FAMILIES], ids=lambda x: ascii(x)[:40]
+)
+def test_bad_family_is_refused_in_one_line_and_nothing_is_written(key, value, fragments, place, capsys):
+    content = {name: part for name, part in (BUBBLE_JSON | {key: value}).items() if part is not DROP}
+    (place / "f.json").write_text(json.dumps(content))
+    check_refused(["--family", "f.json", "--integral", "2,1"], place, capsys, fragments)
+
+
+BUBBLE_TEXT = json.dumps(BUBBLE_JSON)
+TWICE = [BUBBLE_TEXT.replace('"isps": 0', '"isps": 1, "isps": 0'), BUBBLE_TEXT.replace('"p*p": "s"', '"p*p": "s", "p*p": "0"')]
+NO_FAMILIES = ["", "name: bubble", BUBBLE_TEXT[:-10], f"[{BUBBLE_TEXT}]", '"bubble"', "null", "[" * 100_000, '{"name":' * 100_000, *TWICE]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [*map(str.encode, NO_FAMILIES), bytes(range(256)), BUBBLE_TEXT.encode("utf-16"), None],
+    ids=lambda content: ascii(content)[:40],
+)
+def test_file_that_is_no_family_is_refused(content, place, capsys):
+    (place / "f.json").mkdir() if content is None else (place / "f.json").write_bytes(content)
+    check_refused(["--family", "f.json", "--integral", "2,1"], place, capsys, ["f.json"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "x", "more"),
+    [("s/(x-2)", 2, []), ("s/(x-2)", 1011, []), ("s/(x-2)", 5, ["--kinematics=x=2"]), ("s/(d-4)", 0, ["--d=4"]), ("s/1009", 0, [])],
+)
+def test_point_where_the_kinematics_have_a_pole_is_refused(rule, x, more, place, capsys):
+    (place / "f.json").write_text(json.dumps(BUBBLE_JSON | {"kinematics": {"p*p": rule}, "invariants": NAMES | {"x": x}}))
+    check_refused(["--family", "f.json", "--integral", "2,1", *more], place, capsys, ["division by zero", "1009", "another"])

@@ -13,9 +13,9 @@ from ibp.errors import InputError
 from ibp.families import BUILT_IN_FAMILIES, cut_lines
 from ibp.geometry import Geometry
 from ibp.joint_families import reduce_families
-from ibp.preparation import known_nonzero_sectors
 from ibp.problems import Problem
 from ibp.records import joined_record
+from ibp.run_state import known_nonzero_sectors
 from ibp.sectors import sector_of
 from ibp.symmetries import NumericMap, find_family_maps
 

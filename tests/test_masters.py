@@ -40,9 +40,7 @@ def test_masters_found_from_scratch(name):
 
 
 def test_masters_of_low_sectors_of_ladder3():
-    """The massless three-loop banana has one master, and so has each product of bubbles; one line more on the banana
-    gives none.
-    """
+    """The massless three-loop banana has one master, and so has each product of bubbles; one line more on the banana gives none."""
     family = BUILT_IN_FAMILIES["ladder3"]
     banana, bubbles = 0b11100001, 0b00111111
     found = masters_of(family, generic_point(family), {banana, bubbles, banana | 0b10, banana | 0b1000})
@@ -74,9 +72,7 @@ def test_masters_do_not_depend_on_point_and_prime(name, prime):
 
 @pytest.mark.parametrize(("name", "target", "preferred"), PREFERRED, ids=[case[0] for case in PREFERRED])
 def test_preferred_masters(reduce_at, name, target, preferred):
-    """Re-expanding the preferred integrals gives the standard reduction; they are in use, and each replaces one
-    standard master.
-    """
+    """Re-expanding the preferred integrals gives the standard reduction; they are in use, and each replaces one standard master."""
     standard = reduce_at(name, [target, *preferred], paper_masters_only=True)
     outcome = reduce_at(name, [target], paper_masters_only=True, preferred_masters=tuple(preferred))
     rewritten = outcome.reductions[target]
@@ -86,22 +82,6 @@ def test_preferred_masters(reduce_at, name, target, preferred):
     assert kept <= set(standard.masters) and len(kept & set(standard.masters)) <= len(standard.masters) - len(
         set(preferred) - set(standard.masters)
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "preferred"),
-    [
-        ("bubble", [(1, 1), (2, 0), (3, 0)]),
-        ("sunrise", [(2, 1, 1, 0, 0), (1, 2, 1, 0, 0), (1, 1, 2, 0, 0), (1, 1, 1, -1, 0), (1, 1, 1, 0, -1),
-             (1, 1, 0, 0, 0), (0, 1, 1, 0, 0), (1, 0, 1, 0, 0)]),
-        ("trianglebox", [(1, 0, 2, 0, 1, 0, 0), (2, 0, 1, 0, 1, 0, 0)]),
-        ("trianglebox", [(1, 1, 0, 0, 0, 0, 0)]),
-    ],
-)  # fmt: skip
-def test_dependent_preferred_masters(reduce_at, name, preferred):
-    """More integrals than masters, two of a sector with one master, and an integral that is zero."""
-    with pytest.raises(InputError, match="linear"):
-        reduce_at(name, preferred[:1], preferred_masters=tuple(preferred))
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)

@@ -3,28 +3,17 @@
 import io
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support import BUBBLE, DEADLINE_S, exit_code, reduced, snapshot
+from support import BUBBLE, exit_code, reduced, snapshot
 
 RECORD = {
-    "format": int,
-    "success": bool,
-    "family": str,
-    "prime": int,
-    "d": int,
-    "kinematics": dict,
-    "reductions": dict,
-    "masters": list,
-    "unreduced": list,
-    "steps": int,
-    "time": float,
-    "peak_memory_kb": int,
-    "statistics": dict,
-    "version": str,
+    **dict.fromkeys(("format", "prime", "d", "steps", "peak_memory_kb"), int),
+    **dict.fromkeys(("family", "version"), str),
+    **dict.fromkeys(("kinematics", "reductions", "statistics"), dict),
+    **dict.fromkeys(("masters", "unreduced"), list),
+    **{"success": bool, "time": float},
 }
 SINGLE = {"original_integral": tuple, "final_expr": dict}
 
@@ -58,13 +47,6 @@ def test_pickle_has_the_documented_keys_and_types(single, local, place):
     assert len(set(result["masters"])) == len(result["masters"])
     if single:
         assert result["reductions"] == {result["original_integral"]: result["final_expr"]}
-
-
-def test_pickle_is_read_where_the_project_cannot_be_imported(place):
-    reduced(*BUBBLE)
-    code = 'import pickle; r = pickle.load(open("r.pkl", "rb")); print(r["original_integral"], sorted(r["final_expr"]))'
-    run = subprocess.run([sys.executable, "-I", "-S", "-c", code], cwd=place, capture_output=True, text=True, timeout=DEADLINE_S)
-    assert run.stdout == "(3, 2) [(0, 1), (1, 0), (1, 1)]\n", run.stderr
 
 
 @pytest.mark.parametrize("failure, code", [(OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)])

@@ -5,7 +5,6 @@ import json
 import os
 import random
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -21,7 +20,6 @@ from support import (
     PUBLISHED,
     SMALL,
     TRIANGLEBOX,
-    check_refused,
     done_in,
     ended,
     exit_code,
@@ -30,6 +28,7 @@ from support import (
     run_and_hear,
     said,
     start,
+    start_python,
     wait_until,
 )
 from support_oracles import GOLDEN
@@ -84,10 +83,7 @@ def held(bare, ready):
     with contextlib.ExitStack() as stack:
 
         def run(*words, after=30):
-            environment = os.environ | {"PYTHONPATH": str(bare)}
-            command = [sys.executable, "-c", HELD, str(bare / "ibp_reduce.py"), str(after), *words]
-            pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-            process = stack.enter_context(ended(subprocess.Popen(command, cwd=ready, env=environment, text=True, **pipes)))
+            process = stack.enter_context(ended(start_python(bare, ready, HELD, bare / "ibp_reduce.py", after, *words)))
             assert process.stdout.readline() == "held\n", process.communicate()
             return process
 
@@ -200,46 +196,6 @@ def test_steps_and_sectors_write_the_same_result(place):
     assert by_steps["statistics"]["rules"] > 0 == by_sectors["statistics"]["rules"]
 
 
-USAGE_ERRORS = {
-    "--batch 0": ("--batch 0",),
-    "--batch x": ("--batch x", "sector, auto"),
-    "--batch -3": ("--batch",),
-    "--batch 1.5": ("--batch 1.5",),
-    "--batch 1e3": ("--batch 1e3",),
-    "--batch=": ("--batch",),
-    "--condor --local 2": ("--condor", "--local", "one of them"),
-    "--condor --batch sector": ("--batch sector", "--condor"),
-    "--resume --fresh": ("--resume", "--fresh", "one of them"),
-    "--batch auto --job-seconds 0": ("--job-seconds 0",),
-    "--batch auto --job-seconds nan": ("--job-seconds nan",),
-    "--batch auto --job-seconds inf": ("--job-seconds inf",),
-    "--job-seconds soon": ("--job-seconds", "soon"),
-    "--straggler-timeout never --local 2": ("--straggler-timeout never", "auto"),
-    "--straggler-timeout 2000000 --local 2": ("--straggler-timeout",),
-    "--straggler-cpus 0 --local 2": ("--straggler-cpus 0",),
-    "--check-interval 0 --condor": ("--check-interval 0",),
-    "--request-memory -1 --condor": ("--request-memory -1",),
-    "--max-jobs 0 --condor": ("--max-jobs 0",),
-    "--condor --condor-option foo": ("--condor-option foo", "KEY=VALUE"),
-    "status --work-dir nowhere": ("nowhere", "no run"),
-    "stop --work-dir nowhere": ("nowhere", "no such directory"),
-}
-
-
-@pytest.mark.parametrize("command", USAGE_ERRORS)
-def test_usage_error_is_one_line_and_nothing_is_written(command, place, capsys):
-    words = shlex.split(command)
-    complete = "nowhere" in words
-    check_refused([*words, *([] if complete else ["--integral=1,1,1,1,1,1,-1"])], place, capsys, USAGE_ERRORS[command])
-
-
-def test_resume_needs_an_unfinished_run(place, capsys):
-    for words in [*STEPS, "--resume"], [*OTHER, "--resume"]:
-        line = said(capsys, words, 2)
-        assert line.count("\n") == 1 and "--resume" in line and "no unfinished run" in line
-    assert not Path("r.pkl").exists() and not Path("it's work/run.journal").exists()
-
-
 @pytest.mark.condor
 @pytest.mark.parametrize(
     "words", [["3,2,1,3,2,2,-6"], [SMALL, "--batch", "20"], [SMALL, "--batch", "40", "--transfer-files"]], ids=" ".join
@@ -345,13 +301,6 @@ def test_files_of_the_user_in_the_work_directory_stay(place):
     assert exit_code([*BATCHES_OF_FIVE, "--work-dir", "work", "--output", "r.pkl"]) == 0
     assert [Path("work", name, "thesis.tex").read_text() for name in ("shared", "condor")] == ["mine"] * 2
     assert Path("work/run.journal.damaged-1").read_text() == "also mine" and Path("r.pkl").exists()
-
-
-@pytest.mark.parametrize(
-    "words", [["--output", "w/run.journal"], ["--output", "w/shared/r.pkl"], ["--store", "w/status.json"]], ids=" ".join
-)
-def test_files_of_a_run_are_no_place_for_results(words, place, capsys):
-    check_refused([*BATCHES_OF_FIVE, "--work-dir", "w", *words], place, capsys, [words[0], "another"])
 
 
 def test_one_process_writes_down_each_task_before_the_next(place, monkeypatch):

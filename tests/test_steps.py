@@ -1,4 +1,4 @@
-"""What a closure under one-step reduction has met, against sets."""
+"""What a closure under one-step reduction has met, against sets; how many integrals make a task."""
 
 import numpy as np
 from hypothesis import given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from support import laws
 
 from ibp.sectors import Sector, layout_for
-from ibp.steps import Frontier
+from ibp.steps import FIRST_JOBS, LARGEST_BATCH, BatchPlan, Frontier
 
 LAYOUT = layout_for([(3, 3, 3)], 3)
 STOPS = {7: ((1, 1, 1), (2, 1, 1)), 3: (), 1: ((1, 0, 0),)}
@@ -44,10 +44,24 @@ def test_frontier_equals_one_of_sets(actions):
 
 
 @laws
-@given(st.lists(some_keys, max_size=6), st.randoms(use_true_random=False))
-def test_order_of_meeting_does_not_matter(meetings, draw):
-    first, second = Frontier(LAYOUT, STOPS), Frontier(LAYOUT, STOPS)
-    for frontier, order in (first, meetings), (second, draw.sample(meetings * 2, 2 * len(meetings))):
-        for bits, keys in order:
-            frontier.meet(bits, np.array(keys, np.int64))
-    assert state(first.met) == state(second.met) == state(first.waiting) == state(second.waiting)
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 10**6), st.floats(0, 1e4)), max_size=12),
+    st.floats(1e-6, 1e4),
+    st.floats(1, 100),
+    st.integers(1, 3),
+)
+def test_batch_plan(notes, job_seconds, factor, bits):
+    plan, longer, fixed = BatchPlan(None, job_seconds), BatchPlan(None, factor * job_seconds), BatchPlan(5, job_seconds)
+    for used in plan, longer, fixed:
+        for note in notes:
+            used.note(*note)
+    assert fixed.size(bits) == 5
+    assert 0 < plan.exploring_seconds <= job_seconds and (plan.exploring_seconds < job_seconds) == (len(notes) < FIRST_JOBS)
+    own = [note for note in notes if note[0] == bits] or notes
+    integrals, seconds = sum(note[1] for note in own), sum(note[2] for note in own)
+    if not integrals:
+        assert plan.size(bits) is None
+        return
+    assert 1 <= plan.size(bits) <= longer.size(bits) <= LARGEST_BATCH
+    size = job_seconds * integrals / max(seconds, 1e-3)  # what takes the wanted time, if it is a possible number
+    assert abs(plan.size(bits) - min(max(size, 1), LARGEST_BATCH)) <= 1

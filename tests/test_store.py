@@ -25,13 +25,12 @@ from support import (
     SMALL,
     TRIANGLEBOX,
     Touches,
-    default_point,
     ended,
     exit_code,
     flipped,
     known,
     patch_rooms,
-    program,
+    point_of,
     python,
     reduced,
     rules_in,
@@ -47,14 +46,9 @@ from ibp.rules import NEIGHBOURHOODS, Rule
 from ibp.store import Store
 
 
-def test_second_run_finds_nothing_new_and_says_the_same(bare, place):
-    assert program(bare, place, *PUBLISHED, "--output", "first.pkl").returncode == 0
-    again = reduced(*PUBLISHED)  # another process, the same store
-    first = load_builtins(Path("first.pkl").read_bytes())
-    assert first["statistics"]["rules"] > 0 == again["statistics"]["rules"]
-    assert first["final_expr"] == again["final_expr"]
-    cold = reduced(*PUBLISHED, "--cold", "--store", "another")
-    assert cold["statistics"]["rules"] > 0 and cold["final_expr"] == first["final_expr"]
+def test_second_run_finds_nothing_new_and_says_the_same(place):
+    first, again = reduced(*PUBLISHED), reduced(*PUBLISHED)
+    assert first["statistics"]["rules"] > 0 == again["statistics"]["rules"] and first["final_expr"] == again["final_expr"]
 
 
 def test_shipped_rules_are_used_and_left_alone(place, monkeypatch):
@@ -72,7 +66,7 @@ def test_stored_steps_serve_their_own_point_only(other, place):
     right = reduced("--family", "bubble", "--integral", "2,1", *other, "--store", "elsewhere")["final_expr"]
     family = BUILT_IN_FAMILIES["bubble"]
     marked = Knowledge(steps={3: {(2, 1): {(1, 1): 5}}})  # false, so that its use shows
-    Store("s").merge(family, default_point(family), marked)
+    Store("s").merge(family, point_of(family, 1009), marked)
     assert reduced("--family", "bubble", "--integral", "2,1", "--store", "s")["final_expr"] == {(1, 1): 5}
     assert reduced("--family", "bubble", "--integral", "2,1", "--store", "s", *other)["final_expr"] == right
 
@@ -94,16 +88,8 @@ def rule_of(seed, rows=3, n=7):
     return Rule(tuple((draw.randrange(9), vector) for vector in vectors[:rows]), tuple(vectors[rows:-1]), seed % 3)
 
 
-@pytest.mark.parametrize("more", [[], ["--paper-masters-only"]], ids=["corners", "published masters"])
-def test_same_run_gives_the_same_numbers_whatever_the_store_holds(more, place):
-    first, second = ["--integral", "1,1,1,1,1,1,-1", *more], ["--integral", "1,1,1,1,1,2,0", *more]
-    alone = reduced(*second, "--store", "empty")["final_expr"]
-    reduced(*first, "--store", "s")
-    assert reduced(*second, "--store", "s")["final_expr"] == alone
-
-
 def test_merge_keeps_what_others_wrote_and_repeats_nothing(place):
-    point, rules = default_point(TRIANGLEBOX), [rule_of(seed) for seed in range(6)]
+    point, rules = point_of(TRIANGLEBOX, 1009), [rule_of(seed) for seed in range(6)]
     first, second = Store("s"), Store("s")
     first.load(TRIANGLEBOX, point)
 
@@ -122,15 +108,15 @@ def test_merge_keeps_what_others_wrote_and_repeats_nothing(place):
     assert knowledge.sectors[7] == SectorKnowledge((), (rules[4],))
     assert knowledge.steps == {63: {(1,) * 6 + (-1,): {(1,) * 6 + (0,): 3}, (2,) * 6 + (-1,): {}}}
     assert known("s", BUILT_IN_FAMILIES["doublebox"]) == Knowledge()
-    assert known("s", point=default_point(TRIANGLEBOX, 2003)).steps == {}
+    assert known("s", point=point_of(TRIANGLEBOX, 2003)).steps == {}
     assert known("s").steps == {}
 
 
 def test_store_that_receives_only_is_not_read(place):
-    Store("s").merge(TRIANGLEBOX, default_point(TRIANGLEBOX), Knowledge(sectors={63: SectorKnowledge(None, (rule_of(1),))}))
+    Store("s").merge(TRIANGLEBOX, point_of(TRIANGLEBOX, 1009), Knowledge(sectors={63: SectorKnowledge(None, (rule_of(1),))}))
     cold = Store("s", write_only=True)
     assert cold.load(TRIANGLEBOX) == Knowledge()
-    cold.merge(TRIANGLEBOX, default_point(TRIANGLEBOX), Knowledge(sectors={63: SectorKnowledge(None, (rule_of(2),))}))
+    cold.merge(TRIANGLEBOX, point_of(TRIANGLEBOX, 1009), Knowledge(sectors={63: SectorKnowledge(None, (rule_of(2),))}))
     assert set(known("s").sectors[63].rules) == {rule_of(1), rule_of(2)}
 
 
@@ -167,7 +153,7 @@ def test_rules_come_back_as_they_were_stored(sectors):
     written = {bits: SectorKnowledge(*parts) for bits, parts in sectors.items()}
     with tempfile.TemporaryDirectory() as directory:
         store = Store(Path(directory) / "s")
-        store.merge(TRIANGLEBOX, default_point(TRIANGLEBOX), Knowledge(sectors=written))
+        store.merge(TRIANGLEBOX, point_of(TRIANGLEBOX, 1009), Knowledge(sectors=written))
         assert store.load(TRIANGLEBOX).sectors == written
 
 
@@ -385,26 +371,19 @@ def test_locked_store_is_given_up_with_one_line_and_does_not_cost_the_result(pla
     assert kept["final_expr"] == reduced(*BUBBLE, "--store", "other")["final_expr"]
 
 
-# the program, which says 'done' after each search for masters, or each time that it has learned something
+# the program, which says 'done' each time that it has learned something
 ANNOUNCING = f"""{PATCHING}
 from ibp.console import Progress
-from ibp.master_search import find_masters
 
-_, when, interval_s, *words = sys.argv
+_, interval_s, *words = sys.argv
+advance = Progress.advance
 
-def announced(function):
-    def call(*arguments):
-        result = function(*arguments)
-        print('done', flush=True)
-        return result
-    call.__module__, call.__qualname__ = function.__module__, function.__qualname__  # pickles by name, as the original does
-    return call
+def announced(*arguments):
+    advance(*arguments)
+    print('done', flush=True)
 
 replace("FLUSH_INTERVAL_S", float(interval_s))
-if when == 'searched':
-    replace("find_masters", announced(find_masters))
-else:
-    Progress.advance = announced(Progress.advance)
+Progress.advance = announced
 sys.argv = ['ibp_reduce.py', *words]
 sys.exit(ibp_reduce.main())
 """
@@ -426,18 +405,13 @@ for bits in range(first, last + 1):
     store.merge(family, point, Knowledge(sectors={bits: SectorKnowledge(None, rules)}))
     print(bits, flush=True)
 """
-INTERRUPTED = {
-    "sectors": ("trianglebox", "learned", ["--paper-masters-only", "--integral", "3,2,1,3,2,2,-6"]),
-    "sectors in two processes": ("trianglebox", "learned", ["--paper-masters-only", "--local", "2", "--integral", "3,2,1,3,2,2,-6"]),
-    "masters": ("doublebox", "searched", ["--integral", "1,1,1,1,1,1,1,-1,-1"]),
-    "masters in two processes": ("doublebox", "learned", ["--local", "2", "--integral", "1,1,1,1,1,1,1,-1,-1"]),
-}
+SECTORS, MASTERS = ["--paper-masters-only", "--integral", "3,2,1,3,2,2,-6"], ["--integral", "1,1,1,1,1,1,1,-1,-1"]
 
 
-@pytest.mark.parametrize("phase", INTERRUPTED)
-def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(phase, bare, place):
-    name, when, words = INTERRUPTED[phase]
-    with ended(start_python(bare, place, ANNOUNCING, when, 3600, "--cold", "--family", name, *words)) as run:
+@pytest.mark.parametrize("local", ["1", "2"])
+@pytest.mark.parametrize(("name", "words"), [("trianglebox", SECTORS), ("doublebox", MASTERS)], ids=["sectors", "masters"])
+def test_interrupted_run_keeps_its_rules_and_says_how_to_go_on(name, words, local, bare, place):
+    with ended(start_python(bare, place, ANNOUNCING, 3600, "--cold", "--family", name, "--local", local, *words)) as run:
         for _ in range(4):
             assert run.stdout.readline() == "done\n"
         run.send_signal(signal.SIGINT)
@@ -467,7 +441,7 @@ def test_command_of_an_interrupted_run_can_be_pasted_and_uses_the_rules_found(ba
 
 @pytest.mark.parametrize("after", [1, 3, 6])
 def test_killed_run_leaves_a_sound_store(after, bare, place):
-    with ended(start_python(bare, place, ANNOUNCING, "learned", 0, "--cold", *PUBLISHED)) as run:
+    with ended(start_python(bare, place, ANNOUNCING, 0, "--cold", *PUBLISHED)) as run:
         for _ in range(after):
             assert run.stdout.readline() == "done\n"
         run.kill()
@@ -521,31 +495,6 @@ def test_four_writers_at_once_all_get_their_rules_in(bare, place):
     sectors = known("s").sectors
     assert set(sectors) == set(range(90))
     assert all(len(sector.rules) == len(set(sector.rules)) == 9 for sector in sectors.values())
-
-
-def test_four_programs_at_once_share_one_store(bare, place):
-    runs = [
-        ["--family", "bubble", "--integral", "2,3"],
-        ["--family", "box", "--integral", "2,1,1,1"],
-        ["--paper-masters-only", "--integral", "1,1,1,1,1,1,-1"],
-        ["--paper-masters-only", "--integral", "1,1,1,1,1,2,0"],
-    ]
-    with contextlib.ExitStack() as stack:
-        command = [sys.executable, str(bare / "ibp_reduce.py"), "--cold", "--quiet", "--store", "s"]
-        started = [
-            stack.enter_context(ended(subprocess.Popen([*command, *words, "--output", f"{i}.pkl"], cwd=place, stderr=subprocess.PIPE)))
-            for i, words in enumerate(runs)
-        ]
-        ends = [(run.communicate(timeout=DEADLINE_S)[1], run.returncode) for run in started]
-    assert ends == [(b"", 0)] * 4
-    shared = known("s")
-    for i, words in enumerate(runs):
-        together = load_builtins(Path(f"{i}.pkl").read_bytes())
-        alone = reduced(*words, "--cold", "--store", f"s{i}")
-        assert together["reductions"] == alone["reductions"] and together["statistics"]["rules"] == alone["statistics"]["rules"]
-        again = reduced(*words, "--store", "s")
-        assert again["reductions"] == alone["reductions"] and again["statistics"]["rules"] == 0
-        assert rules_in(shared) >= rules_in(known(f"s{i}"))
 
 
 def test_last_store_that_is_read_only_is_said_and_costs_no_result(reduce_at, tmp_path):
