@@ -14,8 +14,7 @@ import numpy as np
 
 from ibp.elimination import eliminate_heavier, is_reducible, subtract
 from ibp.identities import Equations
-from ibp.replay import CompiledRule
-from ibp.rules import NEIGHBOURHOODS, Action, CornerRegion, Rule, level_of
+from ibp.rules import NEIGHBOURHOODS, Action, CompiledRule, CornerRegion, Rule, level_of
 from ibp.sectors import Sector, integrals_near_corner
 from ibp.tables import run_numbers
 

@@ -26,14 +26,13 @@ from ibp.letters import kinematic_letters
 from ibp.masters import change_basis, use_relations
 from ibp.polynomials import Polynomial
 from ibp.primes import probe_primes
-from ibp.probe import probe
 from ibp.problems import Outcome, Problem, run_name
 from ibp.recording import record_trace
 from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
 from ibp.store import Store
 from ibp.targets import show_targets
-from ibp.trace import Trace
+from ibp.trace import Trace, probe
 
 
 def parse_symbols(text: str | None, family: Family, numbers: set[str]) -> tuple[str, ...]:

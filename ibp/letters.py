@@ -18,9 +18,8 @@ from ibp.errors import Unlucky
 from ibp.families import Family
 from ibp.geometry import determinant_of
 from ibp.identities import external_products, function_field
-from ibp.polynomials import Factors, Polynomial, affine, frozen, restricted
+from ibp.polynomials import Factors, Polynomial, affine, divide, frozen, horner, restricted, times_divisible
 from ibp.residues import invert
-from ibp.univariate import divide, horner, times_divisible
 
 LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
 MOST_LINEAR_LETTERS = 5000

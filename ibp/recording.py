@@ -21,10 +21,9 @@ from ibp.errors import ReductionError
 from ibp.families import Index
 from ibp.identities import Operator, evaluate_identities, show_point, unit_column
 from ibp.problems import Outcome, Problem
-from ibp.replay import CompiledRule
-from ibp.rule_results import FirstPoint
+from ibp.rules import CompiledRule
 from ibp.sector_reduction import SectorReduction, reduce_sector
-from ibp.sector_traces import SectorPart, lay_out
+from ibp.sector_traces import FirstPoint, SectorPart, lay_out
 from ibp.sectors import sector_of, sector_order, show
 from ibp.store import Store
 from ibp.tables import is_member, sum_by_key

@@ -1,7 +1,7 @@
 """Coefficients from their values at sample points: by tasks, and from the journal of an earlier run.
 
-`find_coefficients` sets a `PointProblem` up, asks a `Sampler` for values until a reconstruction has all `Coefficients`, and gives an
-`ExactOutcome`. What is computed at a point, and how, is the problem's: reductions in exact.py, linear systems in system_points.py.
+`reduce_at_points` sets a `PointProblem` up, asks a `Sampler` for values until a reconstruction has all `Coefficients`, and gives an
+`ExactOutcome`. What is computed at a point, and how, is the problem's: reductions in exact.py, linear systems in systems.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,11 +25,14 @@ from ibp.console import Reporter, format_seconds
 from ibp.errors import ReductionError, StopRequested
 from ibp.journal import Journal
 from ibp.polynomials import Polynomial
-from ibp.probe import POINTS_AT_ONCE
 from ibp.reconstruction import reconstruct
 from ibp.run_directory import RunDirectory
+from ibp.runs import Running, claimed_run, drop_jobs, make_executor
 from ibp.samples import Sample, unpack_points
 from ibp.store import Store
+from ibp.trace import POINTS_AT_ONCE
+
+CONDOR_SECONDS, LOCAL_SECONDS = 60.0, 4.0  # what a task takes: a job of HTCondor is not worth its start if it is short
 
 
 class Coefficients(Protocol):
@@ -253,3 +257,29 @@ class Sampler:
         lines, sound = self._table(rows)
         self.journal.append({"samples": chunk, "values": lines.tobytes(), "good": sound.tobytes()})
         self.known.update(zip(chunk, rows))
+
+
+def reduce_at_points(
+    problem: PointProblem,
+    running: Running,
+    device: str,
+    shelves: Sequence[Store],
+    reporter: Reporter,
+    save: Callable[[ExactOutcome], None],
+    quiet: bool = False,
+) -> ExactOutcome:
+    """Reconstruct all coefficients; what a later run would go on with is dropped once the outcome is saved.
+
+    Raises InputError, ReductionError, ExecutorError, StopRequested.
+    """
+    condor = running.by_condor
+    seconds = running.job_seconds or (CONDOR_SECONDS if condor else LOCAL_SECONDS)
+    tasks = PointTasks(device, seconds, 1 if condor else None, quiet)
+    with claimed_run(running, "exact", reporter.say) as directory:
+        with closing(Journal(directory.exact, problem.name, reporter.say)) as journal:
+            drop_jobs(directory, reporter.say)  # of an earlier controller: what they would have told is asked again
+            start = partial(make_executor, running.where, directory.jobs, reporter.say)
+            outcome = find_coefficients(problem, journal, directory, start, reporter, tasks, shelves)
+        save(outcome)
+        directory.clear()
+    return outcome

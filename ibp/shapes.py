@@ -18,9 +18,19 @@ import numpy as np
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.letters import Letters, degrees_of
-from ibp.polynomials import Factors, Polynomial, affine, count_exponents, degree_of, lower_set
+from ibp.polynomials import (
+    REDUNDANT_POINTS,
+    Factors,
+    Polynomial,
+    affine,
+    count_exponents,
+    degree_of,
+    divide,
+    greatest_common_divisor,
+    linear_factors,
+    lower_set,
+)
 from ibp.samples import Asker, Line
-from ibp.univariate import REDUNDANT_POINTS, divide, greatest_common_divisor, linear_factors
 
 PAIRS_PAY = 10  # degrees in pairs of variables are found where they take fewer than one in so many of the points of the grid
 

@@ -33,10 +33,10 @@ from ibp.differential import _momentum_changes, derivative_of, differentiate, gr
 from ibp.exports import read_export, write_exports
 from ibp.families import BUILT_IN_FAMILIES, family_definition
 from ibp.identities import Column
-from ibp.probe import probe
 from ibp.problems import Problem
 from ibp.recording import record_trace
 from ibp.sectors import show, weight
+from ibp.trace import probe
 from ibp.verification import read_result
 
 

@@ -14,8 +14,7 @@ from support_oracles import Kinematics, exact_result, exact_value, seeds_of
 from executors.tasks import Shared
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.samples import unpack_points
-from ibp.system_points import solve_points
-from ibp.systems import LinearSystem, read_system, solve_system
+from ibp.systems import LinearSystem, read_system, solve_points, solve_system
 
 
 def solved_system(place, text, *words):

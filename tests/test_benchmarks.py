@@ -1,4 +1,4 @@
-"""The benchmark of searches."""
+"""The benchmarks of searches and of points."""
 
 from support import patch_rooms, said
 
