@@ -131,22 +131,13 @@ def linear_factors(poly: np.ndarray, p: int) -> dict[tuple[int, int], int]:
     roots = pairs[:, 1] % p * invert(pairs[:, 0], p) % p
     found: dict[tuple[int, int], int] = {}
     for position in np.flatnonzero(horner(poly, roots, p) == 0).tolist():
-        rest, factor = poly, np.array([-int(roots[position]) % p, 1])
-        while len(rest) > 1:
-            quotient, remainder = divide(rest, factor, p)
-            if len(remainder):
-                break
-            rest = quotient
-            pair = (int(pairs[position, 0]), int(pairs[position, 1]))
-            found[pair] = found.get(pair, 0) + 1
+        a, b = pairs[position].tolist()
+        found[a, b] = times_divisible(poly, np.array([-int(roots[position]) % p, 1]), p)
     return found
 
 
 def solve_geometric(bases: np.ndarray, values: np.ndarray, p: int) -> np.ndarray:
-    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1, for different bases (a transposed Vandermonde system).
-
-    Further values are ignored.
-    """
+    """c [N] with sum over m of c_m bases_m^k = values_k for k = 0 … N-1: a transposed Vandermonde system. Further values are ignored."""
     master = np.ones(1, np.int64)
     for base in bases.tolist():
         master = multiply(master, np.array([-base % p, 1]), p)

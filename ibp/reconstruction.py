@@ -71,10 +71,10 @@ def denominator_cost(shapes: Shapes, f: int) -> int:
 
 def _denominators(asker: Asker, shapes: Shapes, chosen: list[int]) -> list[Monomials]:
     """What is left of denominators with the same degrees; one prime may do, since the slices are modulo another."""
-    supports: dict[int, list[tuple[int, ...]]] = {}
+    supports: Supports = {}
 
-    def images(batch: list[int], wanted: list[int]) -> dict[int, dict[int, list[int]]]:
-        result: dict[int, dict[int, list[int]]] = {}
+    def images(batch: list[int], wanted: list[int]) -> dict[int, Vectors]:
+        result: dict[int, Vectors] = {}
         for p in batch:
             result[p] = {}
             for f, poly in _denominators_modulo(asker, shapes, p, wanted).items():
@@ -109,6 +109,7 @@ def _denominators_modulo(asker: Asker, shapes: Shapes, p: int, chosen: list[int]
             point[i] = (shift[i] + t * value) % p
         return tuple(point)
 
+    spread = [active.index(i) if i in active else -1 for i in range(len(asker.variables))]
     direction = (1, *asker.draw(p, len(active) - 1))
     first = asker.along(p, lambda t: place(t, direction), chosen, known=shapes.functions)
     most = max(len(first[f][1]) - 1 for f in chosen)
@@ -131,7 +132,7 @@ def _denominators_modulo(asker: Asker, shapes: Shapes, p: int, chosen: list[int]
             if coefficients[number, k]
         }
         poly = shift_back(poly, [shift[i] for i in active], p)
-        result[f] = {_spread(dict(zip(active, exponents)), len(asker.variables)): value for exponents, value in poly.items()}
+        result[f] = {tuple((*exponents, 0)[k] for k in spread): value for exponents, value in poly.items()}
     return result
 
 
@@ -146,32 +147,26 @@ def _denominators_on_lines(ts: np.ndarray, values: np.ndarray, degree: int, p: i
     return lines
 
 
-def _spread(own: dict[int, int], count: int) -> tuple[int, ...]:
-    """Exponents of all variables."""
-    return tuple(own.get(i, 0) for i in range(count))
-
-
 def find_numerators(
     asker: Asker, shapes: Shapes, boxes: list[list[Exponents]], say: Callable[[str], None], announce: Callable[[int], str]
 ) -> int:
-    """Completes the functions; returns how many primes that took. boxes: exponents that each numerator may have.
-
-    Raises Unlucky, ReductionError.
-    """
+    """Completes the functions, whose numerators have exponents in boxes; returns the number of primes. Raises Unlucky, ReductionError."""
     functions, everything = shapes.functions, list(range(asker.count))
     grid = sorted(set().union(*boxes))
     first = next(asker.primes)
     polys = _on_grid(asker, functions, [first], grid, everything)[first]
-    _must_predict(asker, functions, polys, first)
+    points = [asker.draw(first) for _ in range(2)]
+    if len(_agreeing(functions, polys, asker.values([(first, point) for point in points]), Places(points, first))) < len(polys):
+        raise Unlucky("a numerator is not a polynomial of the degrees that were found")
     if any(not set(poly) <= set(boxes[f]) for f, poly in polys.items()):
         raise Unlucky("a numerator has a higher degree than expected")
     supports = {f: sorted(poly, reverse=True) for f, poly in polys.items()}
     terms = max(map(len, supports.values()))
     sparse = bool(asker.variables) and terms < SPARSE_SHARE * len(grid)
-    points = terms if sparse else len(grid)
-    expected = _expected_primes(asker, shapes, points)
-    told = f"degrees {shapes.describe()}; {len(grid):,} points for the first prime, {points:,} for each of about {expected - 1} more"
-    say(f"{told}: {announce(len(grid) + (expected - 1) * points)}")
+    size = terms if sparse else len(grid)
+    expected = _expected_primes(asker, shapes, size)
+    told = f"degrees {shapes.describe()}; {len(grid):,} points for the first prime, {size:,} for each of about {expected - 1} more"
+    say(f"{told}: {announce(len(grid) + (expected - 1) * size)}")
 
     def images(batch: list[int], wanted: list[int]) -> dict[int, Vectors]:
         polys = _sparsely(asker, functions, batch, supports, wanted) if sparse else _on_grid(asker, functions, batch, grid, wanted)
@@ -185,13 +180,6 @@ def find_numerators(
     for f, numbers in vectors.items():
         functions[f].factor, functions[f].numerator = primitive({e: value for e, value in zip(supports[f], numbers) if value})
     return used
-
-
-def _must_predict(asker: Asker, functions: list[ExactFunction], polys: dict[int, Monomials], p: int) -> None:
-    """Raises Unlucky where a numerator modulo a prime is not this polynomial: degrees or the denominator are wrong."""
-    points = [asker.draw(p) for _ in range(2)]
-    if len(_agreeing(functions, polys, asker.values([(p, point) for point in points]), Places(points, p))) < len(polys):
-        raise Unlucky("a numerator is not a polynomial of the degrees that were found")
 
 
 def _agreeing(functions: list[ExactFunction], polys: dict[int, Monomials], values: np.ndarray, places: Places) -> list[int]:
@@ -258,10 +246,9 @@ def _sparsely(
 
 def _expected_primes(asker: Asker, shapes: Shapes, points: int) -> int:
     """How many primes of so many points there will be, from the size of the numbers at a small rational point."""
-    place = (101, 103, 107, 109, 113, 127, 131)[: len(asker.variables)]
-    expected = 1
+    place, expected = (101, 103, 107, 109, 113, 127, 131)[: len(asker.variables)], 1
     if len(place) < len(asker.variables) or points <= FORESEEN_POINTS:
-        return expected
+        return 1
 
     def images(batch: list[int], chosen: list[int]) -> dict[int, Vectors]:
         result: dict[int, Vectors] = {}
@@ -273,7 +260,7 @@ def _expected_primes(asker: Asker, shapes: Shapes, points: int) -> int:
     try:
         numbers, _ = lift_vectors(asker.primes, list(range(asker.count)), images, 8)
     except Unlucky:
-        return expected
+        return 1
     for f, (number, *_) in numbers.items():
         bits = number.numerator.bit_length() + number.denominator.bit_length()
         inside = sum(degree * math.log2(x) for degree, x in zip(shapes.degrees[f], place))
@@ -299,10 +286,7 @@ def reconstruct(
     announce: Callable[[int], str] = "{:,} points in all".format,
     letters: Sequence[Polynomial] = (),
 ) -> Reconstruction:
-    """So many functions. letters: polynomials that may be factors; announce: what so many points take.
-
-    Raises ReductionError where unlucky choices do not end.
-    """
+    """So many functions. letters: polynomials that may be factors; announce: what so many points take. Raises ReductionError."""
     asker = Asker(ask, variables, count, rng)
     if not count:
         return Reconstruction([])

@@ -1,7 +1,7 @@
 """What a rule is, where rules are looked for, and what one makes of many integrals at once.
 
-A `Rule` is a list of identities, `Action`s relative to a target. It comes from one of the `NEIGHBOURHOODS` of the target, whose numbers
-are the levels of a search; `border_pattern` tells apart what a level can tell apart. A `CompiledRule` is one made ready at a point.
+A `Rule` is a list of identities, `Action`s relative to a target, out of one of the `NEIGHBOURHOODS`, whose numbers are the levels of a
+search; `border_pattern` tells apart what a level can tell apart. A `CompiledRule` is one made ready at a point.
 """
 
 from __future__ import annotations
@@ -77,8 +77,7 @@ class CornerRegion:
     s: int
 
 
-# Levels of a search, tried in this order until one reduces the integral; the first four suffice for almost all. An integral that none of
-# them reduces is unreduced.
+# Levels of a search, tried in this order until one reduces the integral; the first four suffice for almost all.
 NEIGHBOURHOODS: tuple[Neighbourhood | CornerRegion, ...] = (
     Neighbourhood(1, (-1, -1), (-1, 0), 2),
     Neighbourhood(1, (-1, -1), (-1, 1), 3),

@@ -1,6 +1,6 @@
 """Values at sample points: what is asked for, how it travels from a task, and asking at random points.
 
-A `Sample` is a prime and residues of the variables; `Ask` gives the values there. `Asker` draws points for a reconstruction.
+A `Sample` is a prime and residues of the variables; `Ask` gives the values there; an `Asker` draws points.
 """
 
 from __future__ import annotations

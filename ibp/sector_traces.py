@@ -129,8 +129,7 @@ def finish_sector(part: SectorPart, numbers: dict[tuple[int, int], int]) -> Sect
     end = part.first + len(part.live)
     outer = (target < part.first) | (target >= end)
     order = np.lexsort((target, outer))
-    line = np.empty(len(order), np.int64)
-    line[order] = np.arange(len(order))
+    line = np.argsort(order)
     source, target, inner = source[order] + part.first, target[order], int((~outer).sum())
     replays, direct, begin, checked = [], [], 0, 0
     for result, kept in zip(part.results, chosen):
@@ -152,18 +151,8 @@ def finish_sector(part: SectorPart, numbers: dict[tuple[int, int], int]) -> Sect
         levels.append((part.first + a, part.first + b, first, last))
         inner_starts.append(starts[(starts >= first) & (starts < last)] - first)
     outer_start = run_starts(target[inner:])
-    return SectorTrace(
-        part.first,
-        len(part.live),
-        checked,
-        _join_rounds(direct),
-        tuple(replays),
-        tuple(levels),
-        source,
-        tuple(inner_starts),
-        outer_start,
-        target[inner:][outer_start],
-    )
+    lines = _join_rounds(direct), tuple(replays), tuple(levels), source, tuple(inner_starts), outer_start, target[inner:][outer_start]
+    return SectorTrace(part.first, len(part.live), checked, *lines)
 
 
 def _cells(

@@ -1,8 +1,8 @@
 """The shapes of rational functions: degrees, and the factors that lines through random points show.
 
-Along each variable, twice: degrees, and with a common divisor of both the factors that depend on that variable alone; of these the linear
-ones (a x - b with small integers) are taken out of numerators and denominators, and so are the letters (polynomials that are handed over)
-that divide on all slices. Then degrees in several variables together. `find_shapes` makes `Shapes`.
+Along each variable, twice: degrees, and with a common divisor of both the factors in that variable alone; of these the linear ones, with
+small integers, are taken out, and so are the letters (polynomials that are handed over) that divide on all slices. Then degrees in several
+variables together.
 """
 
 from __future__ import annotations
@@ -86,18 +86,13 @@ class Shapes:
 def find_shapes(asker: Asker, letters: Sequence[Polynomial]) -> Shapes:
     """Raises Unlucky."""
     p, count = next(asker.primes), len(asker.variables)
-    bases: list[list[tuple[int, ...]]] = []
-    slices: list[list[Line]] = []
+    bases: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
+    slices: list[list[Line]] = [[] for _ in range(count)]
     for i in range(count):
-        bases.append([])
-        slices.append([])
-        size = 10
         for _ in range(min(2, count)):
-            base = asker.draw(p)
+            base, size = asker.draw(p), _points_for(slices[i][0]) if slices[i] else 10
             bases[i].append(base)
-            line = asker.along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), range(asker.count), size)
-            slices[i].append(line)
-            size = _points_for(slices[i][0])
+            slices[i].append(asker.along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), range(asker.count), size))
     functions = [ExactFunction() for _ in range(asker.count)]
     known = partial(Letters, bases=bases, p=p)
     given = known(letters if count > 1 else ())

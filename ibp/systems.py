@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -28,7 +28,7 @@ from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial, polynomial_residue
 from ibp.primes import GENERIC_PRIME, OTHER_PRIME, probe_primes
 from ibp.problems import run_name
-from ibp.sampler import ExactOutcome
+from ibp.sampler import Coefficients, ExactOutcome
 from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
 from ibp.store import Store
@@ -41,10 +41,7 @@ SystemCoefficient = Fraction | tuple[Polynomial, Polynomial]  # a number, or a f
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """Homogeneous equations sum coefficient * unknown = 0; unknowns in the order of elimination, the heaviest last.
-
-    symbols: what the coefficients are functions of; points give their values in this order.
-    """
+    """Equations sum coefficient * unknown = 0; unknowns, the heaviest last; symbols of the coefficients, in the order of points."""
 
     unknowns: tuple[str, ...]
     equations: tuple[dict[str, SystemCoefficient], ...]
@@ -77,7 +74,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     numbers: values of what coefficients may contain beside the symbols. Raises InputError with the line.
     """
     equations: list[dict[str, SystemCoefficient]] = [{}]
-    read = coefficient_reader(numbers, symbols)
+    functions, names = function_field(symbols, numbers) if symbols else (None, numbers)
     for number, line in enumerate([*read_lines(path, "system"), ""], 1):
         text, where = line.partition("#")[0].strip(), f"system {path}, line {number}"
         if not text:
@@ -91,19 +88,14 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
         if label in equations[-1]:
             raise InputError(f"{where}: {label} is in this equation twice; an empty line ends an equation")
         inner = coefficient[1:-1] if coefficient[0] == "(" and coefficient[-1] == ")" else coefficient
-        # most are plain numbers, and reading an expression takes ten times as long
-        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
+        if _PLAIN.fullmatch(inner):  # most are, and reading an expression takes ten times as long
+            equations[-1][label] = Fraction(inner)
+        else:
+            value = evaluate(coefficient, names, where)
+            equations[-1][label] = freeze_ratio(functions(value)) if symbols else value
     if not equations[0]:
         raise InputError(f"system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
-
-
-def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -> Callable[[str, str], SystemCoefficient]:
-    """What makes a coefficient of a text and a place for errors."""
-    if not symbols:
-        return lambda text, where: evaluate(text, numbers, where)
-    functions, names = function_field(symbols, numbers)
-    return lambda text, where: freeze_ratio(functions(evaluate(text, names, where)))
 
 
 def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str, ...]:
@@ -122,10 +114,7 @@ def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str
 
 
 def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[Solved, list[int]]:
-    """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
-
-    Raises InputError where a denominator vanishes modulo p.
-    """
+    """{number of an unknown: what it equals, in lighter ones}, and numbers of the equations that said so. Raises InputError."""
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
     for equation in system.equations:
@@ -193,12 +182,12 @@ class SystemProblem:
         return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
 
     def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> SystemCoefficients:
-        """A system needs no rules. Raises ReductionError, InputError."""
+        """Raises ReductionError, InputError."""
         return SystemCoefficients(self, rng, shared)
 
 
-class SystemCoefficients:
-    """Of the solution of a linear system, as `Coefficients` of a sampler. Raises ReductionError, InputError."""
+class SystemCoefficients(Coefficients):
+    """Of the solution of a linear system, of whose dimensions nothing is known. Raises ReductionError, InputError."""
 
     def __init__(self, problem: SystemProblem, rng: np.random.Generator, shared: Path):
         system = problem.system
@@ -227,20 +216,11 @@ class SystemCoefficients:
         raise ReductionError("system: which unknowns are independent changes from point to point; the numbers are a singular point")
 
     def letters(self) -> tuple[Polynomial, ...]:
-        """Sums of symbols but d, and 1."""
         size = len(self.variables) + 1
         return linear_letters([[int(i == k) for k in range(size)] for i, name in enumerate((*self.variables, "1")) if name != "d"])
 
-    def scale(self, row: str, master: str) -> None:
-        """Nothing is known of dimensions."""
-
     def task(self, samples: Sequence[Sample], device: str) -> tuple:
-        """`solve_points` and its arguments, which know no devices."""
         return solve_points, self.trace, samples
-
-    def row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        """What a task gives."""
-        return raw
 
 
 def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -266,10 +246,7 @@ def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
 def pose_system(
     path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...], p: int, masters: str | None = None, wanted: str | None = None
 ) -> SystemProblem:
-    """The system of a file, for the unknowns that the file `wanted` lists, else for all; those in the file `masters` are the lightest.
-
-    p: modulo it these must be independent. Raises InputError.
-    """
+    """A system for the unknowns in a file, else all; those in `masters`, independent modulo p, are the lightest. Raises InputError."""
     system = read_system(path, numbers, symbols)
     if masters is not None:
         system = prefer(system, read_labels(masters, "--masters"), p, range(1_000_003, 1_000_003 + len(symbols)))

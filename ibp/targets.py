@@ -207,10 +207,7 @@ def only_one(requests: Sequence[Request]) -> Request:
 
 @dataclass(frozen=True)
 class Asked:
-    """families: names and files 'A,B,…', None for all of a project; integral: one of them; integrals, masters: files with one a line.
-
-    Raises InputError.
-    """
+    """families: 'A,B,…', None for all of a project; integral: one of them; integrals, masters: files, one a line. Raises InputError."""
 
     families: str | None = SEED_FAMILY
     integral: str | None = None
@@ -244,11 +241,9 @@ class Asked:
         if self.symmetries and self.families is not None:
             own = {request.family.name: request for request in requests}
             requests = [own.get(family.name, Request(family)) for family in families]
-
-        def masters(family: Family) -> tuple[Index, ...]:
-            return tuple(dict.fromkeys(m for other in preferred if other.family is family for m in other.targets))
-
-        return [replace(request, preferred=masters(request.family), symmetries=self.symmetries) for request in requests]
+        masters = [[m for other in preferred if other.family is request.family for m in other.targets] for request in requests]
+        pairs = ((request, tuple(dict.fromkeys(some))) for request, some in zip(requests, masters))
+        return [replace(request, preferred=some, symmetries=self.symmetries) for request, some in pairs]
 
 
 def read_requests(asked: Asked) -> list[Request]:
@@ -270,10 +265,7 @@ def read_corners(asked: Asked) -> Request:
 def parse_point(
     family: Family, targets: Sequence[Index], d: str | None = None, kinematics: str | None = None, prime: int | None = None
 ) -> Point:
-    """Where to reduce these: 'NAME=VALUE,…', the family's defaults for what is not given.
-
-    Raises InputError for unknown invariants, unreadable numbers and unusable primes.
-    """
+    """Where to reduce these: 'NAME=VALUE,…', the family's defaults for what is not given. Raises InputError."""
     values = dict(family.point)
     given: set[str] = set()
     for item in kinematics.split(",") if kinematics is not None else ():

@@ -1,7 +1,7 @@
 """A reduction recorded once, as array operations without anything that depends on the point, and replayed at many primes and points.
 
-`Trace` holds a `SectorTrace` for every sector, from the top down, and that `Replays` for every rule, whose entries are sums by `Round`.
-recording.py makes it; `probe` replays it at some points at a time, in the same array operations for all.
+`Trace` holds a `SectorTrace` for every sector, from the top down, and that `Replays` for every rule; recording.py makes it, `probe` replays
+it at some points at a time.
 """
 
 from __future__ import annotations

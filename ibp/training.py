@@ -20,7 +20,7 @@ import numpy as np
 from executors.files import replace_file
 from ibp.errors import InputError, PolicyRefused, ReductionError
 from ibp.figures import new_figure, write_figure, write_table
-from ibp.guide import GUIDE_SHAPES, GUIDED_LEVEL, GUIDED_SHARE, NEAR, RowFeatures, describe_rows, guide_rows, guide_scores, inside_rows
+from ibp.guide import GUIDE_SHAPES, GUIDED_LEVEL, GUIDED_SHARE, NEAR, RowFeatures, describe_rows, guide_rows, guide_scores
 from ibp.policy import action_scores, make_network
 from ibp.residues import check_device
 from ibp.rules import NEIGHBOURHOODS, border_distance
@@ -74,17 +74,9 @@ def measure_policy(network: Any, data: TrainingSet, device: str) -> dict[str, fl
             ranks.append(right_ranks(scores, batch))
     rank = torch.cat(ranks).cpu().numpy()
     scrambled = data.arrays["scrambled"][data.held_out]
-
-    def share(values: np.ndarray) -> float:
-        return float(values.mean()) if len(values) else math.nan
-
-    return {
-        "held_out_loss": float(torch.cat(losses).mean()),
-        "top1": share(rank < 1),
-        "top5": share(rank < 5),
-        "top1_eliminations": share(rank[~scrambled] < 1),
-        "top1_scrambles": share(rank[scrambled] < 1),
-    }
+    right = {"top1": rank < 1, "top5": rank < 5, "top1_eliminations": rank[~scrambled] < 1, "top1_scrambles": rank[scrambled] < 1}
+    shares = {name: float(values.mean()) if len(values) else math.nan for name, values in right.items()}
+    return {"held_out_loss": float(torch.cat(losses).mean())} | shares
 
 
 def first_guide(seed: int) -> dict[str, Any]:
@@ -106,7 +98,8 @@ def row_scores(weights: dict[str, Any], lesson: Lesson, some: np.ndarray) -> tup
     seeds = NEIGHBOURHOODS[lesson.level].seeds(lesson.sector)
     features = describe_rows(lesson.sector, lesson.equations, seeds, lesson.level)
     features = RowFeatures(*(torch.from_numpy(np.ascontiguousarray(getattr(features, f.name))) for f in fields(RowFeatures)))
-    possible = inside_rows(lesson.sector, seeds, lesson.targets[some], lesson.equations.count)
+    inside = lesson.sector.contains(lesson.targets[some][:, None] + seeds[None])
+    possible = np.repeat(inside, lesson.equations.count, axis=1)
     right = np.zeros_like(possible)
     for line, number in enumerate(some):
         right[line, lesson.rows[number]] = True
@@ -176,9 +169,8 @@ class TrainingFiles:
         """Raises InputError where one file would be two things."""
         uses = (self.data, self.weights, self.weights.with_suffix(".csv"), self.weights.with_suffix(".png"), self.checkpoint)
         if len({os.path.realpath(path) for path in uses}) < len(uses):
-            raise InputError(
-                f"--training-data {self.data}, --policy {self.weights}: need files of their own beside the curve and the checkpoint"
-            )
+            ours = f"--training-data {self.data}, --policy {self.weights}"
+            raise InputError(f"{ours}: need files of their own beside the curve and the checkpoint")
 
 
 def training_device(name: str) -> str:
@@ -244,11 +236,10 @@ class Training:
         """Write the checkpoint."""
         import torch
 
-        buffer = io.BytesIO()
-        state = {"network": self.network.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"guide": {name: values.detach() for name, values in self.guide.items()}}
-        state |= {"guide_optimizer": self.guide_optimizer.state_dict()}
-        torch.save({"name": self.name, "curve": self.curve, "seconds": self.seconds} | state, buffer)
+        buffer, guide = io.BytesIO(), {name: values.detach() for name, values in self.guide.items()}
+        state = {"name": self.name, "curve": self.curve, "seconds": self.seconds, "network": self.network.state_dict(), "guide": guide}
+        optimizers = {"optimizer": self.optimizer.state_dict(), "guide_optimizer": self.guide_optimizer.state_dict()}
+        torch.save(state | optimizers, buffer)
         replace_file(self.files.checkpoint, buffer.getvalue())
 
     def run_epoch(self, tick: Callable[[int, int], None]) -> bool:
@@ -259,9 +250,8 @@ class Training:
         started, epoch = time.monotonic(), len(self.curve)
         loss = self._learn_positions(epoch, tick)
         rng = np.random.default_rng((self.plan.seed, epoch, 1))
-        if not math.isfinite(loss) or not all(
-            train_guide(self.guide, self.guide_optimizer, self.data.lessons, rng) for _ in range(GUIDE_PASSES)
-        ):
+        passes = (train_guide(self.guide, self.guide_optimizer, self.data.lessons, rng) for _ in range(GUIDE_PASSES))
+        if not math.isfinite(loss) or not all(passes):
             return False
         measured = measure_policy(self.network, self.data, self.device) | {"guide": measure_guide(self.guide, self.data.lessons)}
         if not math.isfinite(measured["held_out_loss"]):

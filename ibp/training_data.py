@@ -1,8 +1,8 @@
 """The examples that policy and guide learn from: trajectories and rules, made sector by sector, in a file that is checked when it is read.
 
 A trajectory is a rule of local elimination, whose identities may be taken in any order, or a scramble: random identities that make an
-integral complicated, to be undone. `follow` notes an `Example` at each of its positions, for the policy; the guide has `Lesson`s, the rows
-of rules. `make_training_data` writes the file, `TrainingSet` reads it. A tenth of the targets is held out: these measure and never train.
+integral complicated, to be undone. `follow` notes an `Example` at each position, for the policy; the guide has `Lesson`s, rows of rules.
+`make_training_data` writes the file, `TrainingSet` reads it. A tenth of the targets is held out: these measure and never train.
 """
 
 from __future__ import annotations
@@ -92,11 +92,8 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
     lightest = min(heavy)
     target = finder.sector.decode(np.array([lightest + ground.target_key], finder.sector.layout.dtype))[0]
     moved = [(operator, tuple((base + np.array(change) - target).tolist())) for operator, change in used]
-    return (
-        SearchGround(finder.sector, finder.structure, target),
-        Position((), {key - lightest: value for key, value in heavy.items()}),
-        list(dict.fromkeys(moved)),
-    )
+    position = Position((), {key - lightest: value for key, value in heavy.items()})
+    return SearchGround(finder.sector, finder.structure, target), position, list(dict.fromkeys(moved))
 
 
 def follow(ground: SearchGround, position: Position, left: list[Action], rng: np.random.Generator, limit: int | None) -> list[Example]:
@@ -163,15 +160,12 @@ def sector_samples(family: Family, bits: int, trajectories: int, seed: int) -> d
     rng = np.random.default_rng(_number_from(family.identifier, bits, seed))
     samples, marks, rules = [], [], []
     for number in range(trajectories):
-        base = random_target(finder.sector, rng)
-        scrambled = number % 2 == 1
+        base, scrambled, trajectory = random_target(finder.sector, rng), number % 2 == 1, None
         if scrambled:
             trajectory = scramble(finder, base, rng)
         elif rule := local_rule(finder, base):  # a trajectory from the target down to what is lighter, by the rows that were used
             trajectory = SearchGround(finder.sector, equations, base), Position(), list(rule.rows)
             rules.append((base, rule))
-        else:
-            trajectory = None
         if trajectory is None:
             continue
         held = is_held_out(family, trajectory[0].target)

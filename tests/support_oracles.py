@@ -645,12 +645,8 @@ class FunctionField:
         return [[factor * entry for entry in row] for row in matrix]
 
 
-def json_free_copy(value):
-    return {key: json_free_copy(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-
 # family: unique sectors, masters with symmetries. In the literature: doublebox 8 (arXiv:1304.1806), pentabox 61 (arXiv:1511.05409),
-# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole. See also test_number_of_masters_by_feynman_parameters.
+# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole; all as dotted integrals with the same U and F leave them.
 SYMMETRIC = {
     "trianglebox": (19, 15), "doublebox": (18, 8), "doublebox-1m": (39, 18), "nonplanar-doublebox": (23, 12), "sunrise": (2, 3),
     "pentabox": (102, 61), "ladder3": (16, 5), "banana3": (2, 4), "box": (5, 3), "bubble": (2, 2),
