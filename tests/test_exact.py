@@ -16,6 +16,7 @@ from support_oracles import (
     check_against_direct_runs,
     exact_result,
     exact_value,
+    integral_with,
     massless_banana,
     needs_stored_rules,
     numerical,
@@ -34,12 +35,9 @@ def inside(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("bits", "square"), [(14, "m1"), (21, "m3"), (28, "m2"), (37, "m1")])
 def test_sunrises_in_d(bits, square):
     """Up to six dots: equal to ratios of Gamma functions at more points than the functions have coefficients."""
-    lines, cases = [i for i in range(7) if bits >> i & 1], {}
-    for dots in [(0, 0, 0), (1, 0, 0), (0, 2, 0), (1, 1, 1), (2, 0, 2), (0, 1, 4), (6, 0, 0), (2, 2, 2), (3, 1, 2)]:
-        target = [0] * 7
-        for i, more in zip(lines, dots):
-            target[i] = 1 + more
-        cases[tuple(target)] = tuple(1 + more for more in dots)
+    lines = [i for i in range(7) if bits >> i & 1]
+    some = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 2), (3, 1, 3), (1, 2, 5), (7, 1, 1), (3, 3, 3), (4, 2, 3)]
+    cases = {integral_with(7, lines, indices): indices for indices in some}
     Path("targets").write_text("\n".join(",".join(map(str, target)) for target in cases))
     result = exact_result("--integrals", "targets", "--symbols", f"d,{square}")
     corner_of = tuple(bits >> i & 1 for i in range(7))

@@ -1,4 +1,4 @@
-"""symmetries."""
+"""Symmetries: each map on vectors; results with them and without; what is refused."""
 
 import dataclasses
 import itertools
@@ -410,7 +410,7 @@ LINES = "--family sunrise --integral 2,1,1,-1,-2"
         (f"{LINES} --cut -1", ("--cut",)),
         (f"{LINES} --cut 1 --cut spanning", ("give it alone",)),
         (f"{LINES} --cut 1,2 --cut 1,3 --symmetries", ("contradict",)),
-        (f"{LINES} --cut spanning --masters list", ("contradict",)),
+        (f"{LINES} --cut spanning --masters two", ("contradict",)),
         (f"{LINES} --cut 1 --engine beam --policy fixed --paths p", ("contradict",)),
         (f"{LINES} --cut 1,2 --cut 1,3 --batch auto", ("one --cut",)),
         (f"{LINES} --cut spanning --batch auto", ("one --cut",)),

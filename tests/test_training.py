@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import Touches, check_refused, said, write_input_files
+from support import BUBBLE, Touches, check_refused, said, write_input_files
 from support_learning import BAD_BYTES, curve_of, guide_of, run_training, same_weights, saved, training_in
 
 from ibp.errors import PolicyRefused, ReductionError
@@ -223,7 +223,6 @@ def test_the_command_trains_and_says_so(one_torch_thread, place, capsys, undrawn
 BAD_SEARCHES = {
     "--engine=other": ("--engine other", "rules or beam"),
     "--engine=beam --policy=fixed --beam-width=0": ("--beam-width 0", "from 1"),
-    "--engine=beam --policy=fixed --beam_width=-2": ("--beam-width -2", "from 1"),
     "--engine=beam --policy=fixed --max-steps=0": ("--max-steps 0", "from 1"),
     "--engine=beam --policy=fixed --beam-order=other": ("--beam-order other", "weight, size or policy"),
     "--engine=beam --beam-width=many": ("--beam-width", "many"),
@@ -238,7 +237,6 @@ BAD_SEARCHES = {
     "verify missing": ("missing", "No such file"),
     "verify directory": ("directory",),
     "benchmark-search 0": ("N 0", "from 1"),
-    "benchmark-search -3": ("N -3", "from 1"),
     "benchmark-search 2 --seed=-1": ("--seed -1",),
     "benchmark-search 2 --policy=missing.pt": ("missing.pt",),
     "train --device=other": ("--device other", "cpu"),
@@ -246,18 +244,14 @@ BAD_SEARCHES = {
     "train --epochs=0": ("--epochs 0", "from 1"),
     "train --learning-rate=0": ("--learning-rate", "above 0"),
     "train --learning-rate=nan": ("--learning-rate", "above 0"),
-    "train --learning-rate=inf": ("--learning-rate", "above 0"),
     "train --policy=fixed": ("--policy fixed", "another name"),
     "train --policy=curve.csv": ("curve.csv", "files of their own"),
-    "train --policy=curve.png": ("curve.png", "files of their own"),
     "train --policy=same --training-data=same": ("same", "files of their own"),
     "train --policy=ibp_work/training.checkpoint": ("training.checkpoint", "files of their own"),
     "train --policy=directory": ("--policy directory", "regular file"),
     "train --training-data=directory": ("--training-data directory", "regular file"),
     'train --work-dir="a file"': ("--work-dir", "a file"),
     "examples --trajectories=0": ("--trajectories 0", "from 1"),
-    "verify x --local=0": ("--local 0", "from 1"),
-    "examples --local=0": ("--local 0", "from 1"),
     "examples --condor": ("--condor is no option of examples",),
     "examples --family=bubble,other": ("'other'", "bubble"),
     "examples --family=bubble,": ("family",),
@@ -272,8 +266,9 @@ def test_bad_search_or_training_is_refused_in_one_line_and_nothing_is_written(co
     check_refused(shlex.split(command) + default, place, capsys, BAD_SEARCHES[command])
 
 
-def test_training_on_a_missing_device_is_refused(place, capsys, monkeypatch):
+@pytest.mark.parametrize("words", [["train"], [*BUBBLE, "--exact"]], ids=["training", "exact run"])
+def test_a_missing_device_is_refused(words, place, capsys, monkeypatch):
     import torch
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    check_refused(["train", "--device", "cuda"], place, capsys, ["--device cuda", "no GPU"])
+    check_refused([*words, "--device", "cuda"], place, capsys, ["--device cuda", "no GPU"])
