@@ -173,9 +173,8 @@ def exact_problem(options: Any, request: Request, symbols: tuple[str, ...] | Non
     from ibp.cuts import read_cuts
     from ibp.errors import InputError
     from ibp.exact import parse_symbols
-    from ibp.primes import MAX_PRIME
     from ibp.reductions import pose_exact
-    from ibp.residues import check_device
+    from ibp.residues import MAX_PRIME, check_device
 
     check_device(options.device)
     if "spanning" in options.cut:
@@ -208,8 +207,8 @@ def run_exact(options: Reduce | Differentiate, exact: ExactProblem) -> int:
 
 def run_solve(options: Solve) -> int:
     from ibp.errors import InputError
-    from ibp.primes import MAX_PRIME
     from ibp.records import system_record, system_summary, write_pickle
+    from ibp.residues import MAX_PRIME
     from ibp.sampler import reduce_at_points
     from ibp.systems import parse_system_values, pose_system, solve_modulo
     from ibp.targets import check_prime

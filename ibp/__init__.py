@@ -10,10 +10,9 @@ words
 
 numbers
 
-    primes            prime numbers: which may be a modulus, the fixed large ones, and random ones for reconstruction
     tables            sorted tables of keys, arrays of int64 or of Python integers: runs, membership, sums by key
     elimination       sparse elimination modulo a prime; a row is a dictionary {column: value} without zeros
-    residues          arithmetic in arrays of residues: modulo one prime, or one for each of many points, on any device; null vectors
+    residues          prime moduli, and arithmetic in arrays of residues: modulo one prime, or one for each of many points; null vectors
     arithmetic        numbers and arithmetic written as text, read token by token without executing anything
     polynomials       polynomials modulo a prime: in one variable as arrays of coefficients, in several as dictionaries or keys
     functions         rational functions as factors and numerators, and their text: `ExactFunction`, whose factors a reconstruction …

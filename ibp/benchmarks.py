@@ -16,8 +16,8 @@ from ibp.discovery import RuleFinder
 from ibp.exact import ExactProblem
 from ibp.families import Family
 from ibp.identities import Equations, generic_equations
-from ibp.primes import SMALLEST_PROBE_PRIME, probe_primes
 from ibp.recording import record_trace
+from ibp.residues import SMALLEST_PROBE_PRIME, probe_primes
 from ibp.sectors import Sector, corner, find_nonzero_sectors, layout_for
 from ibp.store import Store
 from ibp.targets import show_target

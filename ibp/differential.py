@@ -20,8 +20,8 @@ from ibp.families import Family, Index
 from ibp.geometry import determinant_of
 from ibp.identities import Algebra, Column, Operator, freeze_operator
 from ibp.masters import change_basis
-from ibp.primes import probe_primes
 from ibp.problems import Problem
+from ibp.residues import probe_primes
 from ibp.sectors import corner, sector_of, show, weight
 from ibp.store import Store
 

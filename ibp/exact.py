@@ -25,9 +25,9 @@ from ibp.identities import Column, Point, mass_dimension, unit_column
 from ibp.letters import kinematic_letters
 from ibp.masters import change_basis, use_relations
 from ibp.polynomials import Polynomial
-from ibp.primes import probe_primes
 from ibp.problems import Outcome, Problem, run_name
 from ibp.recording import record_trace
+from ibp.residues import probe_primes
 from ibp.sampler import Coefficients
 from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
@@ -85,7 +85,6 @@ class ExactProblem:
 
     @property
     def parts(self) -> tuple:
-        """What decides the result."""
         return self.problem.parts(tuple(self.given.items()), self.symbols)
 
     def random_values(self, rng: np.random.Generator, p: int) -> dict[str, int]:
@@ -98,7 +97,6 @@ class ExactProblem:
         return Point(Fraction(numbers["d"]), tuple((name, Fraction(numbers[name])) for name, _ in self.problem.family.point), p)
 
     def at(self, p: int, values: dict[str, int], columns: tuple[Column, ...]) -> Problem:
-        """These columns at a point."""
         return replace(self.problem, point=self.point(p, values), targets=(), combinations=columns, map_integrals=False)
 
     def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> ExactCoefficients:

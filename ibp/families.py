@@ -114,7 +114,6 @@ def _built_in_family(name: str) -> Family:
 
 
 def _read_family(path: Path) -> Family:
-    """Raises InputError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
@@ -174,7 +173,6 @@ def define_family(data: Any, where: str) -> Family:
 
 
 def _read_masters(entries: Any, family: Family, where: str) -> tuple[Index, ...]:
-    """Raises InputError."""
     if not isinstance(entries, list):
         raise InputError(f"{where}: expected a list of integrals, each a list of {family.n} integers")
     for entry in entries:

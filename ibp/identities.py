@@ -18,7 +18,7 @@ from ibp.arithmetic import evaluate
 from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
 from ibp.polynomials import Polynomial, polynomial_residue
-from ibp.primes import GENERIC_PRIME
+from ibp.residues import GENERIC_PRIME
 
 Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
@@ -236,7 +236,6 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
 
 
 def generic_equations(family: Family) -> Equations:
-    """The identities of a family at its generic point."""
     return evaluate_identities(derive_identities(family), generic_point(family))
 
 

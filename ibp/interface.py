@@ -31,10 +31,10 @@ from ibp.kira import KiraProject
 from ibp.outputs import Outputs
 from ibp.paths import replay_paths
 from ibp.preparation import known_nonzero_sectors
-from ibp.primes import MAX_PRIME
 from ibp.problems import Outcome, Problem
 from ibp.records import expression_lines, system_record, write_pickle
 from ibp.reductions import pose_exact, pose_problem, reduce_exactly, reduce_modulo
+from ibp.residues import MAX_PRIME
 from ibp.runs import Running, make_executor
 from ibp.sampler import reduce_at_points
 from ibp.sectors import corner

@@ -65,7 +65,6 @@ class Letters:
         return np.array(mine, np.int64), -slices[:, 0] % self.p * invert(slices[:, 1], self.p) % self.p
 
     def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
-        """Whether this is what the slices say."""
         return degrees_of(rests) == tuple(self.degrees[poly]) and all(
             times_divisible(rests[i][k], self._on_slice(poly, i, k), self.p)
             for i in np.flatnonzero(self.degrees[poly])

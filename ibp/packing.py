@@ -10,7 +10,7 @@ from typing import Any
 from ibp.arithmetic import parse_number
 from ibp.families import Expression, Family, Index
 from ibp.identities import Point
-from ibp.primes import is_usable_prime
+from ibp.residues import is_usable_prime
 from ibp.sectors import MAX_INDEX
 
 

@@ -62,7 +62,6 @@ def times_divisible(poly: np.ndarray, factor: np.ndarray, p: int) -> int:
 
 
 def horner(poly: np.ndarray, x: np.ndarray, p: int) -> np.ndarray:
-    """Values at x [N]."""
     total = np.zeros(len(x), np.int64)
     for coefficient in poly[::-1].tolist():
         total = (total * x + coefficient) % p
@@ -192,7 +191,6 @@ class Places:
         return self._known[poly]
 
     def product(self, factors: Factors) -> np.ndarray:
-        """Values [N] of a product."""
         result = np.ones(len(self.points), np.int64)
         for poly, multiplicity in factors.items():
             for _ in range(multiplicity):
@@ -290,5 +288,4 @@ def frozen(poly: Monomials) -> Polynomial:
 
 
 def degree_of(factors: Factors, i: int) -> int:
-    """In variable i, of a product."""
     return sum(times * max(exponents[i] for exponents, _ in poly) for poly, times in factors.items())

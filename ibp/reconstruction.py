@@ -98,7 +98,6 @@ def _denominators(asker: Asker, shapes: Shapes, chosen: list[int]) -> list[Monom
 
 
 def _denominators_modulo(asker: Asker, shapes: Shapes, p: int, chosen: list[int]) -> dict[int, Monomials]:
-    """What is left of denominators with the same degrees, up to a factor."""
     limits = {i: degree for i, degree in enumerate(shapes.left(chosen[0])) if degree}
     active = tuple(sorted(limits, key=lambda i: -limits[i]))  # the directions are 1 in the first, where it saves most
     base, shift = asker.draw(p), asker.draw(p)

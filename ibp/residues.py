@@ -1,4 +1,4 @@
-"""Arithmetic in arrays of residues: modulo one prime (`invert`, `null_vector`), and modulo one for each of many points, on any device.
+"""Prime moduli, and arithmetic in arrays of residues: modulo one prime, and modulo one for each of many points, on any device.
 
 `Residues` has the latter; `null_vectors` finds vectors that small matrices take to zero at all its points, by an `elimination_plan`: how
 the rows of a rule are combined to eliminate all integrals but one.
@@ -6,14 +6,45 @@ the rows of a rule are combined to eliminate all integrals but one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ibp.errors import InputError, how_to_install
 
+MAX_PRIME = 2**31 - 1  # products of two residues must fit an int64
+GENERIC_PRIME = 2**31 - 1  # facts about a family and the search for rules use this prime at a pseudo-random point
+OTHER_PRIME = 2**31 - 19  # a second large prime, where one alone could mislead
+LARGEST_PROBE_PRIME = 2**31 - 2**16  # sums of two products of residues slightly above the prime fit an int64
+SMALLEST_PROBE_PRIME = 2**30
 Step = tuple[Any, Any, Any]  # rows and columns that the elimination of a pivot changes, and columns where its row is not zero
+
+
+def is_prime(number: int) -> bool:
+    """Right below 4,759,123,141 (Jaeschke, Math. Comp. 61 (1993) 915)."""
+    if number < 4 or number % 2 == 0:
+        return number in (2, 3)
+    odd, twos = number - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    return number in (7, 61) or all(
+        pow(base, odd, number) == 1 or any(pow(base, odd << k, number) == number - 1 for k in range(twos)) for base in (2, 7, 61)
+    )
+
+
+def is_usable_prime(number: Any) -> bool:
+    return type(number) is int and 2 < number <= MAX_PRIME and is_prime(number)
+
+
+def probe_primes(rng: np.random.Generator) -> Iterator[int]:
+    """Different random primes that Residues can take."""
+    seen: set[int] = set()
+    while True:
+        number = int(rng.integers(SMALLEST_PROBE_PRIME, LARGEST_PROBE_PRIME)) | 1
+        if number not in seen and is_prime(number):
+            seen.add(number)
+            yield number
 
 
 def invert(values: np.ndarray, p: int) -> np.ndarray:
@@ -57,7 +88,6 @@ class Residues:
         return np.zeros(shape, np.int64)
 
     def take(self, array: Any, index: Any) -> Any:
-        """Lines of an array."""
         return np.take(array, index, axis=0)
 
     def sums(self, values: Any, start: Any, axis: int = 0) -> Any:

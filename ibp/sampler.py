@@ -208,7 +208,6 @@ class Sampler:
             self.reporter.say(line)
 
     def estimate(self, points: int) -> str:
-        """What so many further points take."""
         return f"{points:,} points, some {format_seconds(points * self.seconds_per_point / self.shares)}"
 
     @property

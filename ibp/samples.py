@@ -15,7 +15,7 @@ from executors.files import peak_memory_kb
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.polynomials import Places, rational_interpolation
-from ibp.primes import probe_primes
+from ibp.residues import probe_primes
 
 ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
 MOST_SLICE_POINTS = 6000  # functions of a higher degree than that in one variable are given up

@@ -70,7 +70,6 @@ class Shapes:
         return free * count_exponents([self.degrees[f][i] for i in self.summed], self.total(f))
 
     def box(self, f: int) -> list[tuple[int, ...]]:
-        """Exponents that a numerator may have."""
         return lower_set([(self.degrees[f], [(summed, totals[f]) for summed, totals in self.sums.items()])])
 
     def describe(self) -> str:

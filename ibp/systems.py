@@ -26,8 +26,8 @@ from ibp.errors import InputError, ReductionError
 from ibp.identities import freeze_ratio, function_field
 from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial, polynomial_residue
-from ibp.primes import GENERIC_PRIME, OTHER_PRIME, probe_primes
 from ibp.problems import run_name
+from ibp.residues import GENERIC_PRIME, OTHER_PRIME, probe_primes
 from ibp.sampler import Coefficients, ExactOutcome
 from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
@@ -171,14 +171,11 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int, values: Seque
 
 @dataclass(frozen=True)
 class SystemProblem:
-    """A system to be solved for these unknowns."""
-
     system: LinearSystem
     wanted: tuple[str, ...]
 
     @property
     def name(self) -> str:
-        """Tells its runs from others."""
         return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
 
     def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> SystemCoefficients:

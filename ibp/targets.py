@@ -17,7 +17,7 @@ from ibp.arithmetic import evaluate, is_factor, parse_number, split_terms
 from ibp.errors import InputError
 from ibp.families import LARGEST_INDEX, Expression, Family, Index, check_common, load_families, load_one_family
 from ibp.identities import Column, Point, function_field
-from ibp.primes import MAX_PRIME, is_usable_prime
+from ibp.residues import MAX_PRIME, is_usable_prime
 from ibp.sectors import corner, r_and_s, show
 
 _PLACE = "integral_of_a_term"  # stands in a term for its integral
@@ -60,7 +60,6 @@ Target = Index | Combination | Column
 
 
 def target_name(target: Target) -> Any:
-    """What a target is called in a result."""
     return target if isinstance(target, tuple) else target.name
 
 

@@ -233,7 +233,6 @@ class Training:
             raise PolicyRefused(f"checkpoint {checkpoint}: of a training with other data or options; delete it, or give --fresh")
 
     def save(self) -> None:
-        """Write the checkpoint."""
         import torch
 
         buffer, guide = io.BytesIO(), {name: values.detach() for name, values in self.guide.items()}

@@ -30,7 +30,7 @@ from ibp.guide import GUIDE_LEVELS, NEAR
 from ibp.identities import Equations, generic_equations
 from ibp.policy import INPUTS, Features, describe_moves, gather_lines, make_batch
 from ibp.positions import Position, SearchGround
-from ibp.primes import GENERIC_PRIME
+from ibp.residues import GENERIC_PRIME
 from ibp.rules import LAST_NEIGHBOURHOOD, NEIGHBOURHOODS, Action, Rule, border_distance
 from ibp.sectors import Layout, Sector, find_nonzero_sectors
 from ibp.tables import run_numbers

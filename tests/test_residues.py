@@ -1,4 +1,6 @@
-"""Arithmetic of many points, and null vectors of small matrices."""
+"""Primes, arithmetic of many points, and null vectors of small matrices."""
+
+import itertools
 
 import numpy as np
 from hypothesis import given, settings
@@ -6,7 +8,17 @@ from hypothesis import strategies as st
 from support import P31, PRIMES, laws
 from support_oracles import BIG_PRIMES, few_examples
 
-from ibp.residues import Residues, elimination_plan, invert, make_residues, null_vector, null_vectors
+from ibp.residues import Residues, elimination_plan, invert, is_prime, make_residues, null_vector, null_vectors, probe_primes
+
+
+def test_primes():
+    assert [n for n in range(2000) if is_prime(n)] == [n for n in range(2, 2000) if all(n % q for q in range(2, n))]
+    for strong_pseudoprime in (2047, 3215031751, 25326001, 4759123141 - 2):
+        factors = [q for q in range(2, 70_000) if strong_pseudoprime % q == 0]
+        assert is_prime(strong_pseudoprime) == (not factors)
+    some = list(itertools.islice(probe_primes(np.random.default_rng(2)), 50))
+    assert len(set(some)) == 50 and all(2**30 < p < 2**31 - 2**16 for p in some)
+    assert all(p % q for p in some for q in range(2, 46_341))
 
 
 @few_examples
