@@ -23,7 +23,7 @@ import numpy as np
 from executors.files import replace_file
 from ibp.console import Reporter
 from ibp.discovery import RuleFinder
-from ibp.elimination import substitute
+from ibp.elimination import subtract
 from ibp.errors import UNREADABLE, PolicyRefused
 from ibp.families import Family
 from ibp.guide import GUIDE_LEVELS, NEAR
@@ -80,9 +80,7 @@ def scramble(finder: RuleFinder, base: np.ndarray, rng: np.random.Generator) -> 
         place = rng.integers(len(moves.operator))
         action = (int(moves.operator[place]), tuple((moves.seed[place] - base).tolist()))
         row = ground.row(action)
-        factor = -pow(row[key], -1, p) % p
-        line = {other: value * factor % p for other, value in row.items() if other != key}
-        expression = substitute(expression, {key: line}, p)
+        subtract(expression, row, expression[key] * pow(row[key], -1, p), p)
         used.append(action)
         if not expression:
             return None

@@ -127,32 +127,15 @@ def test_random_linear_propagators(reduce_at, masses, linear, target):
     agrees_with_oracle(reduce_at, family, [target], 8, 8)
 
 
-@pytest.mark.parametrize("target", [(1, 1, 1, 2, 1), (2, 0, 1, 1, 1), (1, 2, 0, 1, 2), (0, 1, 1, 2, 1)])
-def test_two_loop_linear_propagators(reduce_at, tmp_path, target):
-    """The heavy-quark self-energy at two loops, from a JSON file."""
-    definition = {
-        "name": "heavy2", "loop_momenta": ["k1", "k2"], "external_momenta": ["p"], "isps": 0,
-        "kinematics": {"p*p": "1"}, "invariants": {"w": 5},
-        "propagators": ["k1", "k2", "k1-k2", ["2*k1*p", "w"], ["2*k2*p", "w"]],
-    }  # fmt: skip
-    path = tmp_path / "heavy2.json"
-    path.write_text(json.dumps(definition))
-    agrees_with_oracle(reduce_at, load_family(str(path)), [target], 3, 2)
-
-
-def test_on_shell_self_energy(reduce_at):
-    """p^2 = m^2: the two-loop on-shell family with two massive lines, symbols shared by masses and kinematics."""
-    propagators = [("k1", "0"), ("k2", "0"), ("k1+p", "m"), ("k2+p", "m"), ("k1+k2+p", "m")]
-    family = small_family("onshell", "k1 k2", "p", propagators, 0, [("p*p", "m")], [("m", "13/4")])
-    agrees_with_oracle(reduce_at, family, [(1, 1, 1, 1, 1), (1, 1, 0, 0, 2), (2, 1, -1, 0, 1), (1, 1, 1, 0, 1)], 2, 2)
-
-
 HQET = small_family("hqet", "k1", "v", [("k1", "0"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("w", "-5")])
 HQET_MASSIVE = small_family("hqet-m", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
 GRAVITY = small_family(
-    "gravity", "k1 k2", "q v", [(text, "0") for text in ("2*k1*v", "2*k2*v", "k1", "k2", "k1+k2-q", "k1-q", "k2-q")], 0,
+    "gravity", "k1 k2", "q v", zip(("2*k1*v", "2*k2*v", "k1", "k2", "k1+k2-q", "k1-q", "k2-q"), "0000000"), 0,
     [("q*q", "t"), ("q*v", "0"), ("v*v", "1")], [("t", "-7")],
 )  # fmt: skip
+LINES = ("k1", "k2", "k1-k2", "2*k1*p", "2*k2*p"), ("k1", "k2", "k1+p", "k2+p", "k1+k2+p")
+HEAVY = small_family("heavy2", "k1 k2", "p", zip(LINES[0], "000ww"), 0, [("p*p", "1")], [("w", "5")])
+ON_SHELL = small_family("onshell", "k1 k2", "p", zip(LINES[1], "00mmm"), 0, [("p*p", "m")], [("m", "13/4")])
 GRAVITY_RESIDUAL = dataclasses.replace(
     GRAVITY, name="gravity-w", propagators=(("2*k1*v", "w"), ("2*k2*v", "w"), *GRAVITY.propagators[2:]), point=(("t", "-7"), ("w", "5"))
 )
@@ -181,15 +164,17 @@ def test_heavy_quark_bubble_in_closed_form(reduce_at, w):
 @pytest.mark.parametrize(
     ("family", "targets", "dots", "s", "masters"),
     [
+        (HEAVY, [(1, 1, 1, 2, 1), (2, 0, 1, 1, 1), (1, 2, 0, 1, 2), (0, 1, 1, 2, 1)], 3, 2, None),
+        (ON_SHELL, [(1, 1, 1, 1, 1), (1, 1, 0, 0, 2), (2, 1, -1, 0, 1), (1, 1, 1, 0, 1)], 2, 2, None),
         (HQET_MASSIVE, [(3, 2), (4, -2), (1, 3), (-1, 3)], 8, 6, 2),
         (GRAVITY, [(1, 1, 1, 1, 1, -1, 0), (1, 0, 1, 1, 1, -1, 0), (2, 1, 1, 1, 1, 0, 0)], 1, 2, 4),
         (GRAVITY, [(1, 1, 1, 1, 1, 1, 1)], 1, 2, 16),
         (GRAVITY, [(1, 1, 1, 1, 0, 1, 1)], 1, 2, None),
         (GRAVITY_RESIDUAL, [(2, 1, 1, 1, 1, 0, 0), (1, 1, 1, 1, 0, -1, -1)], 1, 2, 14),
     ],
-    ids=["hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
+    ids=["heavy2", "on-shell", "hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
 )
-def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, masters):
-    """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
+def test_families_by_brute_force(reduce_at, family, targets, dots, s, masters):
+    """Self-energies of a heavy quark and on shell, p^2 = m^2; one-loop HQET with a mass; two linear propagators, q.v = 0, v^2 = 1."""
     outcome = agrees_with_oracle(reduce_at, family, targets, dots, s)
     assert masters is None or len(outcome.masters) == masters
