@@ -48,6 +48,14 @@ def quadratic_form(text, momenta):
     return {(x, y): routing[x] * routing[y] for x in momenta for y in momenta if x in routing and y in routing}
 
 
+def solve_columns(matrix, columns):
+    """X with matrix @ X = columns, in Fractions."""
+    import sympy
+
+    solution = sympy.Matrix(matrix).LUsolve(sympy.Matrix(columns))
+    return [[Fraction(int(value.p), int(value.q)) for value in row] for row in solution.tolist()]
+
+
 class Kinematics:
     """A family in Fractions: forms[b], quadratic form of propagator b; masses[b], squared; products[x, y] of external momenta."""
 
@@ -80,20 +88,12 @@ class Kinematics:
         return loop, rest
 
     def in_propagators(self):
-        """Every scalar product with a loop momentum as n + 1 coefficients of D_1 … D_n, 1: Gauss-Jordan on loop part = D + mass - rest."""
-        n = len(self.forms)
+        """Every scalar product with a loop momentum as n + 1 coefficients of D_1 … D_n, 1: loop part = D + mass - rest."""
         pairs = [pair for pair in itertools.combinations_with_replacement(self.momenta, 2) if pair[0] in self.loops]
-        rows = []
-        for b, (loop, rest) in enumerate(map(self.split, self.forms)):
-            rows.append([loop.get(pair, Fraction(0)) for pair in pairs] + [Fraction(b == c) for c in range(n)] + [self.masses[b] - rest])
-        for c in range(n):
-            pivot = next(r for r in range(c, n) if rows[r][c])
-            rows[c], rows[pivot] = rows[pivot], rows[c]
-            rows[c] = [value / rows[c][c] for value in rows[c]]
-            for r in range(n):
-                if r != c and rows[r][c]:
-                    rows[r] = [value - rows[r][c] * other for value, other in zip(rows[r], rows[c])]
-        return {pair: row[n:] for pair, row in zip(pairs, rows)}
+        parts = [(*self.split(form), mass) for form, mass in zip(self.forms, self.masses)]
+        matrix = [[loop.get(pair, 0) for pair in pairs] for loop, _, _ in parts]
+        columns = [[*(int(b == c) for c in range(len(parts))), mass - rest] for b, (_, rest, mass) in enumerate(parts)]
+        return dict(zip(pairs, solve_columns(matrix, columns)))
 
     def identities(self, d):
         """[{shift: [c_0, c_1, …, c_n]}]: d/dk . q for all loop momenta k and all momenta q, then the LI of each pair of legs."""

@@ -25,6 +25,7 @@ from support_oracles import (
     record_of,
     rising,
     small_family,
+    solve_columns,
 )
 
 from ibp.coefficients import names_in_coefficients
@@ -165,19 +166,6 @@ def derivative_by_hand(family, x, master, values):
             term = tuple(a + (i == b) - (i == k) for i, a in enumerate(master))
             total[term] = total.get(term, 0) - master[b] * value
     return {term: value for term, value in total.items() if value}
-
-
-def solve_columns(matrix, columns):
-    """X with matrix @ X = columns, in Fractions."""
-    size, rows = len(matrix), [[*map(Fraction, a), *b] for a, b in zip(matrix, columns)]
-    for k in range(size):
-        pivot = next(r for r in range(k, size) if rows[r][k])
-        rows[k], rows[pivot] = rows[pivot], rows[k]
-        rows[k] = [value / rows[k][k] for value in rows[k]]
-        for r in range(size):
-            if r != k and rows[r][k]:
-                rows[r] = [value - rows[r][k] * other for value, other in zip(rows[r], rows[k])]
-    return [row[size:] for row in rows]
 
 
 @pytest.mark.parametrize("name", DIFFERENTIAL)
