@@ -47,12 +47,6 @@ def multiply(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
     return result
 
 
-def greatest_common_divisor(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
-    while len(b):
-        a, b = b, divide(a, b, p)[1]
-    return a * pow(int(a[-1]), -1, p) % p
-
-
 def times_divisible(poly: np.ndarray, factor: np.ndarray, p: int) -> int:
     """How often a factor that is no constant divides."""
     for times in itertools.count():
@@ -285,7 +279,3 @@ def primitive(poly: Monomials) -> tuple[Fraction, Monomials]:
 def frozen(poly: Monomials) -> Polynomial:
     """The same polynomial up to a factor, as a key."""
     return tuple(primitive(poly)[1].items())
-
-
-def degree_of(factors: Factors, i: int) -> int:
-    return sum(times * max(exponents[i] for exponents, _ in poly) for poly, times in factors.items())

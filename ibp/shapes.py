@@ -18,21 +18,20 @@ import numpy as np
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.letters import Letters, degrees_of
-from ibp.polynomials import (
-    REDUNDANT_POINTS,
-    Factors,
-    Polynomial,
-    affine,
-    count_exponents,
-    degree_of,
-    divide,
-    greatest_common_divisor,
-    linear_factors,
-    lower_set,
-)
+from ibp.polynomials import REDUNDANT_POINTS, Factors, Polynomial, affine, count_exponents, divide, linear_factors, lower_set
 from ibp.samples import Asker, Line
 
 PAIRS_PAY = 10  # degrees in pairs of variables are found where they take fewer than one in so many of the points of the grid
+
+
+def _greatest_common_divisor(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
+    while len(b):
+        a, b = b, divide(a, b, p)[1]
+    return a * pow(int(a[-1]), -1, p) % p
+
+
+def _degree_of(factors: Factors, i: int) -> int:
+    return sum(times * max(exponents[i] for exponents, _ in poly) for poly, times in factors.items())
 
 
 @dataclass
@@ -76,8 +75,8 @@ class Shapes:
         """Largest degrees of numerators and denominators in each variable, factors included."""
         texts = []
         for i, name in enumerate(self.variables):
-            above = max(some[i] + degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
-            below = max(self.left(f)[i] + degree_of(function.below, i) for f, function in enumerate(self.functions))
+            above = max(some[i] + _degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
+            below = max(self.left(f)[i] + _degree_of(function.below, i) for f, function in enumerate(self.functions))
             texts.append(f"{name}: {above}/{below}")
         return ", ".join(texts) or "0"
 
@@ -115,7 +114,7 @@ def _without_linear(i: int, count: int, parts: list[np.ndarray], factors: Factor
     """Polynomials on slices without the linear factors in variable i of so many alone, which go to factors."""
     if any(len(part) != len(parts[0]) or not len(part) for part in parts):
         raise Unlucky("degrees differ between two lines")
-    for (a, b), multiplicity in linear_factors(greatest_common_divisor(parts[0], parts[-1], p), p).items():
+    for (a, b), multiplicity in linear_factors(_greatest_common_divisor(parts[0], parts[-1], p), p).items():
         factors[affine([a if j == i else 0 for j in range(count)] + [-b])] = multiplicity
         for _ in range(multiplicity):
             parts = [divide(part, np.array([-b % p, a]), p)[0] for part in parts]
