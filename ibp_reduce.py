@@ -154,7 +154,7 @@ def run_reduce(options: Reduce) -> int:
 def run_differentiate(options: Differentiate) -> int:
     from ibp.differential import DifferentialProblem, parse_variables
     from ibp.kira import read_kira_corners
-    from ibp.requests import read_corners
+    from ibp.targets import read_corners
 
     asked = asked_of(options)
     if asked.names_integrals:
@@ -173,9 +173,8 @@ def exact_problem(options: Any, request: Request, symbols: tuple[str, ...] | Non
     from ibp.cuts import read_cuts
     from ibp.errors import InputError
     from ibp.exact import parse_symbols
-    from ibp.primes import MAX_PRIME
     from ibp.reductions import pose_exact
-    from ibp.residues import check_device
+    from ibp.residues import MAX_PRIME, check_device
 
     check_device(options.device)
     if "spanning" in options.cut:
@@ -208,12 +207,11 @@ def run_exact(options: Reduce | Differentiate, exact: ExactProblem) -> int:
 
 def run_solve(options: Solve) -> int:
     from ibp.errors import InputError
-    from ibp.point_runs import reduce_at_points
-    from ibp.primes import MAX_PRIME
     from ibp.records import system_record, system_summary, write_pickle
-    from ibp.requests import check_prime
-    from ibp.system_points import pose_system, solve_modulo
-    from ibp.systems import parse_system_values
+    from ibp.residues import MAX_PRIME
+    from ibp.sampler import reduce_at_points
+    from ibp.systems import parse_system_values, pose_system, solve_modulo
+    from ibp.targets import check_prime
 
     numbers, symbols = parse_system_values(options.kinematics, options.d, options.symbols)
     exact = options.exact or bool(symbols)
@@ -380,7 +378,7 @@ def run_benchmark(options: Benchmark) -> int:
 
 
 def run_benchmark_points(options: BenchmarkPoints) -> int:
-    from ibp.point_benchmark import point_benchmark
+    from ibp.benchmarks import point_benchmark
     from ibp.store import open_stores
 
     _, shelves = open_stores(store_path(options), False, say)
@@ -390,8 +388,8 @@ def run_benchmark_points(options: BenchmarkPoints) -> int:
 
 
 def run_benchmark_search(options: BenchmarkSearch) -> int:
+    from ibp.benchmarks import benchmark_searches
     from ibp.families import load_one_family
-    from ibp.search_benchmark import benchmark_searches
 
     family, reporter = load_one_family(options.family), Progress(options.quiet)
     try:

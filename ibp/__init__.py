@@ -9,14 +9,11 @@ words
 
 numbers
 
-    primes            prime numbers: which may be a modulus, the fixed large ones, and random ones for reconstruction
     tables            sorted tables of keys, arrays of int64 or of Python integers: runs, membership, sums by key
     elimination       sparse elimination modulo a prime; a row is a dictionary {column: value} without zeros
-    residues          arithmetic in arrays of residues: `invert` modulo one prime, `Residues` modulo one for each of many points, on …
-    null_vectors      vectors that small dense matrices take to zero modulo a prime: at one point, or at many with the zeros known …
+    residues          prime moduli, and arithmetic in arrays of residues: modulo one prime, or one for each of many points; null vectors
     arithmetic        numbers and arithmetic written as text, read token by token without executing anything
-    univariate        polynomials and rational functions of one variable modulo a prime, as arrays of coefficients, the constant first
-    polynomials       polynomials in several variables: frozen with integers, as keys; as dictionaries; their values and how they …
+    polynomials       polynomials modulo a prime: in one variable as arrays of coefficients, in several as dictionaries or keys
     functions         rational functions as factors and numerators, and their text: `ExactFunction`, whose factors a reconstruction …
 
 physics
@@ -27,13 +24,11 @@ physics
     geometry          the geometry of a family: propagators as quadratic forms of the momenta, U and F, and which permutations of lines …
     symmetries        shifts of momenta that make sectors equivalent: guessed by U and F, proved by substitution
     masters           reductions rewritten: fewer masters by relations between them, and others that somebody prefers
-    targets           integrals and linear combinations that are to be reduced, as values and as text
-    requests          what a run is asked for, in a person's words, as requests to families at a point
+    targets           what is to be reduced, as values and as text: integrals, linear combinations, and what a person asks for
 
 rules
 
-    rules             what a rule is, and where rules are looked for
-    replay            A rule replayed on many integrals of a sector at once: `CompiledRule`, made at one point, in array operations
+    rules             what a rule is, where rules are looked for, and what one makes of many integrals at once
     discovery         local elimination around one integral finds the rows that reduce it
     knowledge         what is known of a family at any point, and of its one-step results at one: `Knowledge`, by sector `SectorKnowledge`
 
@@ -45,11 +40,8 @@ search
     weights           the file of weights that a training leaves and that searches read
     helpers           helper processes, which share the work of a task that has several processors, and what they are given once for …
     beam              beam search: several ways to a rule followed at once
-    examples          examples for the policy: trajectories of which it is known what was left to do at each position
-    training_data     the file of examples that policy and guide learn from: made sector by sector, and read back with everything checked
-    learning          what policy and guide learn by: their losses on examples, one pass of the guide, and how both are measured on …
-    training          how policy and guide are trained: epoch by epoch, with a checkpoint that a later run goes on from, a weights file …
-    search_benchmark  how long searches for one-step reductions take: of random integrals, by the policy and without one
+    training_data     the examples that policy and guide learn from, in a file that is checked when it is read
+    training          how policy and guide are trained: losses and measures, epochs, checkpoint, weights file, curve
 
 reduction
 
@@ -74,25 +66,19 @@ reduction
 
 exact
 
-    trace             A reduction recorded once, as array operations without anything that depends on the point: what recording.py …
-    probe             A recorded reduction replayed at many primes and points, some at a time, in the same array operations for all: `probe`
-    rule_results      what rules come to at the point where a reduction is recorded: which terms they lead to, and which are zero there …
-    sector_traces     sectors of a trace, made of what their rules came to at the first point: lines, edges, levels and cells get their …
+    trace             a reduction recorded once, as array operations, and replayed at many primes and points: `probe`
+    sector_traces     sectors of a trace, made of what their rules came to at the point where a reduction is recorded
     recording         recording a reduction at one point, and what further points need of that
     samples           values at sample points: what is asked for, how it travels from a task, and asking at random points
     letters           letters: factors that mix variables and may be known beforehand, from the kinematics of a family or from other …
     lifting           rational numbers from residues modulo one prime after another, until they predict the next prime or are confirmed …
     shapes            the shapes of rational functions: degrees, and the factors that lines through random points show
-    denominators      what factors that are known beforehand leave of denominators, by lines through a common point s
-    numerators        numerators of functions with known denominators: polynomials of known degrees, with rational coefficients
     reconstruction    rational functions of some variables from their values modulo primes, at points that are asked for
     sampler           coefficients from their values at sample points: by tasks, and from the journal of an earlier run
-    point_runs        exact results by points that a later run need not compute again: the directory of such a run, its journal and its …
     exact             reductions with rational numbers or functions as coefficients, and what these are at sample points
     differential      differential equations: derivatives of the masters through the masters, and their values in other dimensions
-    systems           homogeneous linear systems of a file: read, put into an order, solved modulo a prime by sparse elimination
-    system_points     linear systems for given unknowns: modulo a prime, or exactly from solutions at sample points
-    point_benchmark   how long the evaluation of a recorded reduction takes, for more and more points at random primes
+    systems           homogeneous linear systems of a file: solved modulo a prime, or exactly from solutions at sample points
+    benchmarks        how long searches take, and the evaluation of a recorded reduction
 
 results
 

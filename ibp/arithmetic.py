@@ -1,12 +1,12 @@
 """Numbers and arithmetic written as text, read token by token without executing anything.
 
-`calculate` is the one parser: it works in whatever ring the values of the names live in. `evaluate` is the same for what a person has
-written, with limits on length and powers.
+`calculate` is the one parser, in whatever ring the values live in; `evaluate` is for what a person wrote, with limits on length and powers.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,12 +23,7 @@ _TOKEN = re.compile(
 )
 _PRECEDENCE = {"(": 0, "+": 1, "-": 1, "*": 2, "/": 2, "negative": 3}
 _ENDS = frozenset(("number", "name", "power", ")"))  # tokens that a value may end with
-_SIGNS: dict[str, Callable[[Any, Any], Any]] = {
-    "+": lambda a, b: a + b,
-    "-": lambda a, b: a - b,
-    "*": lambda a, b: a * b,
-    "/": lambda a, b: a / b,
-}
+_SIGNS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
 
 
 def parse_number(text: str, name: str) -> Fraction:

@@ -29,10 +29,7 @@ BEAM_WIDENINGS = ((1, BEAM_STEPS), (4, 2 * BEAM_STEPS), (16, 2 * BEAM_STEPS))  #
 
 @dataclass(frozen=True)
 class Beam:
-    """How a beam search goes.
-
-    order: how positions are sorted; reuse: a path found is a rule, tried on other integrals; policy: what `load_policy` takes.
-    """
+    """order: how positions are sorted; reuse: a path found is a rule, tried on other integrals; policy: what `load_policy` takes."""
 
     width: int = 20
     max_steps: int = 10**15

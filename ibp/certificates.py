@@ -27,8 +27,8 @@ from ibp.families import BUILT_IN_FAMILIES, Expression, Family, Index, define_fa
 from ibp.geometry import symanzik
 from ibp.identities import Coefficient, Point, derive_identities, external_products, identities_digest, propagator_form, show_point
 from ibp.polynomials import Polynomial
-from ibp.primes import is_usable_prime
 from ibp.problems import Outcome, Problem
+from ibp.residues import is_usable_prime
 from ibp.sectors import MAX_INDEX, show
 from ibp.tables import sorted_rows, sum_by_key
 from ibp.targets import Combination, show_target, show_targets

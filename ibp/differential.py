@@ -20,8 +20,8 @@ from ibp.families import Family, Index
 from ibp.geometry import determinant_of
 from ibp.identities import Algebra, Column, Operator, freeze_operator
 from ibp.masters import change_basis
-from ibp.primes import probe_primes
 from ibp.problems import Problem
+from ibp.residues import probe_primes
 from ibp.sectors import corner, sector_of, show, weight
 from ibp.store import Store
 
@@ -100,13 +100,10 @@ def derivative_of(operator: Operator, integral: Index) -> Operator:
     """The operator of `differentiate` at an integral: (integral, coefficients to be added up), those that are zero left out."""
     terms = []
     for shift, coefficients in operator:
-        parts = tuple(
-            (i, tuple((exponents, value * integral[i - 1]) for exponents, value in above), below)
-            for i, above, below in coefficients
-            if integral[i - 1]
-        )
+        some = (part for part in coefficients if integral[part[0] - 1])
+        parts = tuple((i, tuple((e, value * integral[i - 1]) for e, value in above), below) for i, above, below in some)
         if parts:
-            terms.append((tuple(a + b for a, b in zip(integral, shift)), parts))
+            terms.append((tuple(map(int.__add__, integral, shift)), parts))
     return tuple(terms)
 
 
@@ -124,12 +121,9 @@ def equations_for(family: Family, variables: Sequence[str], masters: Sequence[In
     """The left sides of the equations for these masters as combinations of integrals, by (variable, *master). Raises InputError."""
     combinations: dict[Row, Operator] = {}
     for variable in variables:
-        if variable == "d":
-            polynomial = graph_polynomial(family)
-            combinations |= {("d", *master): lowered_dimension(polynomial, master) for master in masters}
-        else:
-            operator = differentiate(family, variable, numbers)
-            combinations |= {(variable, *master): derivative_of(operator, master) for master in masters}
+        found = graph_polynomial(family) if variable == "d" else differentiate(family, variable, numbers)
+        at = lowered_dimension if variable == "d" else derivative_of
+        combinations |= {(variable, *master): at(found, master) for master in masters}
     return combinations
 
 
@@ -167,13 +161,11 @@ class DifferentialProblem(ExactProblem):
 
     @property
     def label(self) -> str:
-        """What is done, for people."""
         of = f"the masters of {self.problem.family.name} below {show(self.problem.targets[0])}"
         return f"differential equations in {', '.join(self.variables)} for {of}"
 
     @property
     def parts(self) -> tuple:
-        """What decides the result."""
         return (*super().parts, self.variables)
 
     def wanted(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter) -> tuple[tuple[Column, ...], Sequence[Index]]:

@@ -1,7 +1,7 @@
 """Local elimination around one integral finds the rows that reduce it.
 
-A `RuleFinder` searches a sector: it puts the identities of a neighbourhood, or those it is given, into a `SearchSpace`, eliminates what
-is heavier than the target, and makes a `Rule` of the best combination that is left.
+A `RuleFinder` puts the identities of a neighbourhood, or those it is given, into a `SearchSpace`, eliminates what is heavier than the
+target, and makes a `Rule` of the best combination that is left.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import numpy as np
 
 from ibp.elimination import eliminate_heavier, is_reducible, subtract
 from ibp.identities import Equations
-from ibp.replay import CompiledRule
-from ibp.rules import NEIGHBOURHOODS, Action, CornerRegion, Rule, level_of
+from ibp.rules import NEIGHBOURHOODS, Action, CompiledRule, CornerRegion, Rule, level_of
 from ibp.sectors import Sector, integrals_near_corner
 from ibp.tables import run_numbers
 
@@ -147,10 +146,9 @@ class RuleFinder:
         if level in MOSTLY_IN_VAIN and not is_reducible(matrix, last, equations.prime):
             return None
         combinations = eliminate_heavier(matrix, last, equations.prime)
-        if not combinations:
-            return None
         found = [(sorted(rows), self._rule(space, {r: matrix[r] for r in sorted(rows)}, equations.prime, level)) for rows in combinations]
-        return min(found, key=lambda pair: (self.heaviest_result(pair[1], target, equations), pair[0]))[1]
+        best = min(found, key=lambda pair: (self.heaviest_result(pair[1], target, equations), pair[0]), default=None)
+        return best and best[1]
 
     def heaviest_result(self, rule: Rule, target: np.ndarray, equations: Equations) -> float:
         """Key of the heaviest integral that a rule expresses the target through, relative to it: the lighter, the fewer follow."""
@@ -176,6 +174,5 @@ class RuleFinder:
             pivots.append(c)
         order += left
         seeds, columns = space.seeds.tolist(), space.columns.tolist()
-        return Rule(
-            tuple((r % space.operators, tuple(seeds[r // space.operators])) for r in order), tuple(tuple(columns[c]) for c in pivots), level
-        )
+        rows = tuple((r % space.operators, tuple(seeds[r // space.operators])) for r in order)
+        return Rule(rows, tuple(tuple(columns[c]) for c in pivots), level)

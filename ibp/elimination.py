@@ -50,10 +50,7 @@ def solve_for(pivot: Any, row: dict[Any, int], solved: Solved, p: int) -> None:
 
 
 def echelon(rows: Sequence[dict[int, int]], p: int) -> tuple[Solved, list[int]]:
-    """Rows, which are zero, solved for their largest keys: lines that may hold keys of other lines; numbers of the rows that said so.
-
-    For many rows, of which `solve_for` would keep every line up to date. Changes the rows.
-    """
+    """Rows, which are zero and get changed, solved for their largest keys: lines that may hold keys of others; numbers of the rows used."""
     solved: Solved = {}
     used = []
     for number, row in sorted(enumerate(rows), key=lambda numbered: (max(numbered[1], default=-1), len(numbered[1]))):
@@ -115,10 +112,9 @@ def _eliminate(rows: dict[int, dict[Any, int]], having: Having, c: Any, pivot: i
 
 
 def is_reducible(matrix: dict[int, dict[Any, int]], target: Any, p: int) -> bool:
-    """Whether the rows combine to one that has the target column and no other, in less than half the time that `eliminate_heavier` takes.
+    """Whether the rows combine to one that has the target column and no other, in less than half the time of `eliminate_heavier`.
 
-    Columns with the fewest rows are eliminated first: a column of one row costs nothing, and little is filled in. It is over when no row
-    has the target any more. The combinations would be long ones.
+    Columns with the fewest rows are eliminated first: little is filled in, but the combinations would be long ones.
     """
     rows, having = _rows_and_columns(matrix)
     order = [(len(users), c) for c, users in having.items() if c != target]

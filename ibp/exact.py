@@ -25,15 +25,15 @@ from ibp.identities import Column, Point, mass_dimension, unit_column
 from ibp.letters import kinematic_letters
 from ibp.masters import change_basis, use_relations
 from ibp.polynomials import Polynomial
-from ibp.primes import probe_primes
-from ibp.probe import probe
 from ibp.problems import Outcome, Problem, run_name
 from ibp.recording import record_trace
+from ibp.residues import probe_primes
+from ibp.sampler import Coefficients
 from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
 from ibp.store import Store
 from ibp.targets import show_targets
-from ibp.trace import Trace
+from ibp.trace import Trace, probe
 
 
 def parse_symbols(text: str | None, family: Family, numbers: set[str]) -> tuple[str, ...]:
@@ -85,7 +85,6 @@ class ExactProblem:
 
     @property
     def parts(self) -> tuple:
-        """What decides the result."""
         return self.problem.parts(tuple(self.given.items()), self.symbols)
 
     def random_values(self, rng: np.random.Generator, p: int) -> dict[str, int]:
@@ -98,7 +97,6 @@ class ExactProblem:
         return Point(Fraction(numbers["d"]), tuple((name, Fraction(numbers[name])) for name, _ in self.problem.family.point), p)
 
     def at(self, p: int, values: dict[str, int], columns: tuple[Column, ...]) -> Problem:
-        """These columns at a point."""
         return replace(self.problem, point=self.point(p, values), targets=(), combinations=columns, map_integrals=False)
 
     def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> ExactCoefficients:
@@ -106,11 +104,8 @@ class ExactProblem:
         return ExactCoefficients(self, rng, shelves, reporter, shared)
 
 
-class ExactCoefficients:
-    """Of an exact problem, as `Coefficients` of a sampler: where all invariants are symbols and all scales, one of them is set to 1.
-
-    Raises ReductionError, InputError.
-    """
+class ExactCoefficients(Coefficients):
+    """Of an exact problem: where all invariants are symbols and all scales, one of them is set to 1. Raises ReductionError, InputError."""
 
     order = staticmethod(weight)
 
@@ -150,11 +145,9 @@ class ExactCoefficients:
         raise ReductionError("rules that hold at one point fail at others: the given numbers are a singular point; take others")
 
     def scale(self, row: Any, master: Index) -> tuple[str, int] | None:
-        """The invariant that is set to 1, and the mass dimension of a coefficient, in units of a squared mass."""
         return next(((name, self.dimensions[row] + sum(master)) for name in self.ones), None)
 
     def letters(self) -> tuple[Polynomial, ...]:
-        """Factors that mix variables and are looked for."""
         numbers = self.exact.given | {name: Fraction(one) for name, one in self.ones.items()}
         return kinematic_letters(self.exact.problem.family, self.variables, numbers)
 
@@ -162,12 +155,11 @@ class ExactCoefficients:
         return dict(zip(self.variables, values)) | self.ones
 
     def task(self, samples: Sequence[Sample], device: str) -> tuple:
-        """`probe_points` and its arguments."""
         places = np.array([self.exact.point(p, self._named(values)).residues() for p, values in samples], np.int64).T
         return probe_points, self.trace, [p for p, _ in samples], np.ascontiguousarray(places).tobytes(), device
 
     def row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
-        """Values in the order of names, None where there are none at this point; where a trace fails, by a run of its own."""
+        """Where a trace fails, by a run of its own."""
         if raw is not None and self.names is self.raw_names:
             return raw
         try:

@@ -1,6 +1,6 @@
 """Integral families: what defines one, and the files it is read from.
 
-`Family` is the definition; `load_family` finds a built-in one (a file of data/families) or reads a file of the user, in the same format.
+`Family` is the definition; `load_family` finds a built-in one (a file of data/families) or reads a file of the user.
 """
 
 from __future__ import annotations
@@ -88,14 +88,8 @@ class _BuiltIn(Mapping[str, Family]):
 
 BUILT_IN_FAMILIES: Mapping[str, Family] = _BuiltIn()
 _FAMILY_KEYS = {
-    "name": str,
-    "loop_momenta": list,
-    "external_momenta": list,
-    "propagators": list,
-    "isps": int,
-    "kinematics": dict,
-    "invariants": dict,
-}
+    "name": str, "loop_momenta": list, "external_momenta": list, "propagators": list, "isps": int, "kinematics": dict, "invariants": dict,
+}  # fmt: skip
 
 
 def load_family(text: str) -> Family:
@@ -120,7 +114,6 @@ def _built_in_family(name: str) -> Family:
 
 
 def _read_family(path: Path) -> Family:
-    """Raises InputError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except (OSError, ValueError, RecursionError) as error:
@@ -151,7 +144,6 @@ def check_common(families: Sequence[Family], text: str) -> None:
     names = [family.name for family in families]
     if double := next((name for name in names if names.count(name) > 1), None):
         raise InputError(f"--family {text}: two families are called {double}; give one of them another name")
-
     points = [[(name, parse_number(value, name)) for name, value in (("d", family.d), *family.point)] for family in families]
     for name, other in zip(names, points):
         if other != points[0]:
@@ -172,23 +164,15 @@ def define_family(data: Any, where: str) -> Family:
     unknown = set(data) - set(_FAMILY_KEYS) - {"d", "masters"}
     if unknown:
         raise InputError(f"{where}: unknown key {sorted(unknown)[0]!r}; known: {', '.join(_FAMILY_KEYS)}, d, masters")
-    propagators = [read_propagator(entry, f"{where}: propagator {n}") for n, entry in enumerate(data["propagators"], 1)]
-    family = Family(
-        data["name"],
-        tuple(map(str, data["loop_momenta"])),
-        tuple(map(str, data["external_momenta"])),
-        tuple(propagators),
-        data["isps"],
-        tuple((str(pair), str(value)) for pair, value in data["kinematics"].items()),
-        tuple((str(name), str(value)) for name, value in data["invariants"].items()),
-        d=str(data.get("d", 41)),
-    )
+    loops, externals = (tuple(map(str, data[key])) for key in ("loop_momenta", "external_momenta"))
+    propagators = tuple(read_propagator(entry, f"{where}: propagator {n}") for n, entry in enumerate(data["propagators"], 1))
+    kinematics, point = (tuple((str(a), str(b)) for a, b in data[key].items()) for key in ("kinematics", "invariants"))
+    family = Family(data["name"], loops, externals, propagators, data["isps"], kinematics, point, str(data.get("d", 41)))
     check_family(family, where)
     return replace(family, paper_masters=_read_masters(data.get("masters", []), family, f"{where}: masters"))
 
 
 def _read_masters(entries: Any, family: Family, where: str) -> tuple[Index, ...]:
-    """Raises InputError."""
     if not isinstance(entries, list):
         raise InputError(f"{where}: expected a list of integrals, each a list of {family.n} integers")
     for entry in entries:
@@ -230,9 +214,8 @@ def read_propagator(entry: Any, where: str) -> tuple[str, str]:
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
-    double = next((key for key in keys if keys.count(key) > 1), None)
-    if double is not None:
-        raise ValueError(f"key {double!r} is there twice")
+    if doubles := [key for key in keys if keys.count(key) > 1]:
+        raise ValueError(f"key {doubles[0]!r} is there twice")
     return dict(pairs)
 
 

@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 
 from ibp.errors import Unlucky
-from ibp.polynomials import Factors, Monomials, Places
+from ibp.polynomials import Factors, Monomials, Places, primitive
 from ibp.residues import invert
 
 FACTORED_TERMS = 50  # polynomials of at most so many terms are printed in factors
@@ -51,7 +51,7 @@ class ExactFunction:
             orders = [sum(power * max(sum(e[i] for i in summed) for e in poly) for poly, power in side) for side in (above, below)]
             above, below = ([(_homogeneous(poly, summed, place), power) for poly, power in side] for side in (above, below))
             negative = sum(power for poly, power in above + below if poly[max(poly)] < 0)
-            above, below = ([(_with_positive_lead(poly), power) for poly, power in side] for side in (above, below))
+            above, below = ([(primitive(poly)[1], power) for poly, power in side] for side in (above, below))
             names.insert(place, name)
             power = degree - orders[0] + orders[1]
             own = {tuple(int(i == place) for i in range(len(names))): 1}
@@ -69,10 +69,6 @@ def _homogeneous(poly: Monomials, summed: Sequence[int], place: int) -> Monomial
     """With one variable more at this place, so that all terms have the same degree in those and the new one."""
     degree = max(sum(exponents[i] for i in summed) for exponents in poly)
     return {(*e[:place], degree - sum(e[i] for i in summed), *e[place:]): value for e, value in poly.items()}
-
-
-def _with_positive_lead(poly: Monomials) -> Monomials:
-    return poly if poly[max(poly)] > 0 else {exponents: -value for exponents, value in poly.items()}
 
 
 def polynomial_factors(poly: Monomials, variables: Sequence[str]) -> list[tuple[Monomials, int]]:
@@ -98,11 +94,8 @@ def _product_text(number: int, factors: list[tuple[Monomials, int]], names: Sequ
     parts = [str(number)] if number != 1 or not powers else []
     for key, power in sorted(powers.items(), key=lambda item: (len(item[0]), item[0])):
         base = poly_text(dict(key), names)
-        base = (
-            base
-            if re.fullmatch(r"[A-Za-z_]\w*", base) or (len(powers) == 1 and number == 1 and power == 1 and len(key) == 1)
-            else f"({base})"
-        )
+        alone = len(powers) == number == power == len(key) == 1
+        base = base if alone or re.fullmatch(r"[A-Za-z_]\w*", base) else f"({base})"
         parts.append(base if power == 1 else f"{base}**{power}")
     return "*".join(parts)
 

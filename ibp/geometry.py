@@ -1,7 +1,6 @@
 """The geometry of a family: propagators as quadratic forms of the momenta, U and F, and which permutations of lines keep them.
 
-`Geometry` is that of a family; `symanzik` makes U and F, `canonical_orders` their canonical form (Pak); a `SectorMap` is a shift of momenta
-that carries one sector into another.
+`symanzik` makes U and F, `canonical_orders` their canonical form (Pak); a `SectorMap` is a shift of momenta from one sector to another.
 """
 
 from __future__ import annotations
@@ -206,7 +205,6 @@ def _leg_permutations(gram: np.ndarray) -> Iterator[np.ndarray]:
     count = len(gram)
     legs = np.concatenate([np.eye(count, dtype=int), -np.ones((1, count), int)]) * QQ(1)
     products = legs @ gram @ legs.T if count else gram
-
     for chosen in itertools.permutations(range(count + 1), count):
         if not any(products[leg, chosen[j]] - products[i, j] for i, leg in enumerate(chosen) for j in range(i + 1)):
             yield legs[list(chosen)]

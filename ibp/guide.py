@@ -1,7 +1,7 @@
 """A small network that says which rows local elimination tries first; numpy alone, no torch.
 
-A `SectorGuide` searches a sector with it: rows are described once for each level (`describe_rows`), scores for a target are sums of
-parts that are looked up (`guide_rows`, `guide_scores`). A guide changes how long a search takes, never a result.
+A `SectorGuide` searches a sector with it: rows are described once for each level, scores for a target are sums of parts that are looked
+up. A guide changes how long a search takes, never a result.
 """
 
 from __future__ import annotations
@@ -27,17 +27,12 @@ TOKEN_INPUTS = 3 * SHIFT_KINDS + 2 * SEED_RANGE + 1 + 2
 ROW_INPUTS = 2 * SHIFT_KINDS + 1 + 6 + GUIDE_LEVELS + 2
 GUIDE_WIDTH = 32
 GUIDE_SHAPES = {
-    "token_in": (TOKEN_INPUTS, GUIDE_WIDTH),
-    "token_in_bias": (GUIDE_WIDTH,),
-    "token_out": (GUIDE_WIDTH, GUIDE_WIDTH + NEAR),
-    "token_out_bias": (GUIDE_WIDTH + NEAR,),
-    "row_in": (ROW_INPUTS, GUIDE_WIDTH),
-    "row_in_bias": (GUIDE_WIDTH,),
-    "row_mix": (GUIDE_WIDTH, GUIDE_WIDTH),
-    "row_mix_bias": (GUIDE_WIDTH,),
-    "row_score": (GUIDE_WIDTH,),
-    "near": (2, NEAR, GUIDE_WIDTH),
-}
+    "token_in": (TOKEN_INPUTS, GUIDE_WIDTH), "token_in_bias": (GUIDE_WIDTH,),
+    "token_out": (GUIDE_WIDTH, GUIDE_WIDTH + NEAR), "token_out_bias": (GUIDE_WIDTH + NEAR,),
+    "row_in": (ROW_INPUTS, GUIDE_WIDTH), "row_in_bias": (GUIDE_WIDTH,),
+    "row_mix": (GUIDE_WIDTH, GUIDE_WIDTH), "row_mix_bias": (GUIDE_WIDTH,),
+    "row_score": (GUIDE_WIDTH,), "near": (2, NEAR, GUIDE_WIDTH),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,12 +64,8 @@ def describe_rows(sector: Sector, equations: Equations, seeds: np.ndarray, level
     parts = (seeds[:, positive], -seeds[:, ~positive], size, size[:, positive], seeds[:, positive] > 0, seeds[:, ~positive] > 0)
     constants = [level == k for k in range(GUIDE_LEVELS)] + [sector.n / 8, positive.sum() / 8]
     of_seed = np.column_stack([part.sum(1) for part in parts] + [np.full(len(seeds), value) for value in constants])
-    columns = (
-        np.log1p(heavier).reshape(len(seeds), count, SHIFT_KINDS),
-        np.log1p(total),
-        same.reshape(len(seeds), count, SHIFT_KINDS).sum(2, keepdims=True),
-        of_seed[:, None],
-    )
+    heavier, same = (part.reshape(len(seeds), count, SHIFT_KINDS) for part in (heavier, same))
+    columns = np.log1p(heavier), np.log1p(total), same.sum(2, keepdims=True), of_seed[:, None]
     rows = np.concatenate([np.broadcast_to(part, (len(seeds), count, part.shape[2])) for part in columns], 2)
     return RowFeatures(
         rows.reshape(-1, ROW_INPUTS).astype(np.float32),
@@ -105,10 +96,7 @@ def product(a: Any, b: Any) -> Any:
 
 
 def guide_rows(weights: Any, features: RowFeatures) -> tuple[Any, Any]:
-    """What does not depend on a target: vectors [S * O, width] of the rows, and what tokens [n, NEAR, 5, O] add to a score.
-
-    Arrays or tensors: numpy and torch understand the same formulas.
-    """
+    """What does not depend on a target: vectors [S * O, width] of the rows, and what tokens [n, NEAR, 5, O] add; arrays or tensors."""
     seeds, n = len(features.seeds), features.kind.shape[1]
     values = features.seeds.shape[1] // n
     tokens = (product(features.tokens, weights["token_in"]) + weights["token_in_bias"]).clip(0)
@@ -130,11 +118,6 @@ def guide_scores(weights: Any, features: RowFeatures, parts: tuple[Any, Any], di
     operators = near.shape[2]
     near = product(features.seeds, near.reshape(len(near), -1)).reshape(-1, len(distance), operators).swapaxes(0, 1)
     return product(rows, wanted.swapaxes(0, 1)).swapaxes(0, 1) + near.reshape(len(distance), -1)
-
-
-def inside_rows(sector: Sector, seeds: np.ndarray, targets: np.ndarray, operators: int) -> np.ndarray:
-    """Bool [M, S * O]: which rows have their seed in the sector, for each of the targets [M, n]."""
-    return np.repeat(sector.contains(targets[:, None] + seeds[None]), operators, axis=1)
 
 
 class SectorGuide:

@@ -1,7 +1,6 @@
 """IBP and LI identities derived from the propagators, exactly, then put at a numerical point.
 
-`derive_identities` makes the operators of a family, `evaluate_identities` puts them at a `Point`; a `Column` is a linear combination of
-integrals with exact coefficients.
+`derive_identities` makes the operators of a family, `evaluate_identities` puts them at a `Point`; a `Column` is an exact combination.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from ibp.arithmetic import evaluate
 from ibp.errors import InputError
 from ibp.families import Expression, Family, Index
 from ibp.polynomials import Polynomial, polynomial_residue
-from ibp.primes import GENERIC_PRIME
+from ibp.residues import GENERIC_PRIME
 
 Coefficient = tuple[int, Polynomial, Polynomial]  # (i, numerator, denominator): multiplies a_i, or 1 where i = 0
 Operator = tuple[tuple[Index, tuple[Coefficient, ...]], ...]  # ((shift, coefficients), …)
@@ -93,19 +92,14 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
     Applied to a seed a, an operator is the equation 0 = sum over its terms of (sum_i c_i a_i + c_0) I[a + shift]. Exact in d and the
     invariants. Raises InputError for propagators that are not a basis of the scalar products, or undefined symbols.
     """
-    algebra = Algebra(family)
-    functions, momenta, propagators, externals = algebra.functions, algebra.momenta, algebra.propagators, algebra.externals
-    in_propagators, d = algebra.in_propagators, algebra.functions.gens[0]
-    loops, n = len(family.loop_momenta), family.n
+    algebra, loops, n = Algebra(family), len(family.loop_momenta), family.n
+    functions, momenta, externals = algebra.functions, algebra.momenta, algebra.externals
 
     def add_derivative(terms: dict, factor: Any, momentum: int, vector: Any) -> None:
         """terms += factor * (vector . d/d momentum) applied to the integrand: -a_b (vector . dD_b/d momentum) / D_b for each b."""
-        for b, propagator in enumerate(propagators):
+        for b, propagator in enumerate(algebra.propagators):
             product = vector * propagator.diff(momenta[momentum])
-            if not product:
-                continue
-            *linear, constant = in_propagators(product)
-            for c, value in enumerate([*linear, constant]):
+            for c, value in enumerate(algebra.in_propagators(product) if product else ()):
                 if value:
                     shift = tuple((i == b) - (i == c) for i in range(n))
                     row = terms.setdefault(shift, {})
@@ -114,7 +108,7 @@ def derive_identities(family: Family) -> tuple[Operator, ...]:
     operators = []
     for i in range(loops):
         for j, vector in enumerate(momenta):
-            terms: dict = {(0,) * n: {0: d}} if i == j else {}
+            terms: dict = {(0,) * n: {0: functions.gens[0]}} if i == j else {}
             add_derivative(terms, functions.one, i, vector)
             operators.append(terms)
     count = len(family.external_momenta)
@@ -169,12 +163,10 @@ def freeze_operator(terms: dict) -> Operator:
 
 
 def freeze_ratio(value: Any) -> tuple[Polynomial, Polynomial]:
-    numerator, denominator = value.numer.clear_denoms(), value.denom.clear_denoms()
-    return _freeze_polynomial(numerator[1].mul_ground(denominator[0])), _freeze_polynomial(denominator[1].mul_ground(numerator[0]))
-
-
-def _freeze_polynomial(polynomial: Any) -> Polynomial:
-    return tuple((tuple(map(int, monomial)), int(value)) for monomial, value in sorted(polynomial.terms()))
+    """Numerator and denominator of a rational function with integer coefficients."""
+    (a, numerator), (b, denominator) = value.numer.clear_denoms(), value.denom.clear_denoms()
+    parts = (numerator.mul_ground(b), denominator.mul_ground(a))
+    return tuple(tuple((tuple(map(int, exponents)), int(factor)) for exponents, factor in sorted(part.terms())) for part in parts)
 
 
 @dataclass(frozen=True)
@@ -197,12 +189,9 @@ class Point:
 
 def generic_point(family: Family) -> Point:
     """A pseudo-random point modulo GENERIC_PRIME, the same for a family everywhere; what holds there holds at nearly every point."""
-
-    def draw(name: str) -> Fraction:
-        digest = hashlib.sha256(f"{family.identifier} {name}".encode()).digest()
-        return Fraction(1000 + int.from_bytes(digest[:8], "big") % (GENERIC_PRIME - 2000))
-
-    return Point(draw("d"), tuple((name, draw(name)) for name, _ in family.point), GENERIC_PRIME)
+    digests = [hashlib.sha256(f"{family.identifier} {name}".encode()).digest() for name in family.symbols]
+    d, *values = (Fraction(1000 + int.from_bytes(digest[:8], "big") % (GENERIC_PRIME - 2000)) for digest in digests)
+    return Point(d, tuple(zip(family.symbols[1:], values)), GENERIC_PRIME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +236,6 @@ def evaluate_identities(operators: Sequence[Operator], point: Point) -> Equation
 
 
 def generic_equations(family: Family) -> Equations:
-    """The identities of a family at its generic point."""
     return evaluate_identities(derive_identities(family), generic_point(family))
 
 

@@ -30,20 +30,18 @@ from ibp.geometry import Geometry, SectorMap
 from ibp.identities import Operator, derive_identities
 from ibp.kira import KiraProject
 from ibp.paths import replay_paths
-from ibp.point_runs import reduce_at_points
-from ibp.primes import MAX_PRIME
 from ibp.problems import Outcome, Problem
 from ibp.records import expression_lines, system_record, write_pickle
 from ibp.reductions import Outputs, pose_exact, pose_problem, reduce_exactly, reduce_modulo
-from ibp.requests import check_prime, parse_point
+from ibp.residues import MAX_PRIME
 from ibp.run_state import known_nonzero_sectors
 from ibp.runs import Running, make_executor
+from ibp.sampler import reduce_at_points
 from ibp.sectors import corner
 from ibp.store import Store, open_stores
 from ibp.symmetries import find_symmetries
-from ibp.system_points import pose_system, solve_modulo
-from ibp.systems import parse_system_values
-from ibp.targets import Request, parse_integral, show_target
+from ibp.systems import parse_system_values, pose_system, solve_modulo
+from ibp.targets import Request, check_prime, parse_integral, parse_point, show_target
 from ibp.verification import read_result as read_record
 from ibp.verification import verify_result
 

@@ -27,9 +27,8 @@ from ibp.kira_families import (
     read_sector,
     read_yaml,
 )
-from ibp.requests import Asked
 from ibp.sectors import corner, integrals_near_corner, sector_of, sector_order, show
-from ibp.targets import Request, integrals_in, only_one, read_targets
+from ibp.targets import Asked, Request, integrals_in, only_one, read_targets
 
 LARGEST_SELECTION = 20_000  # integrals that select_mandatory_recursively may stand for
 LARGEST_SECTOR = 18  # lines of a sector whose subsectors are listed for it

@@ -18,9 +18,8 @@ from ibp.errors import Unlucky
 from ibp.families import Family
 from ibp.geometry import determinant_of
 from ibp.identities import external_products, function_field
-from ibp.polynomials import Factors, Polynomial, affine, frozen, restricted
+from ibp.polynomials import Factors, Polynomial, affine, divide, frozen, horner, restricted, times_divisible
 from ibp.residues import invert
-from ibp.univariate import divide, horner, times_divisible
 
 LETTER_NUMBERS = (2, 4, 9)  # beside 1, for one term of a linear letter: thresholds such as s - 4m
 MOST_LINEAR_LETTERS = 5000
@@ -66,7 +65,6 @@ class Letters:
         return np.array(mine, np.int64), -slices[:, 0] % self.p * invert(slices[:, 1], self.p) % self.p
 
     def divides(self, poly: Polynomial, rests: list[list[np.ndarray]]) -> bool:
-        """Whether this is what the slices say."""
         return degrees_of(rests) == tuple(self.degrees[poly]) and all(
             times_divisible(rests[i][k], self._on_slice(poly, i, k), self.p)
             for i in np.flatnonzero(self.degrees[poly])

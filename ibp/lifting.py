@@ -35,7 +35,6 @@ class Lift:
         self.tried = 0
 
     def add(self, residues: Sequence[int], p: int) -> None:
-        """Residues modulo a further prime."""
         if self.candidate is not None:
             self.done = all(
                 value.denominator % p and (value.numerator - r * value.denominator) % p == 0 for value, r in zip(self.candidate, residues)

@@ -63,10 +63,9 @@ def heaviest_first(row: Expression) -> Expression:
 
 
 def change_basis(reductions: dict[Any, Expression], preferred: Sequence[Index], p: int) -> dict[Any, Expression]:
-    """Rewrite reductions to standard masters in terms of preferred integrals.
+    """Reductions, those of the preferred integrals among them, through these and the standard masters that they do not replace.
 
-    `reductions` holds the preferred integrals too. The standard masters that the preferred ones do not replace stay. Raises InputError
-    where the preferred integrals are linearly dependent modulo p.
+    Raises InputError where the preferred integrals are linearly dependent modulo p.
     """
 
     def dependent(number: int, row: dict[Any, int]) -> None:

@@ -21,8 +21,7 @@ from ibp.families import Index
 from ibp.guide import SectorGuide
 from ibp.helpers import kept_context
 from ibp.identities import Equations
-from ibp.replay import CompiledRule
-from ibp.rules import NEIGHBOURHOODS, Rule, border_pattern
+from ibp.rules import NEIGHBOURHOODS, CompiledRule, Rule, border_pattern
 from ibp.sector_tasks import SectorTask, Terms
 from ibp.sector_work import Note, SectorWork, Wave
 from ibp.sectors import sectors_of

@@ -20,9 +20,8 @@ if TYPE_CHECKING:  # rooms are imported by the functions that need them, so that
     from ibp.kira import KiraProject
     from ibp.problems import Problem
     from ibp.reductions import Outputs
-    from ibp.requests import Asked
     from ibp.runs import Running
-    from ibp.targets import Request
+    from ibp.targets import Asked, Request
     from ibp.training import TrainingFiles
 
 LONGEST_S = 2e6  # 23 days: what a process can wait for
@@ -385,7 +384,7 @@ def names_with_numbers(options: Any) -> set[str]:
 
 def asked_of(options: Any) -> Asked:
     """Raises InputError."""
-    from ibp.requests import SEED_FAMILY, Asked
+    from ibp.targets import SEED_FAMILY, Asked
 
     families = options.family if options.family is not None or options.kira_config is not None else SEED_FAMILY
     return Asked(families, options.integral, options.integrals, options.masters, options.symmetries)
@@ -410,7 +409,7 @@ def written_files(options: Any) -> list[Path]:
 def requests_of(options: Any, say: Callable[[str], None]) -> list[Request]:
     """What is asked for, by family. Raises InputError."""
     from ibp.kira import read_kira_requests
-    from ibp.requests import read_requests
+    from ibp.targets import read_requests
 
     if options.kira_config is None:
         return read_requests(asked_of(options))
@@ -429,7 +428,7 @@ def problem_of(options: Any, request: Request, prime: int | None) -> Problem:
     """Raises InputError."""
     from ibp.errors import InputError
     from ibp.reductions import pose_problem
-    from ibp.requests import parse_point
+    from ibp.targets import parse_point
 
     if getattr(options, "certificate", None) is not None and (request.symmetries or request.cut):
         raise InputError("--certificate is for whole reductions by identities: leave out symmetries and cuts; verify checks those")

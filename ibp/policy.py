@@ -1,7 +1,6 @@
 """A small set network that says which identity to take next, and what it sees of a position.
 
-`describe_moves` makes `Features` of a position and its moves, `make_batch` tensors of several, `Policy` scores of them. torch is needed
-only where there is a network.
+`describe_moves` makes `Features` of a position and its moves, `make_batch` tensors of several, `Policy` scores of them.
 """
 
 from __future__ import annotations
@@ -58,22 +57,14 @@ def describe_moves(ground: SearchGround, position: Position, moves: Moves) -> Fe
     relations = (own, key > heaviest, key == heaviest, (key > 0) & (key < heaviest), key == 0, key < 0, in_open, in_solved, new)
     changes = (moves.dr, moves.ds, moves.dr - away_r[-1], moves.ds - away_s[-1])
     columns = [own & relation for relation in relations] + [~own] + [np.clip(change, -FAR, FAR) * own for change in changes]
+    sizes = [np.full(len(waiting), min(len(some), 12)) for some in (position.actions, waiting)]
+    still_open = [np.clip(away_r, -FAR, FAR), np.clip(away_s, -FAR, FAR), waiting == heaviest, waiting == 0, *sizes]
     return Features(
         np.stack(columns, 1).astype(np.int8),
         moves.action,
         _index_features(sector, target, pivot, moves.seed),
         np.minimum(np.stack([np.bincount(moves.action[kind], minlength=count) for kind in kinds], 1), 15).astype(np.int8),
-        np.stack(
-            [
-                np.clip(away_r, -FAR, FAR),
-                np.clip(away_s, -FAR, FAR),
-                waiting == heaviest,
-                waiting == 0,
-                np.full(len(waiting), min(len(position.actions), 12)),
-                np.full(len(waiting), min(len(waiting), 12)),
-            ],
-            1,
-        ).astype(np.int8),
+        np.stack(still_open, 1).astype(np.int8),
     )
 
 

@@ -113,16 +113,9 @@ class SearchGround:
         value = self._values(term, seed[action])
         action, term, value = action[value != 0], term[value != 0], value[value != 0]
         dr, ds = self.sector.r_and_s(seed - self.target)
-        moves = Moves(
-            operator,
-            seed,
-            action,
-            ((seed - self.target) @ self.sector.weights)[action] + self.key_shift[term],
-            self.sector.contains(seed[action] + self.equations.shift[term]),
-            dr[action] + self.dr_shift[term],
-            ds[action] + self.ds_shift[term],
-        )
-        return moves, value
+        key = ((seed - self.target) @ self.sector.weights)[action] + self.key_shift[term]
+        own = self.sector.contains(seed[action] + self.equations.shift[term])
+        return Moves(operator, seed, action, key, own, dr[action] + self.dr_shift[term], ds[action] + self.ds_shift[term]), value
 
     def row(self, action: Action) -> dict[int, int]:
         """The identity of an action down to the target: {key: value}; not to be changed."""

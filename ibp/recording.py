@@ -1,7 +1,6 @@
 """Recording a reduction at one point, and what further points need of that.
 
-`record_trace` reduces a problem while noting which rule reduces which integral, then walks down the sectors: integrals with a coefficient
-at the first point become nodes of the `Trace`, masters its ends.
+`record_trace` notes which rule reduces which integral, then walks down the sectors: integrals become nodes of a `Trace`, masters its ends.
 """
 
 from __future__ import annotations
@@ -21,13 +20,12 @@ from ibp.errors import ReductionError
 from ibp.families import Index
 from ibp.identities import Operator, evaluate_identities, show_point, unit_column
 from ibp.problems import Outcome, Problem
-from ibp.replay import CompiledRule
-from ibp.rule_results import FirstPoint
+from ibp.rules import CompiledRule
 from ibp.sector_reduction import SectorReduction, reduce_sector
-from ibp.sector_traces import SectorPart, lay_out
+from ibp.sector_traces import FirstPoint, SectorPart, lay_out
 from ibp.sectors import sector_of, sector_order, show
 from ibp.store import Store
-from ibp.tables import is_member, sum_by_key
+from ibp.tables import is_member, run_numbers, sum_by_key
 from ibp.trace import Trace
 
 
@@ -94,8 +92,7 @@ class _Walk:
         """terms: (column, integral, coefficient)."""
         starts = []
         for column, target, value in terms:
-            bits = sector_of(target)
-            line = np.zeros((1, len(names)), np.int64)
+            bits, line = sector_of(target), np.zeros((1, len(names)), np.int64)
             line[0, column] = value
             key = self.point.sectors[bits].encode(np.array([target]))
             self.pending.setdefault(bits, []).append((key, line))
@@ -174,8 +171,7 @@ def _levels(live: np.ndarray, source: np.ndarray, key: np.ndarray, own: np.ndarr
     ready, depth = np.flatnonzero(waits == 0), 0
     while len(ready):
         level[ready] = depth
-        length = first[ready + 1] - first[ready]
-        edge = np.repeat(first[ready] - np.cumsum(length) + length, length) + np.arange(int(length.sum()))
+        edge = run_numbers(first[ready], first[ready + 1] - first[ready])
         np.subtract.at(waits, end[edge], 1)
         hit = np.unique(end[edge])
         ready, depth = hit[waits[hit] == 0], depth + 1

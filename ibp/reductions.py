@@ -26,11 +26,11 @@ from ibp.identities import Point
 from ibp.joint_families import reduce_families
 from ibp.knowledge import Knowledge
 from ibp.paths import write_paths
-from ibp.point_runs import reduce_at_points
 from ibp.problems import Outcome, Problem
 from ibp.records import exact_record, exact_summary, joined_record, joined_summary, result_record, summary, write_pickle
 from ibp.run_state import known_nonzero_sectors
 from ibp.runs import Running, reduce_by_sectors, reduce_by_steps
+from ibp.sampler import reduce_at_points
 from ibp.sectors import sector_of
 from ibp.shipped import shipped
 from ibp.store import Store

@@ -1,7 +1,7 @@
 """Coefficients from their values at sample points: by tasks, and from the journal of an earlier run.
 
-`find_coefficients` sets a `PointProblem` up, asks a `Sampler` for values until a reconstruction has all `Coefficients`, and gives an
-`ExactOutcome`. What is computed at a point, and how, is the problem's: reductions in exact.py, linear systems in system_points.py.
+`reduce_at_points` sets a `PointProblem` up, asks a `Sampler` for values until a reconstruction has all `Coefficients`, and gives an
+`ExactOutcome`. What is computed at a point, and how, is the problem's: reductions in exact.py, linear systems in systems.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from contextlib import AbstractContextManager
+from contextlib import closing
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -24,15 +24,17 @@ from ibp.console import Reporter, format_seconds
 from ibp.errors import ReductionError, StopRequested
 from ibp.journal import Journal
 from ibp.polynomials import Polynomial
-from ibp.probe import POINTS_AT_ONCE
 from ibp.reconstruction import reconstruct
-from ibp.run_directory import RunDirectory
+from ibp.runs import Running, claimed_run, drop_jobs, make_executor
 from ibp.samples import Sample, unpack_points
 from ibp.store import Store
+from ibp.trace import POINTS_AT_ONCE
+
+CONDOR_SECONDS, LOCAL_SECONDS = 60.0, 4.0  # what a task takes: a job of HTCondor is not worth its start if it is short
 
 
-class Coefficients(Protocol):
-    """Functions of `variables` that have values at sample points.
+class Coefficients:
+    """Functions of `variables` that have values at sample points; a class for each kind of them derives from this.
 
     names: (row, master) of each; rows: what is expressed through masters, also what is zero; basis: masters that a result names even if
     nothing has them; symbols: what the results are functions of; width: how many values a task gives at a point; size: how many integrals
@@ -50,9 +52,11 @@ class Coefficients(Protocol):
 
     def task(self, samples: Sequence[Sample], device: str) -> tuple:
         """A function and its arguments for an executor; the result is as of `pack_points`."""
+        raise NotImplementedError
 
     def row(self, sample: Sample, raw: np.ndarray | None) -> np.ndarray | None:
         """Values in the order of names from those of a task, which may have failed; None where there are none at this point."""
+        return raw
 
     def letters(self) -> tuple[Polynomial, ...]:
         """Factors that mix variables and are looked for."""
@@ -61,31 +65,16 @@ class Coefficients(Protocol):
         """Sort key of masters."""
 
     def scale(self, row: Any, master: Any) -> tuple[str, int] | None:
-        """The invariant that is set to 1, and a coefficient's degree in all invariants, if there is such a one."""
+        """The invariant that is set to 1, and a coefficient's degree in all invariants, in units of a squared mass; None: no such one."""
 
 
 class PointProblem(Protocol):
     """Something with exact coefficients. name: tells its runs from others."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
 
     def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> Coefficients:
         """What is the same at all points, of which tasks find some in the directory `shared`. Raises ReductionError."""
-
-
-@dataclass(frozen=True)
-class PointTasks:
-    """How points become tasks.
-
-    seconds: what a task should take; shares: how many tasks the points asked for together make at least, None: as many as the executor has
-    processes; quiet: do not say what is to come.
-    """
-
-    device: str = "cpu"
-    seconds: float = 4.0
-    shares: int | None = None
-    quiet: bool = False
 
 
 @dataclass
@@ -100,32 +89,42 @@ class ExactOutcome:
     unreduced: list[Any] = field(default_factory=list)  # what is not reduced is an error
 
 
-def find_coefficients(
+def reduce_at_points(
     problem: PointProblem,
-    journal: Journal,
-    directory: RunDirectory,
-    start: Callable[[], AbstractContextManager[Any]],
+    running: Running,
+    device: str,
+    shelves: Sequence[Store],
     reporter: Reporter,
-    tasks: PointTasks,
-    shelves: Sequence[Store] = (),
+    save: Callable[[ExactOutcome], None],
+    quiet: bool = False,
 ) -> ExactOutcome:
-    """From points that a later run need not compute again: the caller clears the directory once the result is safe. start: an executor.
+    """Reconstruct all coefficients; what a later run would go on with is dropped once the outcome is saved.
 
-    Raises ReductionError, InputError, StopRequested.
+    quiet: do not say what is to come. Raises InputError, ReductionError, ExecutorError, StopRequested.
     """
+    condor = running.by_condor
+    seconds = running.job_seconds or (CONDOR_SECONDS if condor else LOCAL_SECONDS)
     known: dict[Sample, np.ndarray | None] = {}
-    try:
-        with start() as executor:
-            started = time.perf_counter()
-            rng = np.random.default_rng(int.from_bytes(hashlib.sha256(problem.name.encode()).digest()[:8], "big"))
-            coefficients = problem.prepare(rng, shelves, reporter, directory.shared)
-            sampler = Sampler(coefficients, executor, journal, reporter, tasks, directory.stop_request, known)
-            sampler.restore()
-            return _reconstructed(sampler, rng, started)
-    finally:
-        reporter.close()
-        if journal.is_new and not known:  # nothing to go on with
-            directory.clear()
+    with claimed_run(running, "exact", reporter.say) as directory:
+        with closing(Journal(directory.exact, problem.name, reporter.say)) as journal:
+            drop_jobs(directory, reporter.say)  # of an earlier controller: what they would have told is asked again
+            try:
+                with make_executor(running.where, directory.jobs, reporter.say) as executor:
+                    started = time.perf_counter()
+                    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(problem.name.encode()).digest()[:8], "big"))
+                    coefficients = problem.prepare(rng, shelves, reporter, directory.shared)
+                    shares = 1 if condor else executor.processes
+                    stop = directory.stop_request
+                    sampler = Sampler(coefficients, executor, journal, reporter, stop, known, device, seconds, shares, quiet)
+                    sampler.restore()
+                    outcome = _reconstructed(sampler, rng, started)
+            finally:
+                reporter.close()
+                if journal.is_new and not known:  # nothing to go on with
+                    directory.clear()
+        save(outcome)
+        directory.clear()
+    return outcome
 
 
 def _reconstructed(sampler: Sampler, rng: np.random.Generator, started: float) -> ExactOutcome:
@@ -150,22 +149,24 @@ def _reconstructed(sampler: Sampler, rng: np.random.Generator, started: float) -
 
 @dataclass
 class Sampler:
-    """Values of coefficients at sample points (called with these): those known already, else by tasks. known: is filled."""
+    """Values of coefficients at sample points (called with these): those known already, else by tasks.
+
+    known: is filled; seconds_each: what a task should take; shares: how many tasks the points asked for together make at least.
+    """
 
     coefficients: Coefficients
     executor: Any
     journal: Journal
     reporter: Reporter
-    tasks: PointTasks
     stop_request: Path
     known: dict[Sample, np.ndarray | None]
+    device: str
+    seconds_each: float
+    shares: int
+    quiet: bool
     counts: dict[str, int] = field(default_factory=lambda: {"points": 0, "resumed": 0, "unlucky": 0, "tasks": 0})
     seconds: float = 0
     memory: int = 0
-
-    @property
-    def shares(self) -> int:
-        return self.tasks.shares or self.executor.processes
 
     def restore(self) -> None:
         """Take over what the journal holds. Raises ReductionError where it does not belong here."""
@@ -203,11 +204,10 @@ class Sampler:
         return lines, np.array([row is not None for row in rows], bool)
 
     def announce(self, line: str) -> None:
-        if not self.tasks.quiet:
+        if not self.quiet:
             self.reporter.say(line)
 
     def estimate(self, points: int) -> str:
-        """What so many further points take."""
         return f"{points:,} points, some {format_seconds(points * self.seconds_per_point / self.shares)}"
 
     @property
@@ -215,12 +215,11 @@ class Sampler:
         return self.seconds / self.counts["points"] if self.counts["points"] else self.coefficients.first_guess
 
     def _compute(self, missing: list[Sample]) -> None:
-        left, running = deque(missing), {}
-        done = 0
+        left, running, done = deque(missing), {}, 0
         while left or running:
             while left and len(running) < 2 * self.executor.processes:
                 chunk = [left.popleft() for _ in range(min(self._task_size(len(missing)), len(left)))]
-                running[self.executor.submit(*self.coefficients.task(chunk, self.tasks.device))] = chunk
+                running[self.executor.submit(*self.coefficients.task(chunk, self.device))] = chunk
             settled = wait(running, timeout=0.5, return_when=FIRST_COMPLETED).done
             for future in settled:
                 chunk = running.pop(future)
@@ -236,7 +235,7 @@ class Sampler:
 
     def _task_size(self, points: int) -> int:
         """Points for a task of the right time, or that give every process something to do; few at a time cost up to five times as much."""
-        size = max(int(self.tasks.seconds / max(self.seconds_per_point, 1e-6)), POINTS_AT_ONCE // 2)
+        size = max(int(self.seconds_each / max(self.seconds_per_point, 1e-6)), POINTS_AT_ONCE // 2)
         return max(min(size, -(-points // self.shares), 100_000), 8)
 
     def _take(self, chunk: list[Sample], result: dict[str, Any]) -> None:

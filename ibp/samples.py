@@ -1,6 +1,6 @@
 """Values at sample points: what is asked for, how it travels from a task, and asking at random points.
 
-A `Sample` is a prime and residues of the variables; `Ask` gives the values there. `Asker` draws points for a reconstruction.
+A `Sample` is a prime and residues of the variables; `Ask` gives the values there; an `Asker` draws points.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ import numpy as np
 from executors.files import peak_memory_kb
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
-from ibp.polynomials import Places
-from ibp.primes import probe_primes
-from ibp.univariate import rational_interpolation
+from ibp.polynomials import Places, rational_interpolation
+from ibp.residues import probe_primes
 
 ATTEMPTS = 4  # how often unlucky choices of random numbers are replaced
 MOST_SLICE_POINTS = 6000  # functions of a higher degree than that in one variable are given up

@@ -15,7 +15,7 @@ from ibp.carrying import Below, carry
 from ibp.families import Index
 from ibp.helpers import helper_processes
 from ibp.one_step import OneStep
-from ibp.replay import CompiledRule
+from ibp.rules import CompiledRule
 from ibp.sector_tasks import Multipliers, SectorResult, SectorTask, Terms
 from ibp.sector_work import REPLAY_ELEMENTS, Note
 from ibp.sectors import Sector

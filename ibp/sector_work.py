@@ -16,9 +16,8 @@ from ibp.families import Expression, Index
 from ibp.identities import Equations
 from ibp.knowledge import SectorKnowledge
 from ibp.positions import StepPath
-from ibp.replay import CompiledRule
 from ibp.residues import invert
-from ibp.rules import Rule
+from ibp.rules import CompiledRule, Rule
 from ibp.sector_tasks import COUNTS, SectorTask, Terms
 from ibp.sectors import Layout, Sector, sector_of, sectors_of
 from ibp.tables import is_member

@@ -1,7 +1,6 @@
 """Sectors, the order of integrals, and integrals packed into numbers.
 
-A sector is a bit mask of lines; `weight` is the order of all integrals of a family; a `Layout` and a `Sector` in it turn integrals into
-numbers in that order; `find_nonzero_sectors` says which sectors do not vanish.
+A sector is a bit mask of lines; `weight` orders all integrals of a family; a `Layout` and a `Sector` in it make them numbers in that order.
 """
 
 from __future__ import annotations
@@ -87,10 +86,7 @@ def layout_for(targets: Iterable[Sequence[int]], n: int) -> Layout:
 
 
 class Sector:
-    """One sector in one layout: keys to indices and back.
-
-    positive: bool [n]; weights: [n], so that key = indices @ weights - origin; the corner has key 0.
-    """
+    """One sector in one layout. positive: bool [n]; weights: [n], so that key = indices @ weights - origin; the corner has key 0."""
 
     def __init__(self, layout: Layout, bits: int):
         self.layout, self.bits, self.n = layout, bits, layout.n
@@ -145,16 +141,14 @@ def integrals_near_corner(bits: int, n: int, dots: int, s: int) -> list[Index]:
             return [{}]
         return [{places[0]: a} | rest for a in range(total + 1) for rest in spread(places[1:], total - a)]
 
-    inside = [i for i in range(n) if bits >> i & 1]
-    outside = [i for i in range(n) if not bits >> i & 1]
+    inside, outside = ([i for i in range(n) if bits >> i & 1 == kind] for kind in (1, 0))
     return [tuple(1 + up[i] if i in up else -down[i] for i in range(n)) for up in spread(inside, dots) for down in spread(outside, s)]
 
 
 def find_nonzero_sectors(equations: Equations, lines: int) -> tuple[int, ...]:
     """All sectors whose integrals do not vanish, lightest first.
 
-    From the bottom up: a sector is zero (scaleless) if all its immediate subsectors are zero and the identities at its corner, without
-    subsector terms, combine to corner = 0.
+    A sector is zero (scaleless) if all its immediate subsectors are and its identities at the corner combine to corner = 0 without them.
     """
     nonzero: set[int] = set()
     for bits in sorted(range(1, 1 << lines), key=sector_order):

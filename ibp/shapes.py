@@ -1,8 +1,8 @@
 """The shapes of rational functions: degrees, and the factors that lines through random points show.
 
-Along each variable, twice: degrees, and with a common divisor of both the factors that depend on that variable alone; of these the linear
-ones (a x - b with small integers) are taken out of numerators and denominators, and so are the letters (polynomials that are handed over)
-that divide on all slices. Then degrees in several variables together. `find_shapes` makes `Shapes`.
+Along each variable, twice: degrees, and with a common divisor of both the factors in that variable alone; of these the linear ones, with
+small integers, are taken out, and so are the letters (polynomials that are handed over) that divide on all slices. Then degrees in several
+variables together.
 """
 
 from __future__ import annotations
@@ -18,11 +18,20 @@ import numpy as np
 from ibp.errors import Unlucky
 from ibp.functions import ExactFunction
 from ibp.letters import Letters, degrees_of
-from ibp.polynomials import Factors, Polynomial, affine, count_exponents, degree_of, lower_set
+from ibp.polynomials import REDUNDANT_POINTS, Factors, Polynomial, affine, count_exponents, divide, linear_factors, lower_set
 from ibp.samples import Asker, Line
-from ibp.univariate import REDUNDANT_POINTS, divide, greatest_common_divisor, linear_factors
 
 PAIRS_PAY = 10  # degrees in pairs of variables are found where they take fewer than one in so many of the points of the grid
+
+
+def _greatest_common_divisor(a: np.ndarray, b: np.ndarray, p: int) -> np.ndarray:
+    while len(b):
+        a, b = b, divide(a, b, p)[1]
+    return a * pow(int(a[-1]), -1, p) % p
+
+
+def _degree_of(factors: Factors, i: int) -> int:
+    return sum(times * max(exponents[i] for exponents, _ in poly) for poly, times in factors.items())
 
 
 @dataclass
@@ -60,15 +69,14 @@ class Shapes:
         return free * count_exponents([self.degrees[f][i] for i in self.summed], self.total(f))
 
     def box(self, f: int) -> list[tuple[int, ...]]:
-        """Exponents that a numerator may have."""
         return lower_set([(self.degrees[f], [(summed, totals[f]) for summed, totals in self.sums.items()])])
 
     def describe(self) -> str:
         """Largest degrees of numerators and denominators in each variable, factors included."""
         texts = []
         for i, name in enumerate(self.variables):
-            above = max(some[i] + degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
-            below = max(self.left(f)[i] + degree_of(function.below, i) for f, function in enumerate(self.functions))
+            above = max(some[i] + _degree_of(function.above, i) for some, function in zip(self.degrees, self.functions))
+            below = max(self.left(f)[i] + _degree_of(function.below, i) for f, function in enumerate(self.functions))
             texts.append(f"{name}: {above}/{below}")
         return ", ".join(texts) or "0"
 
@@ -76,18 +84,13 @@ class Shapes:
 def find_shapes(asker: Asker, letters: Sequence[Polynomial]) -> Shapes:
     """Raises Unlucky."""
     p, count = next(asker.primes), len(asker.variables)
-    bases: list[list[tuple[int, ...]]] = []
-    slices: list[list[Line]] = []
+    bases: list[list[tuple[int, ...]]] = [[] for _ in range(count)]
+    slices: list[list[Line]] = [[] for _ in range(count)]
     for i in range(count):
-        bases.append([])
-        slices.append([])
-        size = 10
         for _ in range(min(2, count)):
-            base = asker.draw(p)
+            base, size = asker.draw(p), _points_for(slices[i][0]) if slices[i] else 10
             bases[i].append(base)
-            line = asker.along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), range(asker.count), size)
-            slices[i].append(line)
-            size = _points_for(slices[i][0])
+            slices[i].append(asker.along(p, lambda t, base=base, i=i: (*base[:i], t, *base[i + 1 :]), range(asker.count), size))
     functions = [ExactFunction() for _ in range(asker.count)]
     known = partial(Letters, bases=bases, p=p)
     given = known(letters if count > 1 else ())
@@ -111,7 +114,7 @@ def _without_linear(i: int, count: int, parts: list[np.ndarray], factors: Factor
     """Polynomials on slices without the linear factors in variable i of so many alone, which go to factors."""
     if any(len(part) != len(parts[0]) or not len(part) for part in parts):
         raise Unlucky("degrees differ between two lines")
-    for (a, b), multiplicity in linear_factors(greatest_common_divisor(parts[0], parts[-1], p), p).items():
+    for (a, b), multiplicity in linear_factors(_greatest_common_divisor(parts[0], parts[-1], p), p).items():
         factors[affine([a if j == i else 0 for j in range(count)] + [-b])] = multiplicity
         for _ in range(multiplicity):
             parts = [divide(part, np.array([-b % p, a]), p)[0] for part in parts]

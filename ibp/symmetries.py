@@ -1,7 +1,7 @@
 """Shifts of momenta that make sectors equivalent: guessed by U and F, proved by substitution.
 
-`find_symmetries` maps the sectors of a family to the lightest of their kind, `own_maps` a sector to itself, `find_family_maps` those of one
-family to another's; a `NumericMap` carries integrals along at a point, `exact_image` exactly.
+`find_symmetries` maps sectors to the lightest of their kind, `own_maps` a sector to itself, `find_family_maps` those of one family to
+another's; a `NumericMap` carries integrals along at a point, `exact_image` exactly.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def _isometries(vectors: np.ndarray, images: np.ndarray, geometry: Geometry, ref
 def _orthogonal_basis(vectors: np.ndarray, images: np.ndarray, gram: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]] | None:
     """Orthogonal vectors that span the given ones, and their images; None where images have other products, or there is no such basis."""
     independent = _independent(zip(vectors, images))
-    if independent is None:
-        return None
-    if any(v @ gram @ w - i @ gram @ j for (v, i), (w, j) in itertools.product(independent, repeat=2)):
+    if independent is None or any(v @ gram @ w - i @ gram @ j for (v, i), (w, j) in itertools.product(independent, repeat=2)):
         return None
     basis = []
     while independent:
@@ -170,18 +168,14 @@ def find_symmetries(geometry: Geometry, nonzero: Sequence[int]) -> Symmetries:
 def find_family_maps(
     geometry: Geometry, sectors: Sequence[int], earlier: Sequence[tuple[Geometry, Classes]]
 ) -> dict[int, tuple[int, SectorMap]]:
-    """For each of these sectors that is equivalent to one of other families, the number of the first such family, and the map.
-
-    The families must have the same invariants in the same order, else their polynomials cannot be compared.
-    """
+    """For each of these sectors that is equivalent to one of other families with the same invariants: number of the first, and the map."""
     maps: dict[int, tuple[int, SectorMap]] = {}
     for bits in sectors:
         form, orders = geometry.canonical(bits)
-        found = (
-            (number, _map_to_one(geometry, orders[0], target, classes.get(form, ()))) for number, (target, classes) in enumerate(earlier)
-        )
-        if first := next(((number, shift) for number, shift in found if shift), None):
-            maps[bits] = first
+        for number, (target, classes) in enumerate(earlier):
+            if shift := _map_to_one(geometry, orders[0], target, classes.get(form, ())):
+                maps[bits] = number, shift
+                break
     return maps
 
 
@@ -220,18 +214,18 @@ def exact_image(found: SectorMap, integral: Index, functions: Any) -> dict[Index
     for i, j in lines.items():
         start[j] = integral[i]
     total = {tuple(start): functions.one}
+
+    def thaw(polynomial: Polynomial) -> Any:
+        return functions(functions.ring.from_dict({exponents: functions.domain(value) for exponents, value in polynomial}))
+
     for row in (found.rows[i] for i, power in enumerate(integral) if i not in lines for _ in range(-power)):
-        factors = [(j - 1, _thaw(above, functions) / _thaw(below, functions)) for j, above, below in row]
+        factors = [(j - 1, thaw(above) / thaw(below)) for j, above, below in row]
         terms: dict[Index, Any] = {}
         for (indices, value), (j, factor) in itertools.product(total.items(), factors):
             term = tuple(a - (i == j) for i, a in enumerate(indices))
             terms[term] = terms.get(term, functions.zero) + value * factor
         total = terms
     return total
-
-
-def _thaw(polynomial: Polynomial, functions: Any) -> Any:
-    return functions(functions.ring.from_dict({exponents: functions.domain(value) for exponents, value in polynomial}))
 
 
 class NumericMap:

@@ -1,18 +1,37 @@
-"""Homogeneous linear systems of a file: read, put into an order, solved modulo a prime by sparse elimination."""
+"""Homogeneous linear systems of a file: read, put into an order, solved modulo a prime by sparse elimination, or exactly by sample points.
+
+`SystemProblem` is what a sampler takes; only the equations that were independent at the first points are solved at all others.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Collection, Sequence
+import time
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from executors.files import peak_memory_kb
+from executors.tasks import Shared
 from ibp.arithmetic import evaluate, parse_number
+from ibp.console import Reporter
 from ibp.elimination import Solved, echelon, needed_lines, substitute_back
-from ibp.errors import InputError
+from ibp.errors import InputError, ReductionError
 from ibp.identities import freeze_ratio, function_field
+from ibp.letters import linear_letters
 from ibp.polynomials import Polynomial, polynomial_residue
+from ibp.problems import run_name
+from ibp.residues import GENERIC_PRIME, OTHER_PRIME, probe_primes
+from ibp.sampler import Coefficients, ExactOutcome
+from ibp.samples import ATTEMPTS, Sample, pack_points
 from ibp.sectors import weight
+from ibp.store import Store
 from ibp.targets import read_lines
 
 _LABEL = re.compile(r"\s*([A-Za-z_][\w.']*(?:\[[-+\d,\s]*\])?|\d{1,300})\s*[:*]\s*(\S.*)", re.ASCII)
@@ -22,10 +41,7 @@ SystemCoefficient = Fraction | tuple[Polynomial, Polynomial]  # a number, or a f
 
 @dataclass(frozen=True)
 class LinearSystem:
-    """Homogeneous equations sum coefficient * unknown = 0; unknowns in the order of elimination, the heaviest last.
-
-    symbols: what the coefficients are functions of; points give their values in this order.
-    """
+    """Equations sum coefficient * unknown = 0; unknowns, the heaviest last; symbols of the coefficients, in the order of points."""
 
     unknowns: tuple[str, ...]
     equations: tuple[dict[str, SystemCoefficient], ...]
@@ -58,7 +74,7 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
     numbers: values of what coefficients may contain beside the symbols. Raises InputError with the line.
     """
     equations: list[dict[str, SystemCoefficient]] = [{}]
-    read = coefficient_reader(numbers, symbols)
+    functions, names = function_field(symbols, numbers) if symbols else (None, numbers)
     for number, line in enumerate([*read_lines(path, "system"), ""], 1):
         text, where = line.partition("#")[0].strip(), f"system {path}, line {number}"
         if not text:
@@ -72,19 +88,14 @@ def read_system(path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...
         if label in equations[-1]:
             raise InputError(f"{where}: {label} is in this equation twice; an empty line ends an equation")
         inner = coefficient[1:-1] if coefficient[0] == "(" and coefficient[-1] == ")" else coefficient
-        # most are plain numbers, and reading an expression takes ten times as long
-        equations[-1][label] = Fraction(inner) if _PLAIN.fullmatch(inner) else read(coefficient, where)
+        if _PLAIN.fullmatch(inner):  # most are, and reading an expression takes ten times as long
+            equations[-1][label] = Fraction(inner)
+        else:
+            value = evaluate(coefficient, names, where)
+            equations[-1][label] = freeze_ratio(functions(value)) if symbols else value
     if not equations[0]:
         raise InputError(f"system {path}: no equations in it")
     return LinearSystem(system_order(equations), tuple(equation for equation in equations if equation), symbols)
-
-
-def coefficient_reader(numbers: dict[str, Fraction], symbols: tuple[str, ...]) -> Callable[[str, str], SystemCoefficient]:
-    """What makes a coefficient of a text and a place for errors."""
-    if not symbols:
-        return lambda text, where: evaluate(text, numbers, where)
-    functions, names = function_field(symbols, numbers)
-    return lambda text, where: freeze_ratio(functions(evaluate(text, names, where)))
 
 
 def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str, ...]:
@@ -103,10 +114,7 @@ def system_order(equations: Sequence[dict[str, SystemCoefficient]]) -> tuple[str
 
 
 def eliminate_system(system: LinearSystem, p: int, values: Sequence[int] = ()) -> tuple[Solved, list[int]]:
-    """{number of an unknown: what it equals, in lighter ones}, modulo p at values of the symbols; numbers of the equations that said so.
-
-    Raises InputError where a denominator vanishes modulo p.
-    """
+    """{number of an unknown: what it equals, in lighter ones}, and numbers of the equations that said so. Raises InputError."""
     number = {label: place for place, label in enumerate(system.unknowns)}
     rows = []
     for equation in system.equations:
@@ -159,3 +167,104 @@ def prefer(system: LinearSystem, preferred: Sequence[str], p: int, values: Seque
             value = " + ".join(f"{value}*{term}" for term, value in solved[label].items()) or "0"
             raise InputError(f"preferred master {label} depends linearly on the ones before it: it is {value} modulo {p}; leave one out")
     return ordered
+
+
+@dataclass(frozen=True)
+class SystemProblem:
+    system: LinearSystem
+    wanted: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return run_name(f"a system of {len(self.system.equations)} equations", self.system, self.wanted)
+
+    def prepare(self, rng: np.random.Generator, shelves: Sequence[Store], reporter: Reporter, shared: Path) -> SystemCoefficients:
+        """Raises ReductionError, InputError."""
+        return SystemCoefficients(self, rng, shared)
+
+
+class SystemCoefficients(Coefficients):
+    """Of the solution of a linear system, of whose dimensions nothing is known. Raises ReductionError, InputError."""
+
+    def __init__(self, problem: SystemProblem, rng: np.random.Generator, shared: Path):
+        system = problem.system
+        leads, self.names, used = self._look(problem, rng)
+        self.width, self.rows, self.size = len(self.names), problem.wanted, len(used)
+        self.symbols = self.variables = system.symbols
+        self.basis = tuple(label for place, label in enumerate(system.unknowns) if place not in leads)
+        self.order = {label: place for place, label in enumerate(system.unknowns)}.__getitem__
+        kept = replace(system, equations=tuple(system.equations[place] for place in sorted(used)))
+        self.trace = Shared.write((kept, problem.wanted, self.names, leads), shared)
+
+    def _look(self, problem: SystemProblem, rng: np.random.Generator) -> tuple[frozenset[int], tuple[tuple[str, str], ...], list[int]]:
+        """Which unknowns depend on others, the coefficients, and numbers of the equations that are needed."""
+        system, wanted = problem.system, problem.wanted
+        for _ in range(ATTEMPTS):
+            found = []
+            for p in itertools.islice(probe_primes(rng), 2):  # at two points, so that no accident of one is taken for a fact
+                values, began = rng.integers(1000, p - 1000, len(system.symbols)).tolist(), time.perf_counter()
+                pivots, used = eliminate_system(system, p, values)
+                leads = frozenset(pivots)
+                solved = back_substitute(system, pivots, p, wanted)
+                self.first_guess = time.perf_counter() - began
+                found.append((leads, tuple((label, term) for label in wanted for term in solved.get(label, ()))))
+            if found[0] == found[1]:
+                return *found[0], used
+        raise ReductionError("system: which unknowns are independent changes from point to point; the numbers are a singular point")
+
+    def letters(self) -> tuple[Polynomial, ...]:
+        size = len(self.variables) + 1
+        return linear_letters([[int(i == k) for k in range(size)] for i, name in enumerate((*self.variables, "1")) if name != "d"])
+
+    def task(self, samples: Sequence[Sample], device: str) -> tuple:
+        return solve_points, self.trace, samples
+
+
+def solve_points(trace: Shared, samples: Sequence[Sample]) -> dict[str, Any]:
+    """A task: a point is not good where other unknowns are independent or other coefficients not zero."""
+    started = time.monotonic()
+    system, wanted, names, leads = trace.get()
+    place = {name: position for position, name in enumerate(names)}
+    table, good = np.zeros((len(samples), len(names)), np.int64), np.zeros(len(samples), np.int8)
+    for line, (p, values) in enumerate(samples):
+        with suppress(InputError):  # a denominator vanishes
+            pivots, _ = eliminate_system(system, p, values)
+            if pivots.keys() != leads:
+                continue
+            solved = back_substitute(system, pivots, p, wanted)
+            entries = {(label, term): value for label in wanted for term, value in solved.get(label, {}).items()}
+            if entries.keys() <= place.keys():
+                good[line] = 1
+                for name, value in entries.items():
+                    table[line, place[name]] = value
+    return pack_points(table, good, started)
+
+
+def pose_system(
+    path: str, numbers: dict[str, Fraction], symbols: tuple[str, ...], p: int, masters: str | None = None, wanted: str | None = None
+) -> SystemProblem:
+    """A system for the unknowns in a file, else all; those in `masters`, independent modulo p, are the lightest. Raises InputError."""
+    system = read_system(path, numbers, symbols)
+    if masters is not None:
+        system = prefer(system, read_labels(masters, "--masters"), p, range(1_000_003, 1_000_003 + len(symbols)))
+    labels = system.unknowns[::-1] if wanted is None else read_labels(wanted, "--integrals")
+    if not labels:
+        raise InputError(f"--integrals {wanted}: no unknowns in it")
+    known = set(system.unknowns)
+    if unknown := next((label for label in labels if label not in known), None):
+        raise InputError(f"--integrals {wanted}: {unknown} is in no equation of the system")
+    return SystemProblem(system, labels)
+
+
+def solve_modulo(problem: SystemProblem, p: int) -> ExactOutcome:
+    """Coefficients modulo p. Raises InputError, ReductionError."""
+    system, started = problem.system, time.perf_counter()
+    pivots, used = eliminate_system(system, p)
+    other, _ = eliminate_system(system, GENERIC_PRIME if p != GENERIC_PRIME else OTHER_PRIME)
+    if pivots.keys() != other.keys():
+        raise ReductionError(f"--prime {p}: other unknowns are independent than modulo other primes, by accident; take a larger one")
+    masters = [label for place, label in enumerate(system.unknowns) if place not in pivots]
+    solved = back_substitute(system, pivots, p, problem.wanted)
+    statistics = {"equations": len(system.equations), "unknowns": len(system.unknowns), "independent_equations": len(used)}
+    reductions = {label: solved.get(label, {}) for label in problem.wanted}
+    return ExactOutcome(reductions, masters, statistics, time.perf_counter() - started, peak_memory_kb())

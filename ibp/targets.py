@@ -1,22 +1,28 @@
-"""Integrals and linear combinations that are to be reduced, as values and as text.
+"""What is to be reduced, as values and as text: integrals, linear combinations, and what a person asks for.
 
 A `Request` is what is wanted of one family; `read_targets` reads a file of integrals and combinations; `show_target` writes a target.
+`Asked` holds the words of a person; `read_requests` and `read_corners` make requests of them, `parse_point` makes the point.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from ibp.arithmetic import evaluate, is_factor, split_terms
+from ibp.arithmetic import evaluate, is_factor, parse_number, split_terms
 from ibp.errors import InputError
-from ibp.families import LARGEST_INDEX, Expression, Family, Index
+from ibp.families import LARGEST_INDEX, Expression, Family, Index, check_common, load_families, load_one_family
 from ibp.identities import Column, Point, function_field
-from ibp.sectors import show
+from ibp.residues import MAX_PRIME, is_usable_prime
+from ibp.sectors import corner, r_and_s, show
+
+_PLACE = "integral_of_a_term"  # stands in a term for its integral
+SEED_FAMILY, SEED_INTEGRAL = "trianglebox", "3,2,1,3,2,2,-6"
+DEFAULT_PRIME = 1009
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,6 @@ Target = Index | Combination | Column
 
 
 def target_name(target: Target) -> Any:
-    """What a target is called in a result."""
     return target if isinstance(target, tuple) else target.name
 
 
@@ -160,9 +165,6 @@ def family_of(text: str, families: Sequence[Family], where: str) -> Family:
     return family
 
 
-_PLACE = "integral_of_a_term"  # stands in a term for its integral
-
-
 def parse_combination(text: str, families: Sequence[Family], where: str) -> tuple[str, list[tuple[Family, Index, str]]]:
     """Name and terms (family, integral, coefficient) of 'NAME: 3*I[1,1] - (d-4)/s*I[2,0]'. Raises InputError."""
     name, _, body = (part.strip() for part in text.partition(":"))
@@ -200,3 +202,89 @@ def only_one(requests: Sequence[Request]) -> Request:
     if len(requests) > 1:
         raise InputError(f"this is for one family at a time: choose by --family out of {', '.join(each.family.name for each in requests)}")
     return requests[0]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """families: 'A,B,…', None for all of a project; integral: one of them; integrals, masters: files, one a line. Raises InputError."""
+
+    families: str | None = SEED_FAMILY
+    integral: str | None = None
+    integrals: str | None = None
+    masters: str | None = None
+    symmetries: bool = False
+
+    def __post_init__(self) -> None:
+        if self.integral is not None and self.integrals is not None:
+            raise InputError("--integral and --integrals contradict each other: give one of them")
+
+    @property
+    def names_integrals(self) -> bool:
+        return self.integral is not None or self.integrals is not None
+
+    def given(self, families: Sequence[Family]) -> list[Request]:
+        """What is wanted of these families. Raises InputError."""
+        if self.integrals is not None:
+            return read_targets(self.integrals, families, "--integrals")
+        text = SEED_INTEGRAL if self.integral is None else self.integral
+        family = family_of(text, families, "--integral")
+        return [Request(family, (parse_integral(text, family, "--integral"),))]
+
+    def complete(self, requests: Sequence[Request], families: Sequence[Family], preferred: Sequence[Request] = ()) -> list[Request]:
+        """With the preferred masters; with symmetries, families of a list of which nothing is wanted lend their masters to later ones.
+
+        preferred: masters where no file of them is given. Raises InputError.
+        """
+        if self.masters is not None:
+            preferred = read_targets(self.masters, families, "--masters", combinations=False)
+        if self.symmetries and self.families is not None:
+            own = {request.family.name: request for request in requests}
+            requests = [own.get(family.name, Request(family)) for family in families]
+        masters = [[m for other in preferred if other.family is request.family for m in other.targets] for request in requests]
+        pairs = ((request, tuple(dict.fromkeys(some))) for request, some in zip(requests, masters))
+        return [replace(request, preferred=some, symmetries=self.symmetries) for request, some in pairs]
+
+
+def read_requests(asked: Asked) -> list[Request]:
+    """By family. Raises InputError."""
+    families = load_families(asked.families)
+    check_common(families, asked.families)
+    if not asked.names_integrals and [family.name for family in families] != [SEED_FAMILY]:
+        raise InputError(f"--family {asked.families} needs --integral or --integrals: there is no default integral for it")
+    return asked.complete(asked.given(families), families)
+
+
+def read_corners(asked: Asked) -> Request:
+    """The integral that all lines of the family make, each once. Raises InputError."""
+    family = load_one_family(asked.families)
+    (request,) = asked.complete([Request(family, (corner((1 << family.lines) - 1, family.n),))], [family])
+    return request
+
+
+def parse_point(
+    family: Family, targets: Sequence[Index], d: str | None = None, kinematics: str | None = None, prime: int | None = None
+) -> Point:
+    """Where to reduce these: 'NAME=VALUE,…', the family's defaults for what is not given. Raises InputError."""
+    values = dict(family.point)
+    given: set[str] = set()
+    for item in kinematics.split(",") if kinematics is not None else ():
+        name, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or name not in values or name in given:
+            raise InputError(f"--kinematics {item!r}: expected NAME=VALUE once for each NAME out of {', '.join(values) or '(none)'}")
+        values[name] = value
+        given.add(name)
+    prime, largest = check_prime(prime), max((max(r_and_s(target)) for target in targets), default=0)
+    if prime <= largest:
+        raise InputError(f"--prime {prime}: not above the largest index in play, {largest}; take a larger prime")
+    number = parse_number(family.d if d is None else d, "d")
+    point = Point(number, tuple((name, parse_number(value, name)) for name, value in values.items()), prime)
+    point.residues()
+    return point
+
+
+def check_prime(prime: int | None) -> int:
+    """The prime of a run modulo one. Raises InputError."""
+    prime = DEFAULT_PRIME if prime is None else prime
+    if not is_usable_prime(prime):
+        raise InputError(f"--prime {prime}: expected a prime number from 3 to {MAX_PRIME}")
+    return prime

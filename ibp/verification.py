@@ -27,8 +27,8 @@ from ibp.errors import UNREADABLE, CertificateError, InputError, in_short
 from ibp.families import LARGEST_INDEX, Expression, Family, Index
 from ibp.identities import Column, Operator, Point, generic_point, show_point
 from ibp.masters import MasterRelation, solve_labelled
-from ibp.primes import MAX_PRIME, is_prime
 from ibp.problems import Outcome, Problem
+from ibp.residues import MAX_PRIME, is_prime
 from ibp.sector_tasks import Multipliers
 from ibp.sectors import sector_of, show
 from ibp.targets import show_target, show_targets

@@ -1,8 +1,8 @@
 """The file of weights that a training leaves and that searches read.
 
-It is the zip archive that torch writes for the policy, with the guide as one more member, which numpy reads: so no reduction waits 1.5 s
-for torch. Tasks carry the content, as `read_policy` and `read_guide` return it; `load_policy` and `load_guide` make of it what searches.
-Nothing in a foreign file is executed.
+It is the zip archive that torch writes for the policy, with the guide as one more member, which numpy reads: so no reduction waits for
+torch. Tasks carry what `read_policy` and `read_guide` return; `load_policy` and `load_guide` make of it what searches. Nothing in a foreign
+file is executed.
 """
 
 from __future__ import annotations

@@ -26,13 +26,12 @@ from executors.condor import CondorExecutor
 from executors.local import LocalExecutor
 from ibp.console import Progress, Reporter
 from ibp.controller import Controller
-from ibp.examples import local_rule, random_target
 from ibp.families import BUILT_IN_FAMILIES
-from ibp.learning import first_guide, train_guide
 from ibp.policy import make_network
 from ibp.problems import Outcome, Problem
 from ibp.store import Store
-from ibp.training_data import make_training_data, pack_rules, unpack_rules
+from ibp.training import first_guide, train_guide
+from ibp.training_data import local_rule, make_training_data, pack_rules, random_target, unpack_rules
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,4 +1,4 @@
-"""support oracles."""
+"""What tests compare with: families in Fractions, an elimination of all identities, closed forms, published numbers; plain and slow."""
 
 import contextlib
 import functools
@@ -48,12 +48,16 @@ def quadratic_form(text, momenta):
     return {(x, y): routing[x] * routing[y] for x in momenta for y in momenta if x in routing and y in routing}
 
 
-class Kinematics:
-    """A family with numbers for the invariants, in Fractions.
+def solve_columns(matrix, columns):
+    """X with matrix @ X = columns, in Fractions."""
+    import sympy
 
-    forms[b]: quadratic form of propagator b; masses[b]: its squared mass; products[x, y]: scalar products of external
-    momenta.
-    """
+    solution = sympy.Matrix(matrix).LUsolve(sympy.Matrix(columns))
+    return [[Fraction(int(value.p), int(value.q)) for value in row] for row in solution.tolist()]
+
+
+class Kinematics:
+    """A family in Fractions: forms[b], quadratic form of propagator b; masses[b], squared; products[x, y] of external momenta."""
 
     def __init__(self, family, **invariants):
         import sympy
@@ -84,35 +88,19 @@ class Kinematics:
         return loop, rest
 
     def in_propagators(self):
-        """Every scalar product with a loop momentum as its n + 1 coefficients of D_1 … D_n, 1: Gauss-Jordan on (loop
-        part) = D + mass - rest.
-        """
-        n = len(self.forms)
+        """Every scalar product with a loop momentum as n + 1 coefficients of D_1 … D_n, 1: loop part = D + mass - rest."""
         pairs = [pair for pair in itertools.combinations_with_replacement(self.momenta, 2) if pair[0] in self.loops]
-        rows = []
-        for b, (loop, rest) in enumerate(map(self.split, self.forms)):
-            rows.append([loop.get(pair, Fraction(0)) for pair in pairs] + [Fraction(b == c) for c in range(n)] + [self.masses[b] - rest])
-        for c in range(n):
-            pivot = next(r for r in range(c, n) if rows[r][c])
-            rows[c], rows[pivot] = rows[pivot], rows[c]
-            rows[c] = [value / rows[c][c] for value in rows[c]]
-            for r in range(n):
-                if r != c and rows[r][c]:
-                    rows[r] = [value - rows[r][c] * other for value, other in zip(rows[r], rows[c])]
-        return {pair: row[n:] for pair, row in zip(pairs, rows)}
+        parts = [(*self.split(form), mass) for form, mass in zip(self.forms, self.masses)]
+        matrix = [[loop.get(pair, 0) for pair in pairs] for loop, _, _ in parts]
+        columns = [[*(int(b == c) for c in range(len(parts))), mass - rest] for b, (_, rest, mass) in enumerate(parts)]
+        return dict(zip(pairs, solve_columns(matrix, columns)))
 
     def identities(self, d):
-        """[{shift: [c_0, c_1, …, c_n]}]: d/dk .
-
-        q for all loop momenta k and all momenta q, then the LI of each pair of legs.
-        """
+        """[{shift: [c_0, c_1, …, c_n]}]: d/dk . q for all loop momenta k and all momenta q, then the LI of each pair of legs."""
         n, table = len(self.forms), self.in_propagators()
 
         def derivative(momentum, vector):
-            """vector .
-
-            d/d momentum of the integrand: sum over b of -a_b / D_b * (2 sum_y form_b[momentum, y] y . vector).
-            """
+            """vector . d/d momentum of the integrand: sum over b of -a_b / D_b * (2 sum_y form_b[momentum, y] y . vector)."""
             terms = {}
             for b, form in enumerate(self.forms):
                 loop, rest = self.split({(y, vector): 2 * value for (x, y), value in form.items() if x == momentum})
@@ -139,11 +127,7 @@ class Kinematics:
         return operators
 
     def nonzero_sectors(self):
-        """Lee's criterion (arXiv:1405.5616): a sector is scaleless if sum_i k_i x_i dG/dx_i = G has a solution k, where
-        G = U + F.
-
-        That is k . e = 1 for the exponents e of all monomials of G.
-        """
+        """Lee (arXiv:1405.5616): a sector is scaleless if some k has k . e = 1 for the exponents e of all monomials of U + F."""
         import sympy
 
         lines = self.family.lines
@@ -179,6 +163,24 @@ class Kinematics:
         return found
 
 
+def operators_modulo(kinematics, d, p=P31):
+    return [{shift: [residue(value, p) for value in row] for shift, row in terms.items()} for terms in kinematics.identities(d)]
+
+
+def at_seed(terms, seed):
+    """An identity, {integral: coefficient}."""
+    return {tuple(map(int.__add__, seed, shift)): row[0] + sum(c * a for c, a in zip(row[1:], seed)) for shift, row in terms.items()}
+
+
+def check_identities(family, d, **invariants):
+    """Every IBP and LI operator, term by term, is what explicit differentiation gives."""
+    equations = evaluate_identities(derive_identities(family), point_of(family, d=d, **invariants))
+    found = [{} for _ in range(equations.count)]
+    for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
+        found[operator][tuple(shift)] = row
+    assert found == operators_modulo(Kinematics(family, **invariants), d)
+
+
 def any_kinematics(family):
     """Invariants without special relations, for what holds at generic points."""
     draw = random.Random(family.name)
@@ -206,24 +208,16 @@ def seeds_of(bits, n, dots, s):
 
 
 class Laporta:
-    """All identities at all seeds with at most so many dots and this s in the sectors below `tops`, eliminated heaviest
-    first, modulo p.
-
-    pivots: {integral: row without it}, normalised: integral + row = 0.
-    """
+    """All identities at all seeds with at most so many dots and this s in the sectors below `tops`, eliminated heaviest first, modulo p."""
 
     def __init__(self, kinematics, tops, dots, s, d=41, p=P31):
-        self.p, n = p, kinematics.family.n
-        operators = [{shift: [residue(v, p) for v in row] for shift, row in terms.items()} for terms in kinematics.identities(d)]
+        self.p, n, operators = p, kinematics.family.n, operators_modulo(kinematics, d, p)
         live = {b for b in any_kinematics(kinematics.family).nonzero_sectors() if any(b & top == b for top in tops)}
         seeds = sorted((seed for bits in live for seed in seeds_of(bits, n, dots, s)), key=oracle_weight)
         rows = []
         for seed in seeds:
             for terms in operators:
-                values = {
-                    tuple(map(int.__add__, seed, shift)): row[0] + sum(map(int.__mul__, row[1:], seed)) for shift, row in terms.items()
-                }
-                rows.append({term: value % p for term, value in values.items() if value % p and bits_of(term) in live})
+                rows.append({term: value % p for term, value in at_seed(terms, seed).items() if value % p and bits_of(term) in live})
         self.integrals = sorted({term for row in rows for term in row}, key=oracle_weight)
         self.number = {integral: number for number, integral in enumerate(self.integrals)}
         self.pivots = {}
@@ -264,6 +258,11 @@ NONZERO = {
 }  # fmt: skip
 
 
+def integral_with(n, lines, indices):
+    """The integral with these indices on these lines and nothing else."""
+    return tuple(dict(zip(lines, indices)).get(i, 0) for i in range(n))
+
+
 def rising(x, k):
     """Gamma(x + k) / Gamma(x) for any integer k, exactly."""
     return math.prod((x + i for i in range(k)), start=Fraction(1)) if k >= 0 else 1 / rising(x + k, -k)
@@ -272,8 +271,8 @@ def rising(x, k):
 def massless_banana(indices, square, d=41):
     """I[a_1 … a_m] / I[1 … 1] of m massless lines between two points (m - 1 loops) with momentum squared `square`.
 
-    I is proportional to square^(L d/2 - a) Gamma(a - L d/2) / Gamma((L+1) d/2 - a) prod_i Gamma(d/2 - a_i) /
-    Gamma(a_i) with a = sum a_i: the one-loop G(a, b) nested (Chetyrkin, Kataev, Tkachov 1980).
+    I is proportional to square^(L d/2 - a) Gamma(a - L d/2) / Gamma((L+1) d/2 - a) prod_i Gamma(d/2 - a_i) / Gamma(a_i) with a = sum a_i:
+    the one-loop G(a, b) nested (Chetyrkin, Kataev, Tkachov 1980).
     """
     half, loops, m = Fraction(d, 2), len(indices) - 1, len(indices)
     more = sum(indices) - m
@@ -302,8 +301,7 @@ GOLDEN = {
         (1, 0, 1, -1, 2, 1, -5): "0 614294058 0 823078012 0 0 0 0 0 0 1839304551 768947584 0 0 0 0",
     },
 }  # fmt: skip
-# The numbers of a Laporta run with dots <= 1, s <= 2 (sunrise, banana3: dots <= 2, s <= 3); trianglebox:
-# arXiv:2502.05121.
+# The numbers of a Laporta run with dots <= 1, s <= 2 (sunrise, banana3: dots <= 2, s <= 3); trianglebox: arXiv:2502.05121.
 MASTERS = {
     "trianglebox": 16, "doublebox": 12, "doublebox-1m": 19, "nonplanar-doublebox": 16, "sunrise": 7, "pentabox": 62,
     "ladder3": 10, "banana3": 15, "box": 3, "bubble": 3,
@@ -493,16 +491,11 @@ def numerical(result, number, symbols, family):
 @functools.cache
 def raw_operators(name):
     """By explicit differentiation: for each operator {shift: coefficients of (1, a)} modulo P31."""
-    family = BUILT_IN_FAMILIES[name]
-    return [{shift: [residue(v) for v in row] for shift, row in terms.items()} for terms in Kinematics(family).identities(family.d)]
+    return operators_modulo(Kinematics(BUILT_IN_FAMILIES[name]), BUILT_IN_FAMILIES[name].d)
 
 
 def raw_identity(name, operator, seed):
-    values = {
-        tuple(map(int.__add__, seed, shift)): (row[0] + sum(map(int.__mul__, row[1:], seed))) % P31
-        for shift, row in raw_operators(name)[operator].items()
-    }
-    return {term: value for term, value in values.items() if value}
+    return {term: value % P31 for term, value in at_seed(raw_operators(name)[operator], seed).items() if value % P31}
 
 
 class NaivePosition:
@@ -645,12 +638,8 @@ class FunctionField:
         return [[factor * entry for entry in row] for row in matrix]
 
 
-def json_free_copy(value):
-    return {key: json_free_copy(part) for key, part in value.items()} if isinstance(value, dict) else value
-
-
 # family: unique sectors, masters with symmetries. In the literature: doublebox 8 (arXiv:1304.1806), pentabox 61 (arXiv:1511.05409),
-# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole. See also test_number_of_masters_by_feynman_parameters.
+# equal-mass sunrise 2 and banana 3 in the top sector, and the tadpole; all as dotted integrals with the same U and F leave them.
 SYMMETRIC = {
     "trianglebox": (19, 15), "doublebox": (18, 8), "doublebox-1m": (39, 18), "nonplanar-doublebox": (23, 12), "sunrise": (2, 3),
     "pentabox": (102, 61), "ladder3": (16, 5), "banana3": (2, 4), "box": (5, 3), "bubble": (2, 2),
@@ -672,9 +661,7 @@ def symmetries_of(name):
 
 
 class FeynmanParameters:
-    """U and F of a family's sectors modulo p at numbers for the parameters: the quadratic form sum x_i D_i, with the loop
-    momenta eliminated one by one.
-    """
+    """U and F of sectors modulo p at numbers for the parameters: the quadratic form sum x_i D_i, loop momenta eliminated one by one."""
 
     def __init__(self, family):
         kinematics = any_kinematics(family)

@@ -6,21 +6,17 @@ from fractions import Fraction
 
 import pytest
 from support import TRIANGLEBOX, point_of, residue
-from support_oracles import massless_banana, rising
+from support_oracles import integral_with, massless_banana, rising
 
 
 @pytest.mark.parametrize("point", [{}, {"m1": "2/3", "m2": "-5", "m3": "11/7"}], ids=["default", "fractions"])
 @pytest.mark.parametrize(("bits", "square"), [(14, "m1"), (21, "m3"), (28, "m2"), (37, "m1")])
 def test_two_loop_sunrises(reduce_at, bits, square, point):
     """Sunrise sectors with many dots are one rational number in d times their corner."""
-    lines = [i for i in range(7) if bits >> i & 1]
-    corner = tuple(bits >> i & 1 for i in range(7))
-    cases = {}
-    for indices in [(1, 1, 1), (1, 2, 1), (3, 1, 2), (2, 5, 4), (7, 1, 1), (6, 6, 6)]:
-        target = [0] * 7
-        for i, a in zip(lines, indices):
-            target[i] = a
-        cases[tuple(target)] = massless_banana(indices, Fraction((dict(TRIANGLEBOX.point) | point)[square]))
+    lines, corner = [i for i in range(7) if bits >> i & 1], tuple(bits >> i & 1 for i in range(7))
+    some = [(1, 1, 1), (1, 2, 1), (3, 1, 2), (2, 5, 4), (7, 1, 1), (6, 6, 6)]
+    value = Fraction((dict(TRIANGLEBOX.point) | point)[square])
+    cases = {integral_with(7, lines, indices): massless_banana(indices, value) for indices in some}
     outcome = reduce_at("trianglebox", cases, point=point_of(TRIANGLEBOX, **point))
     assert outcome.reductions == {target: {corner: residue(value)} for target, value in cases.items()}
 
@@ -29,12 +25,10 @@ def test_two_loop_sunrises(reduce_at, bits, square, point):
 def test_products_of_bubbles(reduce_at, bits, pairs):
     """Two one-loop bubbles, each with its own momentum."""
     values, cases = dict(TRIANGLEBOX.point), {}
+    lines = [line for *both, _ in pairs for line in both]
     for indices in [((1, 2), (3, 1)), ((4, 2), (2, 2)), ((1, 1), (1, 6)), ((5, 4), (3, 5))]:
-        target, expected = [0] * 7, Fraction(1)
-        for (i, j, square), (a, b) in zip(pairs, indices):
-            target[i], target[j] = a, b
-            expected *= massless_banana((a, b), Fraction(values[square]))
-        cases[tuple(target)] = expected
+        factors = [massless_banana(some, Fraction(values[square])) for (*_, square), some in zip(pairs, indices)]
+        cases[integral_with(7, lines, sum(indices, ()))] = math.prod(factors)
     outcome = reduce_at("trianglebox", cases)
     corner = tuple(bits >> i & 1 for i in range(7))
     assert outcome.reductions == {target: {corner: residue(value)} for target, value in cases.items()}
@@ -45,19 +39,10 @@ def test_products_of_bubbles(reduce_at, bits, pairs):
     [((0, 6, 7, 5), ((0, 1, 2, 3),)), ((0, 3, 1, 4, 2, 5), ((0, 1), (2, 3), (4, 5))), ((0, 6, 4, 2, 5), ((0, 1, 2), (3, 4)))],
 )
 def test_three_loop_bubbles(reduce_at, lines, factors):
-    """ladder3: four lines between two points, and products of sunrise and bubbles.
-
-    Factors name positions in `lines`.
-    """
-    cases = {}
-    corner = tuple(int(i in lines) for i in range(9))
+    """ladder3: four lines between two points, and products of sunrise and bubbles; factors name positions in `lines`."""
+    cases, corner = {}, tuple(int(i in lines) for i in range(9))
     for indices in [(1, 1, 2, 1, 1, 1), (2, 1, 3, 1, 2, 1), (3, 2, 2, 2, 1, 2)]:
-        target, expected = [0] * 9, Fraction(1)
-        for i, a in zip(lines, indices):
-            target[i] = a
-        for factor in factors:
-            expected *= massless_banana([indices[i] for i in factor], 5)
-        cases[tuple(target)] = expected
+        cases[integral_with(9, lines, indices)] = math.prod(massless_banana([indices[i] for i in factor], 5) for factor in factors)
     outcome = reduce_at("ladder3", cases)
     assert outcome.reductions == {target: {corner: residue(value)} for target, value in cases.items()}
 
@@ -69,9 +54,7 @@ def tadpole(a, d, m):
 
 
 def tensor_tadpole(a, s, d, m, square):
-    """I[a, -s] / I[1, 0] of D1 = k^2 - m, D2 = (k + p)^2 - m = D1 + p^2 + 2 k.p, with (k.p)^(2j) -> (k^2 p^2)^j (1/2)_j
-    / (d/2)_j.
-    """
+    """I[a, -s] / I[1, 0] of D1 = k^2 - m, D2 = D1 + p^2 + 2 k.p, with (k.p)^(2j) -> (k^2 p^2)^j (1/2)_j / (d/2)_j."""
     total = Fraction(0)
     for j in range(s // 2 + 1):
         average = math.comb(s, 2 * j) * (4 * square) ** j * rising(Fraction(1, 2), j) / rising(Fraction(d, 2), j)

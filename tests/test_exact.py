@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import BUBBLE, P31, PUBLISHED, TRIANGLEBOX, check_refused, exit_code, patch_rooms, point_of, residue, said, snapshot
+from support import P31, PUBLISHED, TRIANGLEBOX, check_refused, exit_code, patch_rooms, point_of, residue, said, snapshot
 from support_executors import fail
 from support_oracles import (
     IN_D,
     OTHER_PRIMES,
-    are_equal,
     check_against_direct_runs,
     exact_result,
     exact_value,
+    integral_with,
     massless_banana,
     needs_stored_rules,
     numerical,
@@ -27,16 +27,17 @@ from ibp.samples import unpack_points
 from ibp.targets import read_targets
 
 
-@pytest.mark.parametrize(("bits", "square"), [(14, "m1"), (21, "m3"), (28, "m2"), (37, "m1")])
-def test_sunrises_in_d(bits, square, tmp_path, monkeypatch):
-    """Up to six dots: equal to ratios of Gamma functions at more points than the functions have coefficients."""
+@pytest.fixture(autouse=True)
+def inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    lines, cases = [i for i in range(7) if bits >> i & 1], {}
-    for dots in [(0, 0, 0), (1, 0, 0), (0, 2, 0), (1, 1, 1), (2, 0, 2), (0, 1, 4), (6, 0, 0), (2, 2, 2), (3, 1, 2)]:
-        target = [0] * 7
-        for i, more in zip(lines, dots):
-            target[i] = 1 + more
-        cases[tuple(target)] = tuple(1 + more for more in dots)
+
+
+@pytest.mark.parametrize(("bits", "square"), [(14, "m1"), (21, "m3"), (28, "m2"), (37, "m1")])
+def test_sunrises_in_d(bits, square):
+    """Up to six dots: equal to ratios of Gamma functions at more points than the functions have coefficients."""
+    lines = [i for i in range(7) if bits >> i & 1]
+    some = [(1, 1, 1), (2, 1, 1), (1, 3, 1), (2, 2, 2), (3, 1, 3), (1, 2, 5), (7, 1, 1), (3, 3, 3), (4, 2, 3)]
+    cases = {integral_with(7, lines, indices): indices for indices in some}
     Path("targets").write_text("\n".join(",".join(map(str, target)) for target in cases))
     result = exact_result("--integrals", "targets", "--symbols", f"d,{square}")
     corner_of = tuple(bits >> i & 1 for i in range(7))
@@ -48,22 +49,9 @@ def test_sunrises_in_d(bits, square, tmp_path, monkeypatch):
             assert exact_value(text, d=d, **{square: m}) == massless_banana(indices, m, d)
 
 
-def test_products_of_bubbles_in_d(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cases = {(a, b, 0, e, f, 0, 0): ((a, e), (b, f)) for a, b, e, f in [(1, 2, 3, 1), (4, 2, 2, 2), (1, 1, 1, 6), (3, 3, 2, 2)]}
-    Path("targets").write_text("\n".join(",".join(map(str, target)) for target in cases))
-    result = exact_result("--integrals", "targets", "--symbols", "d,m1,m3", "--paper-masters-only")
-    for target, (left, right) in cases.items():
-        (text,) = result["reductions"][target].values()
-        for k in range(50):
-            d, m1, m3 = k + Fraction(3, 11), Fraction(k + 2, 3), Fraction(5 * k + 1, 7)
-            assert exact_value(text, d=d, m1=m1, m3=m3) == massless_banana(left, m1, d) * massless_banana(right, m3, d)
-
-
 @needs_stored_rules
 @pytest.mark.parametrize("symbols", ["d", "d,m2,m3", "d,m1,m2,m3", "m3"])
-def test_functions_equal_direct_runs(symbols, reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_functions_equal_direct_runs(symbols, reduce_at):
     result = exact_result(*PUBLISHED, "--symbols", symbols)
     names = symbols.split(",")
     check_against_direct_runs(result, reduce_at, TRIANGLEBOX, names, 6, paper_masters_only=True)  # two for each prime
@@ -78,31 +66,17 @@ def test_functions_equal_direct_runs(symbols, reduce_at, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "target", "symbols", "options"),
-    [
-        ("sunrise", "2,2,1,-1,-1", "d,s,m", []),
-        ("bubble", "3,2", "d,m", []),
-        ("box", "1,2,1,1", "d,s,t", []),
-        ("trianglebox", "1,1,1,1,0,1,-1", "d,m1", []),  # corners stay
-    ],
+    ("name", "target", "symbols"),
+    [("bubble", "3,2", "d,m"), ("box", "1,2,1,1", "d,s,t"), ("trianglebox", "1,1,1,1,0,1,-1", "d,m1")],  # corners stay in the last
 )
-def test_functions_of_other_families(name, target, symbols, options, reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = exact_result("--family", name, f"--integral={target}", "--symbols", symbols, *options)
+def test_functions_of_other_families(name, target, symbols, reduce_at):
+    result = exact_result("--family", name, f"--integral={target}", "--symbols", symbols)
     check_against_direct_runs(result, reduce_at, BUILT_IN_FAMILIES[name], symbols.split(","), 6)
-
-
-def test_preferred_masters_in_d(reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("masters").write_text("2,0\n1,2\n")
-    result = exact_result(*BUBBLE, "--symbols", "d,s", "--masters", "masters")
-    check_against_direct_runs(result, reduce_at, BUILT_IN_FAMILIES["bubble"], ["d", "s"], 5, preferred_masters=((2, 0), (1, 2)))
 
 
 @needs_stored_rules
 @pytest.mark.parametrize("words", [[], ["--d", "7/3", "--kinematics", "m1=1/2,m2=-5,m3=11/7"]], ids=["default", "fractions"])
-def test_rational_numbers(words, reduce_at, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_rational_numbers(words, reduce_at):
     result = exact_result(*PUBLISHED, "--exact", *words)
     point = {"d": "7/3", "m1": "1/2", "m2": "-5", "m3": "11/7"} if words else {}
     for p in (*OTHER_PRIMES, P31):
@@ -112,15 +86,7 @@ def test_rational_numbers(words, reduce_at, tmp_path, monkeypatch):
     assert result["d"] == ("7/3" if words else 41)
 
 
-@needs_stored_rules
-def test_numbers_are_functions_at_the_point(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    numbers, functions = exact_result(*PUBLISHED, "--exact"), exact_result(*IN_D)
-    assert {m: exact_value(c, d=41) for m, c in functions["final_expr"].items()} == numbers["final_expr"]
-
-
-def test_integral_that_is_zero_and_one_that_is_a_master(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_integral_that_is_zero_and_one_that_is_a_master():
     Path("targets").write_text("1,1,0,0,0,0,0\n0,1,1,1,0,0,0\n")
     for words in (["--exact"], ["--symbols", "d,m1"]):
         result = exact_result("--integrals", "targets", *words)
@@ -139,9 +105,8 @@ uneven: I[2,1,1,0,0] + (d-2)*I[1,1,1,0,0]/5
                                    ["--symbols", "m,d", "--masters", "masters"], ["--exact", "--cut", "1,2"],
                                    ["--symbols", "s,m", "--symmetries", "--masters", "masters"], ["--symbols", "d,m,s", "--cut", "2,1"]],
                          ids=" ".join)  # fmt: skip
-def test_exact_is_modular_at_every_point(words, reduce_at, tmp_path, monkeypatch):
+def test_exact_is_modular_at_every_point(words, reduce_at):
     """Combinations, of terms with the same mass dimension and of different ones, in every basis, with symmetries, on cuts."""
-    monkeypatch.chdir(tmp_path)
     Path("wanted").write_text(MIXED)
     Path("masters").write_text("2,1,1,0,0\n1,0,1,0,0\n")
     family = BUILT_IN_FAMILIES["sunrise"]
@@ -160,20 +125,6 @@ def test_exact_is_modular_at_every_point(words, reduce_at, tmp_path, monkeypatch
     assert result.get("cuts", []) == ([cut_lines(options["cut"])] if options["cut"] else [])
 
 
-def test_exact_combination_is_the_sum_of_its_terms(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("wanted").write_text(MIXED)
-    Path("apart").write_text("2,1,1,-1,-1\n1,2,1,0,-2\n1,1,0,-1,0\n")
-    words = ["--family", "sunrise", "--symbols", "d,s,m"]
-    whole = exact_result(*words, "--integrals", "wanted")["reductions"]["whole"]
-    apart = exact_result(*words, "--integrals", "apart")["reductions"].values()
-    factors = ["3", "-(d-4)**2/s", "m/(s-m)"]
-    for master in {m for expression in (whole, *apart) for m in expression}:
-        terms = " + ".join(f"({factor})*({expression.get(master, 0)})" for factor, expression in zip(factors, apart))
-        assert are_equal(whole.get(master, "0"), terms, ["d", "s", "m"])
-    assert "whole" not in exact_result(*words, "--integrals", "apart")
-
-
 def test_numbers_in_coefficients_are_put_in_first(place, capsys):
     """A pole at the given numbers is told, one that only the default of a symbol has is none; 0/0 at the point is no number."""
     Path("pole").write_text("amp: I[2,1]/(s-7)\n")
@@ -187,17 +138,15 @@ def test_numbers_in_coefficients_are_put_in_first(place, capsys):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("amp: x*I[1,1]", "undefined symbol 'x'"), ("amp: I[1,1]/(d-d)", "division by zero"), ("amp: I[1,1]\namp: I[2,1]", "line 2"),
-     ("amp: (1/0)*I[1,1]", "division by zero"), ("amp: 2.5*I[1,1]", "arithmetic"), ("amp: d**99*I[1,1]", "powers up to 16")],
-)  # fmt: skip
+    [("amp: x*I[1,1]", "undefined symbol 'x'"), ("amp: I[1,1]/(d-d)", "division by zero"), ("amp: I[1,1]\namp: I[2,1]", "line 2")],
+)
 @pytest.mark.parametrize("words", [["--exact"], ["--symbols", "d,s,m"], ["differentiate", "s"]], ids=" ".join)
 def test_bad_combination_in_an_exact_run(text, says, words, place, capsys):
     (place / "wanted").write_text(text + "\n")
     check_refused([*words, "--family=bubble", "--integrals=wanted"], place, capsys, ["wanted, line", says])
 
 
-def test_combination_that_cancels_is_zero(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_combination_that_cancels_is_zero():
     Path("wanted").write_text("none: I[2,1]*(s+m)^2 - s^2*I[2,1] - 2*s*m*I[2,1] - I[2,1]*m*m\n")
     for words in (["--exact"], ["--symbols", "d,s,m"]):
         result = exact_result("--family", "bubble", "--integrals", "wanted", *words)

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support import BUBBLE_JSON, bits_of, check_refused, combine, exit_code, patch_rooms, point_of, residue
-from support_oracles import Kinematics, Laporta, any_kinematics, few_examples, rising, small_family
+from support_oracles import Kinematics, Laporta, any_kinematics, check_identities, few_examples, rising, small_family
 
 from ibp.families import BUILT_IN_FAMILIES, define_family, family_definition, load_family
-from ibp.identities import derive_identities, evaluate_identities, generic_point
+from ibp.identities import generic_equations
 from ibp.sectors import find_nonzero_sectors
 from ibp.shipped import shipped
 from ibp.verification import read_result
@@ -114,15 +114,8 @@ def test_random_two_loop_vacuum(reduce_at, masses, target):
 @few_examples
 @given(st.tuples(MASS, MASS, MASS), st.tuples(*[st.integers(0, 2)] * 3, *[st.integers(-1, 0)] * 2))
 def test_random_sunrises(reduce_at, masses, target):
-    family = small_family(
-        "sunrise",
-        "k1 k2",
-        "p",
-        [*zip(("k1", "k2", "k1-k2+p"), masses), ("k1-p", "0"), ("k2+p", "2")],
-        2,
-        [("p*p", "s")],
-        [("s", "10007/89")],
-    )
+    propagators = [*zip(("k1", "k2", "k1-k2+p"), masses), ("k1-p", "0"), ("k2+p", "2")]
+    family = small_family("sunrise", "k1 k2", "p", propagators, 2, [("p*p", "s")], [("s", "10007/89")])
     agrees_with_oracle(reduce_at, family, [target], 3, 4)
 
 
@@ -134,44 +127,15 @@ def test_random_linear_propagators(reduce_at, masses, linear, target):
     agrees_with_oracle(reduce_at, family, [target], 8, 8)
 
 
-@pytest.mark.parametrize("target", [(1, 1, 1, 2, 1), (2, 0, 1, 1, 1), (1, 2, 0, 1, 2), (0, 1, 1, 2, 1)])
-def test_two_loop_linear_propagators(reduce_at, tmp_path, target):
-    """The heavy-quark self-energy at two loops, from a JSON file."""
-    definition = {
-        "name": "heavy2", "loop_momenta": ["k1", "k2"], "external_momenta": ["p"], "isps": 0,
-        "kinematics": {"p*p": "1"}, "invariants": {"w": 5},
-        "propagators": ["k1", "k2", "k1-k2", ["2*k1*p", "w"], ["2*k2*p", "w"]],
-    }  # fmt: skip
-    path = tmp_path / "heavy2.json"
-    path.write_text(json.dumps(definition))
-    agrees_with_oracle(reduce_at, load_family(str(path)), [target], 3, 2)
-
-
-def test_on_shell_self_energy(reduce_at):
-    """p^2 = m^2: the two-loop on-shell family with two massive lines, symbols shared by masses and kinematics."""
-    family = small_family(
-        "onshell",
-        "k1 k2",
-        "p",
-        [("k1", "0"), ("k2", "0"), ("k1+p", "m"), ("k2+p", "m"), ("k1+k2+p", "m")],
-        0,
-        [("p*p", "m")],
-        [("m", "13/4")],
-    )
-    agrees_with_oracle(reduce_at, family, [(1, 1, 1, 1, 1), (1, 1, 0, 0, 2), (2, 1, -1, 0, 1), (1, 1, 1, 0, 1)], 2, 2)
-
-
 HQET = small_family("hqet", "k1", "v", [("k1", "0"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("w", "-5")])
 HQET_MASSIVE = small_family("hqet-m", "k1", "v", [("k1", "m"), ("2*k1*v", "w")], 0, [("v*v", "1")], [("m", "3"), ("w", "5")])
 GRAVITY = small_family(
-    "gravity",
-    "k1 k2",
-    "q v",
-    [("2*k1*v", "0"), ("2*k2*v", "0"), ("k1", "0"), ("k2", "0"), ("k1+k2-q", "0"), ("k1-q", "0"), ("k2-q", "0")],
-    0,
-    [("q*q", "t"), ("q*v", "0"), ("v*v", "1")],
-    [("t", "-7")],
-)
+    "gravity", "k1 k2", "q v", zip(("2*k1*v", "2*k2*v", "k1", "k2", "k1+k2-q", "k1-q", "k2-q"), "0000000"), 0,
+    [("q*q", "t"), ("q*v", "0"), ("v*v", "1")], [("t", "-7")],
+)  # fmt: skip
+LINES = ("k1", "k2", "k1-k2", "2*k1*p", "2*k2*p"), ("k1", "k2", "k1+p", "k2+p", "k1+k2+p")
+HEAVY = small_family("heavy2", "k1 k2", "p", zip(LINES[0], "000ww"), 0, [("p*p", "1")], [("w", "5")])
+ON_SHELL = small_family("onshell", "k1 k2", "p", zip(LINES[1], "00mmm"), 0, [("p*p", "m")], [("m", "13/4")])
 GRAVITY_RESIDUAL = dataclasses.replace(
     GRAVITY, name="gravity-w", propagators=(("2*k1*v", "w"), ("2*k2*v", "w"), *GRAVITY.propagators[2:]), point=(("t", "-7"), ("w", "5"))
 )
@@ -179,16 +143,8 @@ GRAVITY_RESIDUAL = dataclasses.replace(
 
 @pytest.mark.parametrize("family", [HQET, HQET_MASSIVE, GRAVITY, GRAVITY_RESIDUAL], ids=lambda family: family.name)
 def test_identities_and_zero_sectors_of_linear_propagators(family):
-    expected = [
-        {shift: [residue(value) for value in row] for shift, row in terms.items()} for terms in Kinematics(family).identities("-7/3")
-    ]
-    equations = evaluate_identities(derive_identities(family), point_of(family, d="-7/3"))
-    found = [{} for _ in range(equations.count)]
-    for operator, shift, row in zip(equations.operator.tolist(), equations.shift.tolist(), equations.coefficient.tolist()):
-        found[operator][tuple(shift)] = row
-    assert found == expected
-    generic = evaluate_identities(derive_identities(family), generic_point(family))
-    assert sorted(find_nonzero_sectors(generic, family.lines)) == any_kinematics(family).nonzero_sectors()
+    check_identities(family, "-7/3")
+    assert sorted(find_nonzero_sectors(generic_equations(family), family.lines)) == any_kinematics(family).nonzero_sectors()
 
 
 @pytest.mark.parametrize("w", ["-5", "2/3"])
@@ -208,16 +164,18 @@ def test_heavy_quark_bubble_in_closed_form(reduce_at, w):
 @pytest.mark.parametrize(
     ("family", "targets", "dots", "s", "masters"),
     [
+        (HEAVY, [(1, 1, 1, 2, 1), (2, 0, 1, 1, 1), (1, 2, 0, 1, 2), (0, 1, 1, 2, 1)], 3, 2, None),
+        (ON_SHELL, [(1, 1, 1, 1, 1), (1, 1, 0, 0, 2), (2, 1, -1, 0, 1), (1, 1, 1, 0, 1)], 2, 2, None),
         (HQET_MASSIVE, [(3, 2), (4, -2), (1, 3), (-1, 3)], 8, 6, 2),
         (GRAVITY, [(1, 1, 1, 1, 1, -1, 0), (1, 0, 1, 1, 1, -1, 0), (2, 1, 1, 1, 1, 0, 0)], 1, 2, 4),
         (GRAVITY, [(1, 1, 1, 1, 1, 1, 1)], 1, 2, 16),
         (GRAVITY, [(1, 1, 1, 1, 0, 1, 1)], 1, 2, None),
         (GRAVITY_RESIDUAL, [(2, 1, 1, 1, 1, 0, 0), (1, 1, 1, 1, 0, -1, -1)], 1, 2, 14),
     ],
-    ids=["hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
+    ids=["heavy2", "on-shell", "hqet", "gravity5", "gravity7", "gravity6", "gravity-w"],
 )
-def test_linear_propagators_by_brute_force(reduce_at, family, targets, dots, s, masters):
-    """One-loop HQET with a mass, and two loops with two linear propagators, q.v = 0, v^2 = 1."""
+def test_families_by_brute_force(reduce_at, family, targets, dots, s, masters):
+    """Self-energies of a heavy quark and on shell, p^2 = m^2; one-loop HQET with a mass; two linear propagators, q.v = 0, v^2 = 1."""
     outcome = agrees_with_oracle(reduce_at, family, targets, dots, s)
     assert masters is None or len(outcome.masters) == masters
 

@@ -1,4 +1,4 @@
-"""geometry."""
+"""Equivalent sectors, against all permutations of the Feynman parameters."""
 
 import pytest
 from support_oracles import FAMILIES, SYMMETRIC, FeynmanParameters, symmetries_of

@@ -23,8 +23,6 @@ from ibp.problems import Problem
 from ibp.store import Store
 from ibp.weights import pack_guide
 
-"""guide."""
-
 GUIDED_TARGETS = {  # reduced from nothing, in seconds
     "bubble": [(3, 2), (2, -2)],
     "box": [(2, 1, 1, 1), (1, 3, 1, -1)],

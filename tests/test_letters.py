@@ -14,7 +14,7 @@ from ibp.families import BUILT_IN_FAMILIES
 from ibp.functions import FACTORED_TERMS
 from ibp.letters import MOST_LINEAR_LETTERS, kinematic_letters, linear_letters, partitions
 from ibp.polynomials import frozen, primitive
-from ibp.primes import probe_primes
+from ibp.residues import probe_primes
 
 LETTER_TEXTS = ["x + y", "x - y + 1", "4*x - y", "x**2 - 2*x*y - 2*x + y**2 - 2*y + 1", "x*y - 1"]
 

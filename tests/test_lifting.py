@@ -10,7 +10,7 @@ from support import residue
 from support_oracles import few_examples
 
 from ibp.lifting import Lift
-from ibp.primes import probe_primes
+from ibp.residues import probe_primes
 
 rationals = st.fractions(max_denominator=10**12).filter(lambda x: abs(x) < 10**15)
 

@@ -1,4 +1,4 @@
-"""numbers."""
+"""Integrals and their masters as numbers, by pySecDec."""
 
 import importlib.util
 import json

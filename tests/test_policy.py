@@ -1,4 +1,4 @@
-"""policy."""
+"""The policy: what it sees of positions, and the scores it gives."""
 
 import dataclasses
 

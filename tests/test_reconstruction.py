@@ -10,7 +10,7 @@ from support import patch_rooms
 from support_oracles import BIG_PRIMES, SEVERAL, Oracle, are_equal, functions_of
 
 from ibp.errors import ReductionError
-from ibp.primes import probe_primes
+from ibp.residues import probe_primes
 
 
 @st.composite

@@ -34,9 +34,7 @@ def layout_and_integrals(draw):
 @laws
 @given(layout_and_integrals(), st.sampled_from([62, 10]))
 def test_keys(case, key_bits):
-    """decode(encode(a)) = a, and keys have the order of the weight; the corner has key 0; also for keys of unlimited
-    size.
-    """
+    """decode(encode(a)) = a, and keys have the order of the weight; the corner has key 0; also for keys of unlimited size."""
     layout, bits, integrals = case
     with pytest.MonkeyPatch.context() as patch:
         patch_rooms(patch, "ibp", "KEY_BITS", key_bits)
@@ -62,9 +60,7 @@ def test_keys_of_the_largest_targets_fit(target):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_nonzero_sectors_are_those_with_a_scale(name):
-    """The identities at corners agree with the polynomials U and F; the numbers are those of a Laporta run (box and
-    bubble: by hand).
-    """
+    """The identities at corners agree with the polynomials U and F; the numbers are those of a Laporta run (box and bubble: by hand)."""
     family = BUILT_IN_FAMILIES[name]
     found = find_nonzero_sectors(evaluate_identities(derive_identities(family), generic_point(family)), family.lines)
     assert sorted(found) == any_kinematics(family).nonzero_sectors()

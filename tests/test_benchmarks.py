@@ -1,4 +1,4 @@
-"""The benchmark of searches."""
+"""The benchmarks of searches and of points."""
 
 from support import patch_rooms, said
 
@@ -15,3 +15,8 @@ def test_benchmark_of_searches_runs(capsys, monkeypatch):
     lines = printed.splitlines()
     assert "3 integrals of bubble, width 2" in lines[0] and [line.split()[0] for line in lines[2:]] == ["trained", "random", "fixed"]
     assert all("100.0%" in line for line in lines[2:])
+
+
+def test_benchmark_of_points(place, capsys):
+    printed = said(capsys, ["benchmark-points", "12", "--family", "bubble", "--integral", "3,2", "--quiet"], 0)
+    assert [line.split()[0] for line in printed.splitlines()[2:]] == ["1", "2", "5", "10", "12"]

@@ -9,7 +9,7 @@ from support import patch_rooms
 from support_oracles import BIG_PRIMES, named, trace_at
 
 from ibp.identities import Point
-from ibp.probe import probe
+from ibp.trace import probe
 
 TRACED = {
     "published": ("trianglebox", [(1, 1, 1, 1, 1, 1, -3)], {"paper_masters_only": True}),
