@@ -8,6 +8,7 @@
 Parts of the programs are tested in tests/, a file for a room. Here nothing is imported from the project.
 """
 
+import importlib.util
 import json
 import os
 import pickle
@@ -394,10 +395,5 @@ def test_explorer_refuses_in_one_line(place):
 
 
 if __name__ == "__main__":
-    try:
-        import xdist  # noqa: F401
-
-        processes = ["-n", "2"]
-    except ImportError:
-        processes = []
+    processes = ["-n", "2"] if importlib.util.find_spec("xdist") else []
     sys.exit(pytest.main([*processes, *sys.argv[1:], str(HERE / "test_all.py"), str(HERE / "tests")]))
