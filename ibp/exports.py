@@ -416,6 +416,13 @@ def read_export(path: str | Path) -> dict[str, Any]:
     """The header of an exported file, with 'reductions' as in a result: integers modulo the prime, Fractions, or texts for sympy.
 
     One of differential equations has 'differential_equation' with the 'matrices' of a result, too. Raises InputError where it is none.
+
+    >>> import tempfile
+    >>> record = {"family": "bubble", "prime": 1009, "d": 41, "kinematics": {"s": 7, "m": 3}, "reductions": {(2, 1): {(1, 1): 5}}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     (path,) = write_exports(record, Path(folder, "r.pkl"), ["form"])
+    ...     read_export(path)["reductions"]
+    {(2, 1): {(1, 1): 5}}
     """
     where = f"export {path}"
     try:

@@ -33,6 +33,9 @@ class Family:
     is taken as it stands, and the squared mass is subtracted. The last `isps` of them are irreducible scalar products.
     kinematics: a value for each scalar product of external momenta, in terms of the invariants.
     point: the invariants and their default values. paper_masters: a published basis, if there is one.
+
+    >>> load_family("bubble").propagators
+    (('k1', 'm'), ('k1+p', 'm'))
     """
 
     name: str

@@ -246,25 +246,37 @@ def solve(
 
     A line of the file is 'unknown: coefficient', an empty line ends an equation. values: numbers for symbols in the coefficients; prime,
     exact, symbols, local as in `reduce`. Raises InputError, ReductionError.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "equations.txt").write_text("x: 1\\ny: -s\\n")
+    ...     solve(Path(folder, "equations.txt"), symbols=["s"])["reductions"]["x"]
+    {'y': 's'}
     """
     numbers, names = parse_system_values(_assignments(values), None, ",".join(symbols) or None)
     functional = exact or bool(names)
     modulus = MAX_PRIME if functional else check_prime(prime)
     problem = pose_system(str(path), numbers, names, modulus)
-    with _place(None, local, progress) as (running, _, outputs, reporter):
+    records: list[dict[str, Any]] = []
 
-        def save(outcome: Any) -> None:
-            write_pickle(system_record(Path(path).name, numbers, names, None if functional else modulus, outcome), outputs.result)
+    def save(outcome: Any) -> None:
+        records.append(system_record(Path(path).name, numbers, names, None if functional else modulus, outcome))
 
-        if functional:
+    if functional:
+        with _place(None, local, progress) as (running, _, _, reporter):
             reduce_at_points(problem, running, "cpu", (), reporter, save, not progress)
-        else:
-            save(solve_modulo(problem, modulus))
-        return read_result(outputs.result)
+    else:
+        save(solve_modulo(problem, modulus))
+    return Result(records[0])
 
 
 def read_result(path: str | Path) -> Result:
-    """A result from its pickle, in which nothing is executed. Raises InputError."""
+    """A result of one family from its pickle, in which nothing is executed. Raises InputError.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reduce((2, 1), "bubble").save(Path(folder, "r.pkl"))
+    ...     read_result(Path(folder, "r.pkl"))["original_integral"]
+    (2, 1)
+    """
     return Result(read_record(path))
 
 
@@ -273,6 +285,11 @@ def verify(path: str | Path, family: str | None = None) -> str:
 
     family: that of a result or of paths, if it is not built in: a family file. A result is reduced anew, at random points if it is exact,
     and the proofs of that are checked. Raises InputError for what cannot be read, CertificateError (a ReductionError) for what is wrong.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reduce((2, 1), "bubble").save(Path(folder, "r.pkl"))
+    ...     verify(Path(folder, "r.pkl"))
+    'I[2,1] of bubble at d=41, s=7, m=3 modulo 1009, by 5 identities'
     """
     with _place(None, 1, False) as (running, shelves, _, reporter):
         return check_file(Path(path), family, None, running, shelves, reporter)
