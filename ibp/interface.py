@@ -189,7 +189,7 @@ def reduce(
     point = _point(request, d, kinematics, MAX_PRIME if functional else prime)
     problem = pose_problem(request, point, paper_masters_only)
     cuts = read_cuts(problem, [",".join(map(str, cut))] if cut else (), tuple)
-    with _place(work_dir, local, progress) as (running, shelves, outputs, reporter):
+    with _Place(work_dir, local, progress) as (running, shelves, outputs, reporter):
         if functional:
             names = parse_symbols(",".join(symbols) or None, family, _numbers(d, kinematics))
             reduce_exactly(pose_exact(problem, cuts, names), running, "cpu", shelves, outputs, reporter, not progress)
@@ -227,7 +227,7 @@ def differentiate(
     names, symbols = parse_variables(text, family, numbers)
     problem = pose_problem(request, _point(request, d, kinematics, MAX_PRIME), False)
     equations = DifferentialProblem.below(pose_exact(problem, (), symbols), names)
-    with _place(work_dir, local, progress) as (running, shelves, outputs, reporter):
+    with _Place(work_dir, local, progress) as (running, shelves, outputs, reporter):
         reduce_exactly(equations, running, "cpu", shelves, outputs, reporter, not progress)
         return read_result(outputs.result)
 
@@ -262,7 +262,7 @@ def solve(
         records.append(system_record(Path(path).name, numbers, names, None if functional else modulus, outcome))
 
     if functional:
-        with _place(None, local, progress) as (running, _, _, reporter):
+        with _Place(None, local, progress) as (running, _, _, reporter):
             reduce_at_points(problem, running, "cpu", (), reporter, save, not progress)
     else:
         save(solve_modulo(problem, modulus))
@@ -291,7 +291,7 @@ def verify(path: str | Path, family: str | None = None) -> str:
     ...     verify(Path(folder, "r.pkl"))
     'I[2,1] of bubble at d=41, s=7, m=3 modulo 1009, by 5 identities'
     """
-    with _place(None, 1, False) as (running, shelves, _, reporter):
+    with _Place(None, 1, False) as (running, shelves, _, reporter):
         return check_file(Path(path), family, None, running, shelves, reporter)
 
 
@@ -343,7 +343,7 @@ def _family_of(name: str, path: Path, given: str | None, project: KiraProject | 
     return family
 
 
-class _place(ExitStack):
+class _Place(ExitStack):
     """Where a call of a script works: how to run, stores, outputs, and a reporter; a directory that goes away unless one is given."""
 
     def __init__(self, work_dir: str | Path | None, local: int, progress: bool):
