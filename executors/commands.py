@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import inspect
 import math
 import re
 import typing
@@ -109,7 +110,7 @@ def make_parser(program: str, name: str, commands: Mapping[str, Command], about:
     parser = _Parser(
         prog=program if name == default else f"{program} {name}",
         usage=None if name != default else f"{program} [COMMAND] [options]",
-        description=about if name == default else command.options.__doc__,
+        description=about if name == default else inspect.cleandoc(command.options.__doc__ or ""),
         epilog=f"commands (without one: {default}), each with --help of its own:\n{others}\n\n{EXIT_CODES}"
         if name == default
         else EXIT_CODES,
@@ -125,7 +126,7 @@ def make_parser(program: str, name: str, commands: Mapping[str, Command], about:
         if home not in groups:
             title = "Further options" if home is command.options else (home.__doc__ or "").strip().split("\n")[0].rstrip(".")
             groups[home] = parser.add_argument_group(title)
-        add_option(groups[home], f)
+        add_option(parser if f.metadata.get("positional") else groups[home], f)
     return parser
 
 
