@@ -171,10 +171,11 @@ def test_many_integrals_combinations_and_stored_rules(place):
 
 
 def test_processes_batches_and_cold_searches_say_the_same(place):
-    for words in (["--local", "2"], ["--batch", "auto"], ["--batch", "50", "--local", "2"], ["--cold"]):
+    results = []
+    for words in ([], ["--local", "2"], ["--batch", "auto"], ["--batch", "50", "--local", "2"], ["--cold"]):
         place.ibp("--integral", SMALL, "--paper-masters-only", *words)
-        result = place.result()["final_expr"]
-        assert result == place.__dict__.setdefault("first", result), words
+        results.append(place.result()["final_expr"])
+    assert len(results[0]) == 16 and all(result == results[0] for result in results)
 
 
 def test_certificate_is_verified_and_a_wrong_one_is_not(place):
@@ -310,7 +311,7 @@ def test_names_that_a_script_imports(place):
         result = reduce((1, 1, 1, 1, 1, 1, -3), paper_masters_only=True)
         result.save("script.pkl")
         assert read_result("script.pkl")["final_expr"] == dict(result["final_expr"])
-        assert "verified" in verify("script.pkl") or True
+        assert verify("script.pkl").startswith("I[1,1,1,1,1,1,-3] of trianglebox at d=41")
         print(len(result["final_expr"]), len(masters("box")), "box" in families(), "<" in result._repr_html_())
         """)  # fmt: skip
     run = subprocess.run([sys.executable, "script.py"], cwd=place.path, capture_output=True, text=True)

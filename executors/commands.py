@@ -75,13 +75,11 @@ def parse(
         raise UsageError(f"there is no command {word!r}{nearest(word, commands)}; commands: {', '.join(commands)}")
     name = default if word is None else word
     command, words = commands[name], list(argv if word is None else argv[1:])
-    for given in words:
-        if text := (gone or {}).get(given.partition("=")[0].replace("_", "-")):
-            raise UsageError(text)
     parser = make_parser(program, name, commands, about, version)
     values, unknown = parser.parse_known_args(joined(command.options, words))
     if unknown:
-        raise UsageError(unknown_text(unknown[0], name, commands))
+        flag = unknown[0].partition("=")[0]
+        raise UsageError((gone or {}).get(flag) or unknown_text(flag, name, commands))
     return command, converted(command.options, vars(values))
 
 
@@ -232,12 +230,11 @@ def check_company(f: Any, values: Mapping[str, Any], options: type) -> None:
         raise UsageError(f"{spelled(f.name)} and {spelled(clash).replace('=', ' ')} contradict each other: give one of them")
 
 
-def unknown_text(word: str, name: str, commands: Mapping[str, Command]) -> str:
+def unknown_text(flag: str, name: str, commands: Mapping[str, Command]) -> str:
     """What to say of a word that is no option of a command."""
     own = {spelled(f.name) for f in fields(commands[name].options) if not f.metadata.get("positional")}
-    flag = word.partition("=")[0].replace("_", "-")
     if not flag.startswith("-"):
-        return f"{word!r}: {name} takes no such word; its options begin with --"
+        return f"{flag!r}: {name} takes no such word; its options begin with --"
     elsewhere = [other for other, each in commands.items() if flag in {spelled(f.name) for f in fields(each.options)}]
     hint = nearest(flag, own)
     if elsewhere and not hint:

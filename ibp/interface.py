@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +196,10 @@ def reduce(
             names = parse_symbols(",".join(symbols) or None, family, _numbers(d, kinematics))
             reduce_exactly(pose_exact(problem, cuts, names), running, "cpu", shelves, outputs, reporter, not progress)
         else:
-            reduce_modulo(problem, cuts, running, False, shelves, outputs, reporter, lambda own: known_nonzero_sectors(own, shelves))
+            nonzero = partial(known_nonzero_sectors, shelves=shelves)
+            outcome, _ = reduce_modulo(problem, cuts, running, False, shelves, outputs, reporter, nonzero)
+            if outcome.store_trouble:  # the result is there all the same
+                warnings.warn(f"what was learned is not stored: {outcome.store_trouble}", stacklevel=2)
         return read_result(outputs.result)
 
 

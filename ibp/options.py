@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from executors.commands import option
+from executors.tasks import LONGEST_TIMEOUT_S
 
 if TYPE_CHECKING:  # rooms are imported by the functions that need them, so that --help waits for none
     from ibp.beam import Beam
@@ -24,9 +25,14 @@ if TYPE_CHECKING:  # rooms are imported by the functions that need them, so that
     from ibp.targets import Asked, Request
     from ibp.training import TrainingFiles
 
-LONGEST_S = 2e6  # 23 days: what a process can wait for
 DEVICE = "'cpu' or 'cuda'; 'auto': the processor, for training a GPU if there is one"
 DEVICES = ("auto", "cpu", "cuda", "torch:cpu")  # the last one for tests of what runs on a GPU
+
+
+def task_seconds(otherwise: str, **more: Any) -> Any:
+    """--job-seconds of a command. otherwise: its default without HTCondor."""
+    text = f"how long a task should take (default: 60 with --condor, else {otherwise})"
+    return option(None, text, metavar="S", above=0, below=LONGEST_TIMEOUT_S, **more)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ class Cluster:
     )
     max_jobs: int = option(5000, "jobs in HTCondor's queue at a time", metavar="N", least=1, most=2_000_000, needs=("condor",))
     check_interval: float = option(
-        5, "seconds between two looks at HTCondor's queue", metavar="S", above=0, below=LONGEST_S, needs=("condor",)
+        5, "seconds between two looks at HTCondor's queue", metavar="S", above=0, below=LONGEST_TIMEOUT_S, needs=("condor",)
     )
 
 
@@ -196,14 +202,7 @@ class Reduce(Wanted, Place, Modular, Output, Stores, Machine, Cluster, Runs, For
         None, "what a task is: 'sector', 'auto' (integrals for --job-seconds), or so many integrals (default: sector; auto with --condor)",
         pattern=("sector|auto|[1-9][0-9]{0,8}", "sector, auto, or a number of integrals"), metavar="N", excludes=("exact", "symbols"),
     )  # fmt: skip
-    job_seconds: float | None = option(
-        None,
-        "how long a task should take (default: 60 with --condor, else 1; points of exact results 4)",
-        metavar="S",
-        above=0,
-        below=LONGEST_S,
-        needs=("condor", "batch=auto", "exact", "symbols"),
-    )
+    job_seconds: float | None = task_seconds("1; points of exact results 4", needs=("condor", "batch=auto", "exact", "symbols"))
     no_rules: bool = option(False, "search for every integral, reuse no path", needs=("engine=beam",))
     paths: str | None = option(
         None, "write the path found for each integral that was searched", metavar="FILE",
@@ -226,9 +225,7 @@ class Differentiate(Wanted, Place, Output, Stores, Machine, Cluster, Runs, Forma
 
     variables: str | None = option(None, "invariants x, or 'all' of them, or d", metavar="NAME,...", positional="needed")
     device: str = option("auto", f"where points are evaluated: {DEVICE}", choices=DEVICES, metavar="auto|cpu|cuda")
-    job_seconds: float | None = option(
-        None, "how long a task should take (default: 60 with --condor, else 4)", metavar="S", above=0, below=LONGEST_S
-    )
+    job_seconds: float | None = task_seconds("4")
     cold: bool = option(False, "ignore the rules in data/ and in the store, find all anew")
     dry_run: bool = option(False, "say what would be done")
 
@@ -240,14 +237,7 @@ class Solve(Place, Modular, Output, Stores, Machine, Cluster, Runs, Quiet):
     system: str | None = option(
         None, "the equations: lines 'unknown: coefficient', equations separated by empty lines", metavar="FILE", positional="needed"
     )
-    job_seconds: float | None = option(
-        None,
-        "how long a task should take (default: 60 with --condor, else 4)",
-        metavar="S",
-        above=0,
-        below=LONGEST_S,
-        needs=("exact", "symbols"),
-    )
+    job_seconds: float | None = task_seconds("4", needs=("exact", "symbols"))
     integrals: str | None = option(None, "file of unknowns that are wanted, one a line (default: all)", metavar="FILE")
     masters: str | None = option(None, "file of unknowns to go last, one a line", metavar="FILE")
 
@@ -480,8 +470,8 @@ def running_of(options: Any) -> Running:
         seconds = 1800.0 if text == "auto" else float(text)
     except ValueError:
         seconds = 0.0
-    if not 0 < seconds < LONGEST_S:
-        raise InputError(f"--straggler-timeout {text}: expected auto, or seconds above 0, below {LONGEST_S:.0f}")
+    if not 0 < seconds < LONGEST_TIMEOUT_S:
+        raise InputError(f"--straggler-timeout {text}: expected auto, or seconds above 0, below {LONGEST_TIMEOUT_S:.0f}")
     stragglers = Stragglers(seconds, text == "auto", options.straggler_cpus)
     where: Local | Condor = Local(None if options.local == 1 else options.local, stragglers=stragglers)
     if getattr(options, "condor", False):

@@ -114,3 +114,10 @@ def test_help(capsys):
     with pytest.raises(SystemExit):
         parsed("show", "--version")
     assert capsys.readouterr().out == "1.2\n"
+
+
+def test_an_option_of_a_command_may_be_called_like_one_that_is_gone():
+    command, options = parse("program.py", COMMANDS, ["show", "f", "--depth=2"], gone={"--depth": "--depth is gone"})
+    assert options == Show(file="f", depth=2)
+    with pytest.raises(UsageError, match="^--depth is gone$"):
+        parse("program.py", COMMANDS, ["--depth", "2"], gone={"--depth": "--depth is gone"})

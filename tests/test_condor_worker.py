@@ -40,7 +40,7 @@ def test_a_script_as_the_main_program(fake, tmp_path, transfer):
     script.write_text(SCRIPT, encoding="utf-8")
     command = [sys.executable, script.name, *["transfer"] * transfer]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | path_to(), text=True, capture_output=True, timeout=DEADLINE_S)
-    place = "/work/scratch-" if transfer else str(script)
+    place = str(Path("work", "scratch-")) if transfer else str(script)
     assert done.stderr == "" and done.stdout.startswith("9 16 ") and "RemoteError('Special', 'negative: -1'" in done.stdout
     assert place in done.stdout
 

@@ -201,6 +201,11 @@ def test_options_of_the_published_system_stay():
     assert (options.prime, options.beam_width, options.max_steps, options.check_interval) == (1009, 20, 10**15, 5)
 
 
+def test_a_run_can_be_watched(place, capsys):
+    assert parse("ibp_reduce.py", ibp_reduce.COMMANDS, ["status", "--watch"], gone=ibp_reduce.GONE)[1].watch
+    check_refused(["status", "--watch"], place, capsys, ["ibp_work", "holds no run"])
+
+
 @pytest.mark.parametrize("word, command", ibp_reduce.GONE.items())
 def test_old_spellings_name_the_new_command(word, command, place, capsys):
     check_refused([word, "x"], place, capsys, [f"{word} is a command now: python ibp_reduce.py {command}"])
